@@ -1,0 +1,74 @@
+"""teraedge: sparse deep neural network inference, exact and as fast as the machine allows.
+
+The public names are resolved on first use, so that ``import teraedge`` stays cheap.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from teraedge import datasets, errors, formats, reference
+    from teraedge.activations import Activation, ClippedReLU, Identity, ReLU
+    from teraedge.engines import Engine, compile  # noqa: A004
+    from teraedge.features import PackedFeatures
+    from teraedge.formats import load, save
+    from teraedge.network import Layer, Network
+    from teraedge.options import Options
+    from teraedge.result import LayerTrace, Result
+
+# public name -> the module that defines it
+_HOMES = {
+    "Activation": "activations",
+    "ClippedReLU": "activations",
+    "Engine": "engines",
+    "Identity": "activations",
+    "Layer": "network",
+    "LayerTrace": "result",
+    "Network": "network",
+    "Options": "options",
+    "PackedFeatures": "features",
+    "ReLU": "activations",
+    "Result": "result",
+    "compile": "engines",
+    "load": "formats",
+    "save": "formats",
+}
+_MODULES = ("datasets", "errors", "formats", "reference")
+
+__all__ = [
+    "Activation",
+    "ClippedReLU",
+    "Engine",
+    "Identity",
+    "Layer",
+    "LayerTrace",
+    "Network",
+    "Options",
+    "PackedFeatures",
+    "ReLU",
+    "Result",
+    "compile",
+    "datasets",
+    "errors",
+    "formats",
+    "load",
+    "reference",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        value = getattr(import_module(f"teraedge.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        value = import_module(f"teraedge.{name}")
+    else:
+        raise AttributeError(f"module 'teraedge' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,105 @@
+"""Options: every knob of compile and run, in one frozen dataclass."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from teraedge.errors import OptionsError
+
+Mode = Literal["a", "b", "c"]
+PRECISIONS = ("fp32",)
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Return a size in bytes from a whole number or a text such as "8GB" or "512 MiB".
+
+    Examples
+    --------
+    >>> parse_bytes("8GB")
+    8000000000
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size))
+    if match is None or match[2].upper() not in _UNITS or isinstance(size, bool):
+        raise OptionsError(
+            f'memory is {size!r}; give bytes as a whole number or a text such as "8GB" or "512MiB"'
+        )
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile and run a network. The defaults switch on everything that is exact.
+
+    Parameters
+    ----------
+    prune : bool, default True
+        Drop samples whose row has become all zero, wherever every later layer keeps a zero row
+        zero. The answer does not change.
+    merge : bool, default True
+        Let samples whose rows have become equal bit for bit run once. The answer does not change.
+    passes : bool or tuple of str, default True
+        The exact rewrites of the network before the run: True for every one, False for none, or
+        the names of those wanted.
+    precision : {"fp32"}, default "fp32"
+        The storage of activations and weights, and the arithmetic.
+    threads : int, optional
+        CPU threads of a run; by default every core this process may use.
+    memory : int or str, optional
+        Host memory for the compiled layers, in bytes or as a text such as "8GB"; by default half
+        of the machine's memory. Layers beyond it are made again from the network in every run.
+
+    Raises
+    ------
+    OptionsError
+        If a value is not allowed.
+
+    Examples
+    --------
+    >>> Options.mode("b").merge
+    False
+    """
+
+    prune: bool = True
+    merge: bool = True
+    passes: bool | tuple[str, ...] = True
+    precision: str = "fp32"
+    threads: int | None = None
+    memory: int | str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("prune", "merge"):
+            if not isinstance(getattr(self, name), bool):
+                raise OptionsError(f"{name} is {getattr(self, name)!r}; give True or False")
+        if not isinstance(self.passes, bool):
+            # No pass has a name yet, so any name is a mistake worth telling.
+            raise OptionsError(f"passes is {self.passes!r}; give True (all) or False (none)")
+        if self.precision not in PRECISIONS:
+            raise OptionsError(
+                f"precision is {self.precision!r}; allowed: {', '.join(map(repr, PRECISIONS))}"
+            )
+        threads = self.threads
+        if threads is not None and (
+            not isinstance(threads, int) or isinstance(threads, bool) or threads < 1
+        ):
+            raise OptionsError(f"threads is {threads!r}; give a whole number of 1 or more, or None")
+        if self.memory is not None:
+            parse_bytes(self.memory)
+
+    @classmethod
+    def mode(cls, mode: Mode, *, threads: int | None = None) -> Self:
+        """Return the options of one of the three measuring modes.
+
+        Parameters
+        ----------
+        mode : {"a", "b", "c"}
+            "a": the kernels alone, nothing dropped; "b": sample pruning only, as the challenge's
+            champions measure; "c": everything exact, the default of `Options()`.
+        threads : int, optional
+            As in `Options`.
+        """
+        if mode not in ("a", "b", "c"):
+            raise OptionsError(f"mode is {mode!r}; allowed: 'a', 'b', 'c'")
+        exact = mode == "c"
+        return cls(prune=mode != "a", merge=exact, passes=exact, threads=threads)

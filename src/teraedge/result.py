@@ -1,0 +1,129 @@
+"""Result: what a run gives back."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+Block = tuple[NDArray[np.int64], NDArray[Any]]
+
+
+class LayerTrace(NamedTuple):
+    """What one layer did in a run.
+
+    Attributes
+    ----------
+    live : int
+        Samples still live after the layer.
+    edges : int
+        Executed edges: multiply-adds of the samples that went into the layer.
+    seconds : float
+        The layer's share of the run; the shares of threads that ran side by side are averaged.
+    """
+
+    live: int
+    edges: int
+    seconds: float
+
+
+class Result:
+    """The answer of a run, and what the run did.
+
+    Rows of samples that were dropped, being zero for good, are not stored: `outputs` fills them in
+    when asked, `live_outputs` never does.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        (samples, n_out) of the whole answer.
+    blocks : sequence of (ids, rows)
+        0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order.
+    trace : sequence of LayerTrace
+        One a layer.
+    seconds : float
+        Wall time of the run, features in the caller's memory to rows in ours.
+    nominal_edges : int
+        Samples x edges of the network as given.
+    exact : sequence of str
+        What the run did to be faster without changing the answer, by name ("prune", ...).
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        blocks: Sequence[Block],
+        trace: Sequence[LayerTrace],
+        *,
+        seconds: float,
+        nominal_edges: int,
+        exact: Sequence[str] = (),
+    ) -> None:
+        self.shape = shape
+        self.trace = tuple(trace)
+        self.seconds = seconds
+        self.nominal_edges = nominal_edges
+        self.exact = tuple(exact)
+        self._blocks = [block for block in blocks if len(block[0])]
+
+    @property
+    def samples(self) -> int:
+        """Samples the run was given."""
+        return self.shape[0]
+
+    @property
+    def executed_edges(self) -> int:
+        """Multiply-adds that ran, over all layers."""
+        return sum(layer.edges for layer in self.trace)
+
+    @cached_property
+    def _live_rows(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
+        """Ids with a nonzero last row, sorted, and the positions of those rows in each block."""
+        kept = [np.flatnonzero(rows.any(axis=1)) for _, rows in self._blocks]
+        ids = [block[0][rows] for block, rows in zip(self._blocks, kept, strict=True)]
+        live = np.concatenate(ids) if ids else np.empty(0, np.int64)
+        return np.sort(live), kept
+
+    @property
+    def live(self) -> NDArray[np.int64]:
+        """0-based ids of the samples whose last row is nonzero, ascending, shape (live,)."""
+        return self._live_rows[0]
+
+    @cached_property
+    def live_outputs(self) -> NDArray[Any]:
+        """Last rows of the samples of `live`, in their order, shape (live, n_out)."""
+        live, kept = self._live_rows
+        out = np.empty((len(live), self.shape[1]), self._dtype)
+        for (ids, rows), keep in zip(self._blocks, kept, strict=True):
+            out[np.searchsorted(live, ids[keep])] = rows[keep]
+        return out
+
+    @cached_property
+    def outputs(self) -> NDArray[Any]:
+        """Last rows of all samples, shape (samples, n_out)."""
+        out = np.zeros(self.shape, self._dtype)
+        for ids, rows in self._blocks:
+            out[ids] = rows
+        return out
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Index of the largest output of each sample, the first where several tie."""
+        labels = np.zeros(self.samples, np.int64)  # of a row that is all zero, the first
+        for ids, rows in self._blocks:
+            labels[ids] = rows.argmax(axis=1)
+        return labels
+
+    @property
+    def _dtype(self) -> np.dtype[Any]:
+        return self._blocks[0][1].dtype if self._blocks else np.dtype(np.float32)
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> NDArray[Any]:
+        return np.array(self.outputs, dtype=dtype, copy=copy)
+
+    def __repr__(self) -> str:
+        return (
+            f"Result({self.samples} samples x {self.shape[1]} neurons, {len(self.live)} live, "
+            f"{self.seconds:.3g} s)"
+        )
