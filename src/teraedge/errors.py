@@ -29,5 +29,9 @@ class DataError(TeraedgeError, RuntimeError):
     """A dataset that cannot be built: its source is absent, unreachable or not the right one."""
 
 
+class DeviceError(TeraedgeError, RuntimeError):
+    """A device that is absent, lost or full, or an engine that has been closed."""
+
+
 class DependencyError(TeraedgeError, ImportError):
     """An optional dependency that is not installed; the message names the extra that brings it."""

@@ -1,13 +1,18 @@
 """Engine: the face every device's engine shows."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
 from teraedge.result import Result
 
 if TYPE_CHECKING:
     from teraedge.options import Options
+
+
+Progress: TypeAlias = Callable[[float], None]
+"""Told from time to time how much is done, from 0 to 1, possibly from several threads."""
 
 
 class Engine(ABC):
@@ -34,7 +39,7 @@ class Engine(ABC):
     compile_seconds: float
 
     @abstractmethod
-    def run(self, features: Any) -> Result:
+    def run(self, features: Any, *, progress: Progress | None = None) -> Result:
         """Run the network over samples.
 
         Parameters
@@ -42,6 +47,8 @@ class Engine(ABC):
         features : array, shape (samples, n_in)
             NumPy or SciPy sparse, `PackedFeatures`, or any host array with DLPack or
             ``__array__``; bool, integers or real numbers.
+        progress : callable, optional
+            Called with the fraction done, from 0 to 1, also from other threads.
 
         Returns
         -------

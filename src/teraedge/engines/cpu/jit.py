@@ -1,0 +1,37 @@
+"""numba's compiler with its cache where ours are: compiled once a machine, not in site-packages."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+from teraedge.cache import cache_dir
+
+
+def _source_key() -> str:
+    """Hash this folder's sources: numba alone would not see a change in an imported file."""
+    digest = hashlib.sha256(numba.__version__.encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def jit(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function for the given signatures, without the GIL, cached on disk."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        before = numba.config.CACHE_DIR
+        numba.config.CACHE_DIR = str(cache_dir() / "numba" / _KEY)
+        try:
+            return numba.njit(list(signatures), nogil=True, cache=True, error_model="numpy")(
+                function
+            )
+        finally:
+            numba.config.CACHE_DIR = before
+
+    return decorate
+
+
+_KEY = _source_key()

@@ -1,0 +1,202 @@
+"""The panel layout: neurons that read the same inputs side by side, so that inputs are read once.
+
+A *panel* is a group of neurons with the same list of inputs. Its edges are stored as one list of
+inputs, and for each of those the weights into every neuron of the panel. Neurons of RadiX-Nets,
+Kronecker nets and block-pruned layers fall into panels of many neurons; where no two neurons share
+their inputs, every panel is one neuron high and the layout is plain compressed columns.
+
+Panels are ordered by their first input, so that neighbours in the order, which tend to read the
+same inputs, find them in the nearest cache.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.errors import ModelError
+from teraedge.network import Layer
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Panels of one height.
+
+    Attributes
+    ----------
+    height : int
+        Neurons a panel.
+    starts : ndarray of int64, shape (panels + 1,)
+        Edges of panel p are ``starts[p]`` to ``starts[p + 1]``.
+    indices : ndarray of uint16 or uint32, shape (edges,)
+        The input neuron of each edge.
+    weights : ndarray of float32, shape (edges * height,), or empty
+        The weights of each edge into the neurons of the panel, one after the other; empty where
+        all weights of the layer are equal.
+    outputs : ndarray of int32, shape (panels * height,)
+        The neurons of each panel.
+    """
+
+    height: int
+    starts: NDArray[np.int64]
+    indices: NDArray[Any]
+    weights: NDArray[np.float32]
+    outputs: NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class PanelLayer:
+    """A layer in the panel layout.
+
+    Attributes
+    ----------
+    n_in, n_out, edges : int
+    tall, single : Panels
+        Panels as high as the engine asked for, and the neurons left over, one a panel.
+    value : float or None
+        The weight, where all are equal.
+    bias : ndarray of float32, shape (n_out,)
+    clamp : (float, float)
+        The activation: outputs are held between the two.
+    """
+
+    n_in: int
+    n_out: int
+    edges: int
+    tall: Panels
+    single: Panels
+    value: float | None
+    bias: NDArray[np.float32]
+    clamp: tuple[float, float]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all arrays."""
+        arrays = [self.bias]
+        for panels in (self.tall, self.single):
+            arrays += [panels.starts, panels.indices, panels.weights, panels.outputs]
+        return sum(array.nbytes for array in arrays)
+
+
+def panel_layer(layer: Layer, height: int) -> PanelLayer:
+    """Lay a layer out in panels.
+
+    Parameters
+    ----------
+    layer : Layer
+    height : int
+        Neurons a tall panel.
+
+    Raises
+    ------
+    ModelError
+        If a weight or bias is too large for float32.
+    """
+    columns = layer.weights.tocsc()  # sorted, because the rows are
+    weights = _float32(columns.data, "weight")
+    bias = np.zeros(layer.n_out, np.float32)
+    if layer.bias is not None:
+        bias = np.ascontiguousarray(_float32(layer.bias, "bias"))
+    value = float(weights[0]) if len(weights) and (weights == weights[0]).all() else None
+    indptr = columns.indptr.astype(np.int64)
+    indices = columns.indices.astype(np.uint16 if layer.n_in <= 2**16 else np.uint32)
+    order, group = _same_inputs(indptr, indices)
+    tall, single = _split(order, group, height)
+    parts = indptr, indices, weights if value is None else np.empty(0, np.float32)
+    return PanelLayer(
+        n_in=layer.n_in,
+        n_out=layer.n_out,
+        edges=layer.edges,
+        tall=_panels(tall, height, *parts),
+        single=_panels(single, 1, *parts),
+        value=value,
+        bias=bias,
+        clamp=layer.activation.clamp,
+    )
+
+
+def _float32(values: NDArray[Any], what: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32, copy=False)
+    if not np.isfinite(single).all():
+        raise ModelError(f"a {what} is too large for fp32; scale the layer to within 3.4e38")
+    return single
+
+
+def _column_sums(values: NDArray[Any], indptr: NDArray[np.int64]) -> NDArray[Any]:
+    """Sum of each column's values; `np.add.reduceat` alone is wrong for empty columns."""
+    sums = np.zeros(len(indptr) - 1, values.dtype)
+    filled = np.flatnonzero(np.diff(indptr))
+    if len(filled):
+        sums[filled] = np.add.reduceat(values, indptr[filled])
+    return sums
+
+
+def _same_inputs(
+    indptr: NDArray[np.int64], indices: NDArray[Any]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Order the columns so that those with equal lists of inputs are neighbours.
+
+    Returns
+    -------
+    order : ndarray of int64, shape (n_out,)
+        The columns, by first input, then by a 64-bit hash of the whole list.
+    group : ndarray of int64, shape (n_out,)
+        Group number of each column of `order`, ascending; equal where the lists are equal.
+    """
+    counts = np.diff(indptr)
+    keys = np.random.default_rng(0).integers(0, 2**64, int(indices.max(initial=0)) + 1, np.uint64)
+    hashes = _column_sums(keys[indices], indptr)
+    first = np.zeros(len(counts), np.int64)
+    first[counts > 0] = indices[indptr[:-1][counts > 0]]
+    order = np.lexsort((hashes, first))
+    left, right = order[:-1], order[1:]
+    same = (hashes[left] == hashes[right]) & (counts[left] == counts[right])
+    # Equal hashes are only a hint: compare the lists themselves.
+    pairs = np.flatnonzero(same)
+    differs = indices[_edges_of(left[pairs], indptr)] != indices[_edges_of(right[pairs], indptr)]
+    offsets = np.concatenate(([0], np.cumsum(counts[left[pairs]])))
+    same[pairs[_column_sums(differs.astype(np.int64), offsets) > 0]] = False
+    return order, np.concatenate(([0], np.cumsum(~same)))
+
+
+def _edges_of(columns: NDArray[np.int64], indptr: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Positions of the edges of `columns`, one column after the other."""
+    counts = indptr[columns + 1] - indptr[columns]
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    return np.arange(total) + np.repeat(indptr[columns] - ends + counts, counts)
+
+
+def _split(
+    order: NDArray[np.int64], group: NDArray[np.int64], height: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Cut every group into panels of `height` neurons; what is left over stays single."""
+    sizes = np.bincount(group)
+    within = np.arange(len(group)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    tall = within < np.repeat(sizes // height * height, sizes)
+    return order[tall], order[~tall]
+
+
+def _panels(
+    neurons: NDArray[np.int64],
+    height: int,
+    indptr: NDArray[np.int64],
+    indices: NDArray[Any],
+    weights: NDArray[np.float32],
+) -> Panels:
+    """Gather the panels of `neurons`, `height` after `height` of which read the same inputs."""
+    leaders = neurons[::height]
+    counts = indptr[leaders + 1] - indptr[leaders]
+    values = weights
+    if len(weights):
+        members = [weights[_edges_of(neurons[k::height], indptr)] for k in range(height)]
+        values = np.ascontiguousarray(np.stack(members, axis=1)).ravel()
+    return Panels(
+        height=height,
+        starts=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
+        indices=indices[_edges_of(leaders, indptr)],
+        weights=values,
+        outputs=neurons.astype(np.int32),
+    )
