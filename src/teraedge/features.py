@@ -135,14 +135,14 @@ def as_features(features: Any, n_in: int) -> Features:
             f"features have dtype {features.dtype}; give bool, integers or real numbers"
         )
     values = features.data if sp.issparse(features) else features
-    if features.dtype.kind == "f" and not _all_finite(values):
-        raise FeatureError("features hold NaN or infinity; give finite numbers")
+    if features.dtype.kind == "f":
+        _check_values(values)
     return features
 
 
 def _canonical_csr(features: Any) -> sp.csr_array:
-    csr = sp.csr_array(features)
     try:
+        csr = sp.csr_array(features)
         csr.check_format(full_check=True)
     except ValueError as error:
         raise FeatureError(f"features are not a valid sparse array: {error}") from None
@@ -167,9 +167,12 @@ def _from_foreign(features: Any) -> NDArray[Any]:
         ) from None
 
 
-def _all_finite(values: NDArray[Any]) -> bool:
-    """Tell whether every value is finite, in one pass and without a temporary in the usual case."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(values.sum(dtype=np.float64)):
-            return True
-    return bool(np.isfinite(values).all())
+def _check_values(values: NDArray[Any]) -> None:
+    """Raise unless all values are finite in float32; NaN fails every comparison."""
+    limit = np.finfo(np.float32).max
+    low, high = values.min(initial=0), values.max(initial=0)
+    if -limit <= low and high <= limit:
+        return
+    if np.isfinite(values).all():
+        raise FeatureError("features hold values too large for fp32; scale them to within 3.4e38")
+    raise FeatureError("features hold NaN or infinity; give finite numbers")

@@ -98,8 +98,10 @@ def _canonical_weights(weights: Any) -> sp.csr_array:
             f"weights have shape {weights.shape}; give a 2-D array (n_in, n_out), both at least 1"
         )
     dtype = _real_dtype(weights.dtype, "weights")
-    csr = sp.csr_array(weights)
+    if not sp.issparse(weights):
+        weights = weights.astype(dtype, copy=False)  # SciPy has no sparse float16
     try:
+        csr = sp.csr_array(weights)
         # Kernels trust indices, so a corrupt array must not get past this point.
         csr.check_format(full_check=True)
     except ValueError as error:

@@ -73,7 +73,7 @@ class PanelLayer:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        arrays = [self.bias]
+        arrays: list[NDArray[Any]] = [self.bias]
         for panels in (self.tall, self.single):
             arrays += [panels.starts, panels.indices, panels.weights, panels.outputs]
         return sum(array.nbytes for array in arrays)
@@ -166,7 +166,9 @@ def _edges_of(columns: NDArray[np.int64], indptr: NDArray[np.int64]) -> NDArray[
     counts = indptr[columns + 1] - indptr[columns]
     ends = np.cumsum(counts)
     total = int(ends[-1]) if len(ends) else 0
-    return np.arange(total) + np.repeat(indptr[columns] - ends + counts, counts)
+    edges: NDArray[np.int64] = np.repeat(indptr[columns] - ends + counts, counts)
+    edges += np.arange(total)
+    return edges
 
 
 def _split(

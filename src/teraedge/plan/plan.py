@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from teraedge.errors import ModelError
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.plan.panels import PanelLayer, panel_layer
@@ -45,8 +46,8 @@ class Plan:
         self.resident: list[PanelLayer] = []
         self.layer_edges: list[int] = []
         quiet, self.width, self.n_out, total = [], network.n_in, 0, 0
-        for layer in network:
-            laid_out = self._lay_out(layer)
+        for index, layer in enumerate(network):
+            laid_out = self._lay_out(layer, index)
             total += laid_out.nbytes
             if total <= self._budget:
                 self.resident.append(laid_out)
@@ -75,7 +76,7 @@ class Plan:
         segment: list[PanelLayer] = []
         room = self._budget - _nbytes(self.resident)
         for index in range(first, len(self.layer_edges)):
-            laid_out = self._lay_out(self._network[index])
+            laid_out = self._lay_out(self._network[index], index)
             if segment and _nbytes(segment) + laid_out.nbytes > room:
                 yield first, segment
                 first, segment = index, []
@@ -83,8 +84,11 @@ class Plan:
         if segment:
             yield first, segment
 
-    def _lay_out(self, layer: Layer) -> PanelLayer:
-        return panel_layer(layer, self._height)
+    def _lay_out(self, layer: Layer, index: int) -> PanelLayer:
+        try:
+            return panel_layer(layer, self._height)
+        except ModelError as error:
+            raise ModelError(f"layer {index}: {error}") from None
 
 
 def _nbytes(layers: list[PanelLayer]) -> int:

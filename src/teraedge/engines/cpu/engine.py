@@ -185,7 +185,7 @@ def _no_feed(pool: Pool) -> int:
 
 
 def _work(program: Program, pool: Pool, feeds: Iterator[Feed], emit: Emit) -> list[Tile]:
-    """What one thread does in a segment: take samples until none are left, then what is parked."""
+    """Run one thread of a segment: take samples until none are left, then what is parked."""
     counters = [array[program.span] for array in (pool.live, pool.executed, pool.nanos)]
     done = []
 

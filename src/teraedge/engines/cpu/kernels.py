@@ -15,7 +15,6 @@ from teraedge.engines.cpu.simd import (
     HEIGHT,
     LANES,
     TILE,
-    VECTORS,
     count_bits,
     nanoseconds,
     pack_lanes,
@@ -27,6 +26,8 @@ HALF = TILE // 2
 FREE = -1
 """What an unused tile waits for."""
 IN_USE = -2
+LINE = 16
+"""float32 values of a cache line."""
 
 PANELS = np.dtype(
     [(name, np.int64) for name in ("count", "starts", "indices", "weights", "outputs")],
@@ -122,9 +123,11 @@ def move_samples(tiles, ids, counts, source, bits, target, neurons):
     counts[target] = begin
 
 
-@jit(types.UniTuple(_i64, 2)(_tiles, _int_rows, _ints, _ints, _i64, _u64, _i64))
-def drop_dead(tiles, ids, counts, waits, tile, bits, neurons):
+@jit(types.UniTuple(_i64, 2)(_tiles, _int_rows, _ints, _ints, _i64, _u64, _i64, types.boolean))
+def drop_dead(tiles, ids, counts, waits, tile, bits, neurons, last):
     """Drop the samples of a tile that are not in `bits`, where that saves work.
+
+    After the `last` layer of the segment it always does: what leaves a segment is live.
 
     Returns
     -------
@@ -137,20 +140,21 @@ def drop_dead(tiles, ids, counts, waits, tile, bits, neurons):
     if alive == 0:
         waits[tile] = FREE
         return -1, 0
-    if alive == count or (alive > HALF and (alive - 1) // LANES == (count - 1) // LANES):
+    frees_register = (alive - 1) // LANES < (count - 1) // LANES
+    if alive == count or not (last or alive <= HALF or frees_register):
         return tile, alive
     waits[tile] = IN_USE
-    target = find_tile(waits, index) if alive <= HALF else -1
+    target = -1 if last or alive > HALF else find_tile(waits, index)
     if target < 0:
         target = find_tile(waits, FREE)
         counts[target] = 0
     move_samples(tiles, ids, counts, tile, bits, target, neurons)
     waits[tile], waits[target] = FREE, index
-    # Park it if it is not yet half full and the next tile still has two to run in.
+    # Park it if it is not yet half full and the next tile will still have two to run in.
     free = 0
     for wait in waits:
         free += wait == FREE
-    if counts[target] <= HALF and free >= 2:
+    if counts[target] <= HALF and free >= 2 and not last:
         return -1, 0
     return target, counts[target]
 
@@ -189,7 +193,8 @@ def advance(layers, tile, tiles, ids, counts, waits, live, executed, nanos):
         if layer.droppable:
             alive = count_bits(bits)
             live[index - 1] += alive
-            tile, alive = drop_dead(tiles, ids, counts, waits, tile, bits, layer.n_out)
+            last = index == len(layers)
+            tile, alive = drop_dead(tiles, ids, counts, waits, tile, bits, layer.n_out, last)
         else:
             live[index - 1] += alive
         nanos[index - 1] += nanoseconds() - begin
@@ -217,13 +222,19 @@ def load_packed(bits, rows, tile, scratch):
     ]
 )
 def load_dense(features, rows, tile):
-    """Fill a tile with samples `rows` of a dense matrix (samples, neurons)."""
-    for neuron in range(features.shape[1]):
-        begin = neuron * TILE
+    """Fill a tile with samples `rows` of a dense matrix (samples, neurons).
+
+    A cache line of a sample at a time: the samples may lie so that a column falls into one set.
+    """
+    neurons = features.shape[1]
+    for begin in range(0, neurons, LINE):
         for sample in range(len(rows)):
-            tile[begin + sample] = features[rows[sample], neuron]
-        for sample in range(len(rows), TILE):
-            tile[begin + sample] = 0
+            row = rows[sample]
+            for neuron in range(begin, min(begin + LINE, neurons)):
+                tile[neuron * TILE + sample] = features[row, neuron]
+        for neuron in range(begin, min(begin + LINE, neurons)):
+            for sample in range(len(rows), TILE):
+                tile[neuron * TILE + sample] = 0
 
 
 @jit(
@@ -243,6 +254,8 @@ def load_sparse(indptr, indices, data, rows, tile, neurons):
 @jit(types.void(_row, types.float32[:, ::1]))
 def store_rows(tile, out):
     """Copy the samples of a tile to rows, shape (samples, neurons)."""
-    for neuron in range(out.shape[1]):
+    neurons = out.shape[1]
+    for begin in range(0, neurons, LINE):
         for sample in range(out.shape[0]):
-            out[sample, neuron] = tile[neuron * TILE + sample]
+            for neuron in range(begin, min(begin + LINE, neurons)):
+                out[sample, neuron] = tile[neuron * TILE + sample]

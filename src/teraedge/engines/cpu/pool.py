@@ -72,7 +72,7 @@ def filler(features: Features) -> Fill:
     if isinstance(features, PackedFeatures):
         bits = np.ascontiguousarray(features.bits)
         return lambda ids, rows, scratch: kernels.load_packed(bits, ids, rows, scratch)
-    if sp.issparse(features):
+    if isinstance(features, sp.csr_array):
         data = features.data.astype(np.float32, copy=False)
         parts = features.indptr, features.indices, data
         return lambda ids, rows, _: kernels.load_sparse(*parts, ids, rows, features.shape[1])

@@ -224,7 +224,7 @@ def panels(
     lower: Any,
     upper: Any,
 ) -> Any:
-    """y = f(x W + b) for the panels of a layer over one tile; returns the live lanes as bits.
+    """Compute y = f(x W + b) for panels of a layer over a tile; returns the live lanes as bits.
 
     Parameters
     ----------

@@ -1,0 +1,1 @@
+"""Measuring: which machine, which versions, and result files in one form."""

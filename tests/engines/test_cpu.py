@@ -1,0 +1,102 @@
+"""What only the CPU engine promises: memory, threads, and every vector width."""
+
+import os
+import platform
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from engines_networks import NETWORKS, chain, make_features
+
+import teraedge
+from teraedge import ClippedReLU, Options
+from teraedge.engines.cpu.pool import TILES, Pool
+from teraedge.engines.cpu.simd import TILE
+
+
+def test_a_second_run_allocates_only_its_result():
+    rng = np.random.default_rng(0)
+    network = chain(rng, [300] * 10, -3, ClippedReLU(4), density=0.02)
+    features = teraedge.PackedFeatures.from_dense(make_features(network, 4000, density=0.01))
+    engine = teraedge.compile(network, options=Options(threads=2))
+    result = engine.run(features)
+    rows = len(result.live) * network.n_out * 4
+    assert rows < 1e6
+    pools = list(engine._pools)
+    tracemalloc.start()
+    try:
+        result = engine.run(features)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert engine._pools == pools
+    tile = network.n_in * TILE * 4
+    assert peak < rows + 4000 * 8 * 4 + tile  # the result, ids, and less than one tile on top
+
+
+def test_parking_when_the_pool_is_full():
+    """Samples die a few a layer over more layers than tiles can be parked at."""
+    rng = np.random.default_rng(2)
+    layers = 3 * TILES
+    width = layers + 1
+    # Neuron k is alive until layer k: sample i starts at neuron i % width and steps down.
+    step = np.diag(np.ones(width - 1, np.float32), 1)[::-1, ::-1]
+    network = teraedge.Network([teraedge.Layer(step)] * layers)
+    features = np.zeros((4000, width), np.float32)
+    features[np.arange(4000), rng.integers(0, width, 4000)] = 1
+    expected = teraedge.reference.run(network, features)
+    result = teraedge.compile(network, options=Options(threads=2)).run(features)
+    np.testing.assert_array_equal(result.outputs, expected.outputs)
+    assert [layer.live for layer in result.trace] == [layer.live for layer in expected.trace]
+    assert len({layer.live for layer in result.trace}) == layers
+
+
+def test_few_samples_are_spread_over_threads():
+    network = NETWORKS["rectangular"]
+    engine = teraedge.compile(network, options=Options(threads=2))
+    engine.run(make_features(network, TILE))  # one tile, were it not for the other thread
+    assert len(engine._pools) == 2
+
+
+def test_pool_rows_start_at_cache_lines():
+    assert Pool(33, 1).tiles.ctypes.data % 64 == 0
+
+
+SUITE = """
+import sys, numpy as np, teraedge
+from engines_networks import NETWORKS, make_features
+from teraedge.engines.cpu.simd import LANES, VECTORS
+assert (LANES, VECTORS) == ({lanes}, {vectors}), (LANES, VECTORS)
+for name, network in NETWORKS.items():
+    for samples in (1, 19, 150):
+        features = make_features(network, samples)
+        expected = teraedge.reference.run(network, features)
+        for given in (features, teraedge.PackedFeatures.from_dense(features)):
+            result = teraedge.compile(network).run(given)
+            np.testing.assert_array_equal(result.outputs, expected.outputs, err_msg=name)
+            np.testing.assert_array_equal(result.live, expected.live, err_msg=name)
+print("all equal")
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names below are x86-64")
+@pytest.mark.parametrize(
+    ("cpu", "features", "lanes", "vectors"),
+    [("x86-64", "", 4, 2), ("x86-64-v3", "+avx,+avx2,+fma", 8, 2)],
+)
+def test_other_vector_widths(cpu, features, lanes, vectors, tmp_path):
+    """Machines of narrower vectors than this one, as far as this one can stand in for them."""
+    settings = {
+        "NUMBA_CPU_NAME": cpu,
+        "NUMBA_CPU_FEATURES": features,
+        "TERAEDGE_CACHE": str(tmp_path),
+        "PYTHONPATH": os.pathsep.join(["tests", *sys.path]),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SUITE.format(lanes=lanes, vectors=vectors)],
+        env=os.environ | settings, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "all equal" in done.stdout
