@@ -250,6 +250,9 @@ class Network:
     def __getitem__(self, index: int | slice) -> "Layer | Network":
         """Return one layer, or the network of a range of layers."""
         if isinstance(index, slice):
+            if isinstance(self._source, _Reiterable) and (index.step or 1) > 0:
+                fresh, bounds = self._source, index.indices(len(self))
+                return Network(_Reiterable(lambda: islice(fresh, *bounds)), name=self.name)
             return Network(_Window(self._source, range(len(self))[index]), name=self.name)
         position = range(len(self))[index]
         layer = self._source[position]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, Self
 
 from teraedge.errors import OptionsError
+from teraedge.passes import PASSES
 
 Mode = Literal["a", "b", "c"]
 PRECISIONS = ("fp32",)
@@ -72,9 +73,12 @@ class Options:
         for name in ("prune", "merge"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionsError(f"{name} is {getattr(self, name)!r}; give True or False")
-        if not isinstance(self.passes, bool):
-            # No pass has a name yet, so any name is a mistake worth telling.
-            raise OptionsError(f"passes is {self.passes!r}; give True (all) or False (none)")
+        names = () if isinstance(self.passes, bool) else self.passes
+        if not isinstance(names, tuple) or not set(names) <= set(PASSES):
+            raise OptionsError(
+                f"passes is {self.passes!r}; give True (all), False (none) or a tuple of names "
+                f"from {', '.join(PASSES)}"
+            )
         if self.precision not in PRECISIONS:
             raise OptionsError(
                 f"precision is {self.precision!r}; allowed: {', '.join(map(repr, PRECISIONS))}"
@@ -86,6 +90,13 @@ class Options:
             raise OptionsError(f"threads is {threads!r}; give a whole number of 1 or more, or None")
         if self.memory is not None:
             parse_bytes(self.memory)
+
+    @property
+    def chosen_passes(self) -> tuple[str, ...]:
+        """The names of the passes to run, in their order."""
+        if isinstance(self.passes, bool):
+            return PASSES if self.passes else ()
+        return tuple(name for name in PASSES if name in self.passes)
 
     @classmethod
     def mode(cls, mode: Mode, *, threads: int | None = None) -> Self:

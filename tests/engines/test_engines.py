@@ -218,7 +218,7 @@ def test_runs_are_bit_identical(device):
             np.testing.assert_array_equal(result.outputs, first)
 
 
-def test_lazy_network_is_read_a_layer_at_a_time(device):
+def test_lazy_network_is_read_two_neighbours_at_a_time(device):
     source = _Counting(NETWORKS["two hundred layers"])
     network = Network(source)
     features = make_features(network, 40)
@@ -227,7 +227,7 @@ def test_lazy_network_is_read_a_layer_at_a_time(device):
         engine = teraedge.compile(network, device, Options(memory=memory))
         for _ in range(2):
             np.testing.assert_array_equal(engine.run(features).outputs, expected)
-    assert source.most == 1
+    assert source.most <= 2
 
 
 class _Counting:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.errors import ModelError
+from teraedge.grouping import entries_of, equal_columns
 from teraedge.network import Layer
 
 
@@ -124,15 +125,6 @@ def _float32(values: NDArray[Any], what: str) -> NDArray[np.float32]:
     return single
 
 
-def _column_sums(values: NDArray[Any], indptr: NDArray[np.int64]) -> NDArray[Any]:
-    """Sum of each column's values; `np.add.reduceat` alone is wrong for empty columns."""
-    sums = np.zeros(len(indptr) - 1, values.dtype)
-    filled = np.flatnonzero(np.diff(indptr))
-    if len(filled):
-        sums[filled] = np.add.reduceat(values, indptr[filled])
-    return sums
-
-
 def _same_inputs(
     indptr: NDArray[np.int64], indices: NDArray[Any]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -141,34 +133,17 @@ def _same_inputs(
     Returns
     -------
     order : ndarray of int64, shape (n_out,)
-        The columns, by first input, then by a 64-bit hash of the whole list.
+        The columns, by first input, those with equal inputs together.
     group : ndarray of int64, shape (n_out,)
         Group number of each column of `order`, ascending; equal where the lists are equal.
     """
-    counts = np.diff(indptr)
-    keys = np.random.default_rng(0).integers(0, 2**64, int(indices.max(initial=0)) + 1, np.uint64)
-    hashes = _column_sums(keys[indices], indptr)
-    first = np.zeros(len(counts), np.int64)
-    first[counts > 0] = indices[indptr[:-1][counts > 0]]
-    order = np.lexsort((hashes, first))
-    left, right = order[:-1], order[1:]
-    same = (hashes[left] == hashes[right]) & (counts[left] == counts[right])
-    # Equal hashes are only a hint: compare the lists themselves.
-    pairs = np.flatnonzero(same)
-    differs = indices[_edges_of(left[pairs], indptr)] != indices[_edges_of(right[pairs], indptr)]
-    offsets = np.concatenate(([0], np.cumsum(counts[left[pairs]])))
-    same[pairs[_column_sums(differs.astype(np.int64), offsets) > 0]] = False
-    return order, np.concatenate(([0], np.cumsum(~same)))
-
-
-def _edges_of(columns: NDArray[np.int64], indptr: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Positions of the edges of `columns`, one column after the other."""
-    counts = indptr[columns + 1] - indptr[columns]
-    ends = np.cumsum(counts)
-    total = int(ends[-1]) if len(ends) else 0
-    edges: NDArray[np.int64] = np.repeat(indptr[columns] - ends + counts, counts)
-    edges += np.arange(total)
-    return edges
+    filled = np.flatnonzero(np.diff(indptr))
+    first = np.zeros(len(indptr) - 1, np.int64)
+    first[filled] = indices[indptr[filled]]
+    leader = equal_columns(indptr, indices)
+    order = np.lexsort((leader, first))
+    changes = np.diff(leader[order]) != 0
+    return order, np.concatenate(([0], np.cumsum(changes)))
 
 
 def _split(
@@ -193,12 +168,12 @@ def _panels(
     counts = indptr[leaders + 1] - indptr[leaders]
     values = weights
     if len(weights):
-        members = [weights[_edges_of(neurons[k::height], indptr)] for k in range(height)]
+        members = [weights[entries_of(neurons[k::height], indptr)] for k in range(height)]
         values = np.ascontiguousarray(np.stack(members, axis=1)).ravel()
     return Panels(
         height=height,
         starts=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        indices=indices[_edges_of(leaders, indptr)],
+        indices=indices[entries_of(leaders, indptr)],
         weights=values,
         outputs=neurons.astype(np.int32),
     )

@@ -1,14 +1,18 @@
-"""The plan of a network: its layers laid out, and which of them fit in memory at once."""
+"""The plan of a network: the layers that run, laid out, and which of them stay in memory."""
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
+from itertools import chain, pairwise
 
 import numpy as np
 
 from teraedge.errors import ModelError
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
+from teraedge.passes.draft import Wiring
+from teraedge.passes.rewriter import Rewriter
 from teraedge.plan.panels import PanelLayer, panel_layer
 
 log = logging.getLogger(__name__)
@@ -17,8 +21,9 @@ log = logging.getLogger(__name__)
 class Plan:
     """How an engine runs a network.
 
-    The layers are read once, one at a time. Those laid out within `Options.memory` stay; the
-    others are read and laid out again in every run, as much of them at a time as fits.
+    The layers are read once, two neighbours at a time, rewritten by the passes and laid out. What
+    is laid out stays within `Options.memory`; of a larger network the first layers stay, and the
+    others are read, rewritten and laid out again in every run, as much of them at a time as fits.
 
     Parameters
     ----------
@@ -29,66 +34,94 @@ class Plan:
 
     Attributes
     ----------
-    n_in, n_out, edges, width : int
-        Of the whole network; `width` is the largest number of neurons of any layer.
+    n_in, n_out, edges : int
+        Of the network as given.
+    width : int
+        The largest number of neurons before or after any layer that runs.
+    origin : list of int
+        For each layer that runs, the number of the layer as given that it is part of.
     resident : list of PanelLayer
-        The first layers, as many as stay in memory.
-    layer_edges : list of int
-        Stored weights of each layer.
-    droppable : ndarray of bool, shape (layers + 1,)
+        The first layers that run, as many as stay in memory.
+    droppable : ndarray of bool, shape (layers that run + 1,)
         Whether a row that is all zero before layer l (after the last, for l = layers) stays zero
         through every layer from there on, so that its sample is dead: f(b) = 0 in all of them.
+    saved : Counter
+        Edges a sample need no longer execute, by pass.
     """
 
     def __init__(self, network: Network, options: Options, height: int) -> None:
-        self._network, self._height = network, height
+        self._network, self._passes, self._height = network, options.chosen_passes, height
         self._budget = _memory_budget(options)
+        self.n_in = self.width = network.n_in
+        self.n_out = self.edges = 0
+        self.origin: list[int] = []
         self.resident: list[PanelLayer] = []
-        self.layer_edges: list[int] = []
-        quiet, self.width, self.n_out, total = [], network.n_in, 0, 0
-        for index, layer in enumerate(network):
-            laid_out = self._lay_out(layer, index)
-            total += laid_out.nbytes
-            if total <= self._budget:
-                self.resident.append(laid_out)
-            self.layer_edges.append(layer.edges)
-            quiet.append(_keeps_zero(laid_out))
-            self.width = max(self.width, layer.n_out)
-            self.n_out = layer.n_out
-        if len(self.resident) < len(self.layer_edges):
-            # The rest passes through memory in every run: leave it room to come several at a time.
-            while _nbytes(self.resident) > self._budget * 3 // 4:
-                self.resident.pop()
-        self.n_in = network.n_in
-        self.edges = sum(self.layer_edges)
+        self._cut = 0, Wiring.identity(self.n_in)
+        self.saved: Counter[str] = Counter()
+        quiet = self._read()
         suffix = np.logical_and.accumulate(np.array([*quiet, True])[::-1])[::-1]
         self.droppable = suffix if options.prune else np.zeros_like(suffix)
         log.info(
-            "planned %d layers, %d resident in %.1f MB",
-            len(self.layer_edges),
+            "planned %d of %d layers, %d resident in %.1f MB, edges saved: %s",
+            len(self.origin),
+            len(network),
             len(self.resident),
             _nbytes(self.resident) / 1e6,
+            dict(self.saved) or "none",
         )
 
-    def streamed(self) -> Iterator[tuple[int, list[PanelLayer]]]:
-        """Yield (first layer, layers) for the layers after the resident, as many as have room."""
-        first = len(self.resident)
-        segment: list[PanelLayer] = []
-        room = self._budget - _nbytes(self.resident)
-        for index in range(first, len(self.layer_edges)):
-            laid_out = self._lay_out(self._network[index], index)
-            if segment and _nbytes(segment) + laid_out.nbytes > room:
-                yield first, segment
-                first, segment = index, []
-            segment.append(laid_out)
-        if segment:
-            yield first, segment
+    def _read(self) -> list[bool]:
+        """Lay the network out; returns for each layer that runs whether zero rows stay zero."""
+        quiet: list[bool] = []
+        held, cut_layers = 0, 0
+        rewriter = Rewriter(self._passes, self._cut[1])
+        for index, (layer, following) in enumerate(_windows(self._network)):
+            if held <= self._budget * 3 // 4:
+                # If not all fits, keep up to here: the rest needs room to come several at a time.
+                self._cut, cut_layers = (index, rewriter.inputs), len(self.origin)
+            for part in self._lay_out(rewriter, layer, following, index):
+                held += part.nbytes
+                if held <= self._budget:
+                    self.resident.append(part)
+                quiet.append(_keeps_zero(part))
+                self.origin.append(index)
+                self.width = max(self.width, part.n_out)
+            self.edges += layer.edges
+            self.n_out = layer.n_out
+        if held > self._budget:
+            del self.resident[cut_layers:]
+        self.saved = +rewriter.saved  # without zeros
+        return quiet
 
-    def _lay_out(self, layer: Layer, index: int) -> PanelLayer:
+    def streamed(self) -> Iterator[tuple[int, list[PanelLayer]]]:
+        """Yield (first layer, layers) for what is not resident, as many at a time as have room."""
+        first = len(self.resident)
+        if first == len(self.origin):
+            return
+        start, inputs = self._cut
+        rewriter = Rewriter(self._passes, inputs)
+        room = self._budget - _nbytes(self.resident)
+        segment: list[PanelLayer] = []
+        for index, (layer, following) in enumerate(_windows(self._network[start:]), start):
+            for part in self._lay_out(rewriter, layer, following, index):
+                if segment and _nbytes(segment) + part.nbytes > room:
+                    yield first, segment
+                    first, segment = first + len(segment), []
+                segment.append(part)
+        yield first, segment
+
+    def _lay_out(
+        self, rewriter: Rewriter, layer: Layer, following: Layer | None, index: int
+    ) -> list[PanelLayer]:
         try:
-            return panel_layer(layer, self._height)
+            return [panel_layer(part, self._height) for part in rewriter.rewrite(layer, following)]
         except ModelError as error:
             raise ModelError(f"layer {index}: {error}") from None
+
+
+def _windows(network: Network) -> Iterator[tuple[Layer, Layer | None]]:
+    """Yield each layer with the one after it."""
+    return pairwise(chain(network, (None,)))  # type: ignore[arg-type]
 
 
 def _nbytes(layers: list[PanelLayer]) -> int:

@@ -1,0 +1,98 @@
+"""Find equal columns of a sparse matrix, in time linear in its entries."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: multiplying permutes
+
+
+def equal_columns(
+    indptr: NDArray[Any],
+    indices: NDArray[Any],
+    data: NDArray[Any] | None = None,
+    labels: NDArray[Any] | None = None,
+) -> NDArray[np.int64]:
+    """Tell which columns of a compressed-column matrix are equal.
+
+    Columns are hashed to 64 bits and sorted by hash; neighbours with equal hashes are then
+    compared entry by entry, so the answer is exact. The rows of a CSR matrix are the columns of
+    its transpose.
+
+    Parameters
+    ----------
+    indptr : ndarray of int, shape (columns + 1,)
+    indices : ndarray of int, shape (entries,)
+        Sorted in each column.
+    data : ndarray, shape (entries,), optional
+        Values; without them the patterns alone are compared.
+    labels : ndarray, shape (columns,), optional
+        One more value a column that must be equal too.
+
+    Returns
+    -------
+    ndarray of int64, shape (columns,)
+        The first column that each is equal to: its own number where there is none before it.
+    """
+    indptr = indptr.astype(np.int64, copy=False)
+    counts = np.diff(indptr)
+    keys = np.random.default_rng(0).integers(1, 2**64, int(indices.max(initial=0)) + 1, np.uint64)
+    entries = keys[indices]
+    if data is not None:
+        entries *= _bits(data) * _MIX | np.uint64(1)
+    hashes = column_sums(entries, indptr)
+    if labels is not None:
+        hashes = hashes * _MIX + _bits(labels)
+    order = np.argsort(hashes, kind="stable")
+    left, right = order[:-1], order[1:]
+    same = (hashes[left] == hashes[right]) & (counts[left] == counts[right])
+    if labels is not None:
+        same &= labels[left] == labels[right]
+    pairs = np.flatnonzero(same)
+    same[pairs] = _same_entries(left[pairs], right[pairs], indptr, indices, data)
+    starts = np.concatenate(([True], ~same))[: len(order)]
+    first = np.empty(len(order), np.int64)
+    first[order] = order[starts][np.cumsum(starts) - 1]
+    return first
+
+
+def column_sums(values: NDArray[Any], indptr: NDArray[np.int64]) -> NDArray[Any]:
+    """Return the sum of each column's values; `np.add.reduceat` is wrong for empty columns."""
+    sums = np.zeros(len(indptr) - 1, values.dtype)
+    filled = np.flatnonzero(np.diff(indptr))
+    if len(filled):
+        sums[filled] = np.add.reduceat(values, indptr[filled])
+    return sums
+
+
+def entries_of(columns: NDArray[np.int64], indptr: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions of the entries of `columns`, one column after the other."""
+    counts = indptr[columns + 1] - indptr[columns]
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    entries: NDArray[np.int64] = np.repeat(indptr[columns] - ends + counts, counts)
+    entries += np.arange(total)
+    return entries
+
+
+def _bits(values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return a 64-bit pattern a value, the same for values that are equal (so for 0.0 and -0.0)."""
+    return (values.astype(np.float64) + 0.0).view(np.uint64)
+
+
+def _same_entries(
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    indices: NDArray[Any],
+    data: NDArray[Any] | None,
+) -> NDArray[np.bool_]:
+    """Compare pairs of columns of the same length."""
+    a, b = entries_of(left, indptr), entries_of(right, indptr)
+    differs = indices[a] != indices[b]
+    if data is not None:
+        differs |= data[a] != data[b]
+    ends = np.concatenate(([0], np.cumsum(indptr[left + 1] - indptr[left])))
+    equal: NDArray[np.bool_] = column_sums(differs.astype(np.int64), ends) == 0
+    return equal
