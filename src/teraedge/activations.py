@@ -107,7 +107,7 @@ class ClippedReLU(Activation):
     def __post_init__(self) -> None:
         try:
             upper = float(self.upper)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             upper = math.nan
         if not (math.isfinite(upper) and upper > 0):
             raise ModelError(f"ClippedReLU upper is {self.upper!r}; give a finite number above 0")

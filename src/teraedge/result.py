@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 Block = tuple[NDArray[np.int64], NDArray[Any]]
+"""Sample ids, and a row a sample."""
 
 
 class LayerTrace(NamedTuple):
@@ -48,6 +49,8 @@ class Result:
         Samples x edges of the network as given.
     exact : sequence of str
         What the run did to be faster without changing the answer, by name ("prune", ...).
+    same_as : ndarray of int64, shape (samples,), optional
+        For each sample the id of the one whose row is also its own; of itself where it ran.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Result:
         seconds: float,
         nominal_edges: int,
         exact: Sequence[str] = (),
+        same_as: NDArray[np.int64] | None = None,
     ) -> None:
         self.shape = shape
         self.trace = tuple(trace)
@@ -66,6 +70,8 @@ class Result:
         self.nominal_edges = nominal_edges
         self.exact = tuple(exact)
         self._blocks = [block for block in blocks if len(block[0])]
+        if same_as is not None:
+            self._blocks = _with_equals(self._blocks, same_as)
 
     @property
     def samples(self) -> int:
@@ -127,3 +133,17 @@ class Result:
             f"Result({self.samples} samples x {self.shape[1]} neurons, {len(self.live)} live, "
             f"{self.seconds:.3g} s)"
         )
+
+
+def _with_equals(blocks: list[Block], same_as: NDArray[np.int64]) -> list[Block]:
+    """Return the blocks with the rows of samples that did not run because they equal another."""
+    if (same_as == np.arange(len(same_as))).all():
+        return blocks
+    by_root = np.argsort(same_as, kind="stable")
+    roots = same_as[by_root]
+    grown = []
+    for ids, rows in blocks:
+        first, last = np.searchsorted(roots, ids), np.searchsorted(roots, ids, "right")
+        members = [by_root[a:b] for a, b in zip(first, last, strict=True)]
+        grown.append((np.concatenate(members), np.repeat(rows, last - first, axis=0)))
+    return grown

@@ -1,6 +1,7 @@
 """One suite for every engine: each must equal the float64 reference."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -187,7 +188,8 @@ def test_trace(device, memory):
     network = NETWORKS["most die"]
     features = make_features(network, 989)
     expected = teraedge.reference.run(network, features)
-    pruned = teraedge.compile(network, device, Options(memory=memory)).run(features)
+    mode_b = replace(Options.mode("b"), memory=memory)
+    pruned = teraedge.compile(network, device, mode_b).run(features)
     live = [989, *(layer.live for layer in expected.trace)]
     assert [layer.live for layer in pruned.trace] == live[1:]
     assert live[-1] < 600
@@ -202,6 +204,39 @@ def test_trace(device, memory):
     assert [layer.live for layer in general.trace] == [989] * len(network)
     assert general.executed_edges == general.nominal_edges
     assert general.exact == ()
+
+
+@pytest.mark.parametrize("memory", [None, 5000])
+@pytest.mark.parametrize("name", ["most die", "positive bias", "rectangular", "two hundred layers"])
+def test_equal_samples_run_once(device, name, memory):
+    """Samples that are equal from the start, and some that become equal on the way."""
+    network = NETWORKS[name]
+    few = make_features(network, 40)
+    features = few[np.random.default_rng(1).integers(0, 40, 2000)]
+    expected = teraedge.reference.run(network, features)
+    runs = {
+        merge: teraedge.compile(
+            network, device, Options(merge=merge, passes=False, memory=memory)
+        ).run(features)
+        for merge in (False, True)
+    }
+    for result in runs.values():
+        np.testing.assert_array_equal(result.outputs, expected.outputs)
+        np.testing.assert_array_equal(result.live, expected.live)
+        np.testing.assert_array_equal(result.live_outputs, expected.live_outputs)
+        np.testing.assert_array_equal(result.labels, expected.labels)
+    assert [layer.live for layer in runs[True].trace] == [layer.live for layer in runs[False].trace]
+    assert ("merge" in runs[True].exact, "merge" in runs[False].exact) == (True, False)
+    assert runs[True].executed_edges < 0.8 * runs[False].executed_edges
+
+
+def test_looking_for_equal_samples_where_none_are(device):
+    rng = np.random.default_rng(1)
+    network = chain(rng, [60] * 12, None, Identity(), density=0.05)
+    features = rng.random((3000, 60), dtype=np.float32)
+    result = teraedge.compile(network, device, Options(passes=False)).run(features)
+    assert "merge" not in result.exact
+    assert result.executed_edges == result.nominal_edges
 
 
 def test_runs_are_bit_identical(device):

@@ -3,8 +3,7 @@
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event, Lock
 from time import perf_counter
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cpu import kernels
-from teraedge.engines.cpu.pool import Fill, Pool, Tile, filler
+from teraedge.engines.cpu.pool import Pool, Runner, Samples, runner
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
 from teraedge.engines.engine import Engine, Progress
@@ -24,10 +23,8 @@ from teraedge.options import Options
 from teraedge.plan.plan import Plan
 from teraedge.result import LayerTrace, Result
 
-Feed = Callable[[Pool], int]
-"""Fills a free tile of the pool with samples that nobody has taken yet; returns the tile."""
-Emit = Callable[[Pool, int], Tile]
-"""Copies the samples of a tile out of the pool."""
+Work = Callable[[Program, Pool, kernels.State], Iterator[int]]
+"""Takes some samples through a segment; yields the tiles that come out at the end."""
 
 
 class CpuEngine(Engine):
@@ -59,17 +56,7 @@ class CpuEngine(Engine):
         with self._lock:
             if self._closed:
                 raise DeviceError("the engine is closed; compile the network again")
-            start = perf_counter()
-            checked = as_features(features, self.n_in)
-            blocks, threads = self._run(checked, progress)
-            return Result(
-                (checked.shape[0], self.n_out),
-                blocks,
-                self._trace(threads),
-                seconds=perf_counter() - start,
-                nominal_edges=checked.shape[0] * self.edges,
-                exact=self._exact(),
-            )
+            return self._run(as_features(features, self.n_in), progress)
 
     def close(self) -> None:  # noqa: D102
         with self._lock:
@@ -78,8 +65,9 @@ class CpuEngine(Engine):
             self._pools.clear()
             self._resident = None
 
-    def _run(self, features: Features, progress: Progress | None) -> tuple[list[Tile], int]:
-        """Take all samples through all segments; returns (ids, rows) blocks and threads used."""
+    def _run(self, features: Features, progress: Progress | None) -> Result:
+        """Take all samples through all segments."""
+        start = perf_counter()
         samples = features.shape[0]
         # Few samples are spread over all threads, rather than filling the tiles of some.
         size = min(TILE, max(LANES, -(-samples // (self._threads * LANES)) * LANES))
@@ -88,52 +76,61 @@ class CpuEngine(Engine):
             self._pools.append(Pool(self._plan.width, len(self._plan.origin)))
         for pool in self._pools:
             pool.reset()
-        fill = filler(features)
-        groups = [np.arange(i, min(i + size, samples)) for i in range(0, samples, size)]
-        feeds: list[Feed] = [_feed_features(fill, ids) for ids in groups]
-        tiles: list[Tile] = []
+        run = runner(features)
+        # Enough pieces that threads end together, few enough that Python is not in the way.
+        step = size * max(1, min(16, samples // (size * threads * 8)))
+        work: list[Work] = [
+            _features_work(run, first, min(first + step, samples), size)
+            for first in range(0, samples, step)
+        ]
+        same_as = np.arange(samples)
+        done: list[Samples] = []
         for program in self._programs():
-            last = program.span.stop == len(self._plan.origin)
-            neurons = program.layers[-1].n_out
-            copy = Pool.copy_rows if last else Pool.copy_tile
-            tiles = self._run_segment(
-                program, feeds, partial(copy, neurons=neurons), threads, progress
-            )
-            feeds = [_feed_tile(tile) for tile in tiles]
-        return tiles, threads
+            done = self._run_segment(program, work, threads, same_as, progress)
+            work = [_tile_work(tile) for tile in done]
+        return Result(
+            (samples, self.n_out),
+            [(tile.ids, tile.values) for tile in done],
+            self._trace(threads),
+            seconds=perf_counter() - start,
+            nominal_edges=samples * self.edges,
+            exact=self._exact(),
+            same_as=_roots(same_as) if self.options.merge else None,
+        )
 
     def _run_segment(
         self,
         program: Program,
-        feeds: list[Feed],
-        emit: Emit,
+        work: list[Work],
         threads: int,
+        same_as: NDArray[np.int64],
         progress: Progress | None,
-    ) -> list[Tile]:
+    ) -> list[Samples]:
         stop = Event()
         taken = itertools.count()
         total = len(self._plan.origin)
 
-        def take() -> Iterator[Feed]:
-            while not stop.is_set() and (number := next(taken)) < len(feeds):
-                yield feeds[number]
-                feeds[number] = _no_feed  # a tile of a segment before is freed when it is read
+        def take() -> Iterator[Work]:
+            while not stop.is_set() and (number := next(taken)) < len(work):
+                yield work[number]
+                work[number] = _no_work  # samples of the segment before are freed once they ran
                 if progress is not None:
-                    done = (number + 1) / len(feeds) * len(program.layers)
+                    done = (number + 1) / len(work) * len(program.layers)
                     progress((program.first + done) / total)
 
-        work = [
-            self._executor.submit(_work, program, pool, take(), emit)
-            for pool in self._pools[:threads]
-        ]
+        def run(pool: Pool) -> list[Samples]:
+            final, neurons = program.span.stop == total, program.layers[-1].n_out
+            look_until = len(program.layers) - final if self.options.merge else -1
+            state = pool.state(program.span, same_as, look_until)
+            tiles = _tiles(program, pool, state, take())
+            return [pool.take(tile, neurons, rows=final) for tile in tiles]
+
+        running = [self._executor.submit(run, pool) for pool in self._pools[:threads]]
         try:
-            return [tile for thread in work for tile in thread.result()]
+            return [tile for thread in running for tile in thread.result()]
         finally:
             stop.set()  # after an error or an interrupt the other threads end early
-            for thread in work:
-                thread.cancel()
-                if not thread.cancelled():
-                    thread.exception()
+            wait(running)
 
     def _programs(self) -> Iterator[Program]:
         if self._resident is not None:
@@ -147,7 +144,9 @@ class CpuEngine(Engine):
 
     def _exact(self) -> list[str]:
         """Name what makes runs faster without changing the answer."""
-        return ["prune"] * bool(self._plan.droppable.any()) + list(self._plan.saved)
+        merged = any(pool.looks[:, 2].any() for pool in self._pools)
+        steps = ["prune"] * bool(self._plan.droppable.any()) + ["merge"] * merged
+        return steps + list(self._plan.saved)
 
     def _trace(self, threads: int) -> list[LayerTrace]:
         used = self._pools[:threads]
@@ -168,45 +167,46 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _feed_features(fill: Fill, ids: NDArray[np.int64]) -> Feed:
-    def feed(pool: Pool) -> int:
-        tile = pool.claim(ids)
-        fill(ids, pool.tiles[tile], pool.scratch)
-        return tile
+def _tiles(
+    program: Program, pool: Pool, state: kernels.State, work: Iterator[Work]
+) -> Iterator[int]:
+    """Yield the tiles that come out of a segment in one thread; each is free when the next comes.
 
-    return feed
-
-
-def _feed_tile(done: Tile) -> Feed:
-    ids, rows = done
-
-    def feed(pool: Pool) -> int:
-        tile = pool.claim(ids)
-        pool.tiles[tile, : len(rows)] = rows
-        return tile
-
-    return feed
+    Samples are taken until none are left, then what is parked goes on, from the furthest behind.
+    """
+    for piece in work:
+        yield from piece(program, pool, state)
+    while (tile := kernels.next_parked(pool.waits)) >= 0:
+        if (tile := kernels.advance(program.table, tile, state)) >= 0:
+            yield tile
 
 
-def _no_feed(pool: Pool) -> int:
+def _features_work(run: Runner, first: int, last: int, size: int) -> Work:
+    def work(program: Program, pool: Pool, state: kernels.State) -> Iterator[int]:
+        next_sample = first
+        while next_sample < last:
+            next_sample, tile = run(next_sample, last, size, program.table, state)
+            if tile >= 0:
+                yield tile
+
+    return work
+
+
+def _tile_work(samples: Samples) -> Work:
+    def work(program: Program, pool: Pool, state: kernels.State) -> Iterator[int]:
+        tile = pool.put(samples)
+        if tile >= 0 and (tile := kernels.advance(program.table, tile, state)) >= 0:
+            yield tile
+
+    return work
+
+
+def _no_work(program: Program, pool: Pool, state: kernels.State) -> Iterator[int]:
     raise AssertionError("samples were taken twice")
 
 
-def _work(program: Program, pool: Pool, feeds: Iterator[Feed], emit: Emit) -> list[Tile]:
-    """Run one thread of a segment: take samples until none are left, then what is parked."""
-    counters = [array[program.span] for array in (pool.live, pool.executed, pool.nanos)]
-    done = []
-
-    def advance(tile: int) -> None:
-        tile = kernels.advance(
-            program.table, tile, pool.tiles, pool.ids, pool.counts, pool.waits, *counters
-        )
-        if tile >= 0:
-            done.append(emit(pool, tile))
-            pool.waits[tile] = kernels.FREE
-
-    for feed in feeds:
-        advance(feed(pool))
-    while (tile := kernels.next_parked(pool.waits)) >= 0:
-        advance(tile)
-    return done
+def _roots(same_as: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Follow samples that run for others, which may have been merged later, to those that ran."""
+    while not np.array_equal(further := same_as[same_as], same_as):
+        same_as = further
+    return same_as

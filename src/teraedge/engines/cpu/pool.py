@@ -1,7 +1,7 @@
 """A thread's memory: a small pool of tiles, its counters, and the way samples enter and leave."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,8 +14,21 @@ from teraedge.features import Features, PackedFeatures
 TILES = 18
 """Tiles a thread: one that runs, one that it is written to, and 16 that may be parked."""
 
-Tile = tuple[NDArray[np.int64], NDArray[np.float32]]
-"""Samples out of the pool: their ids, and their values."""
+
+class Samples(NamedTuple):
+    """Samples out of the pool.
+
+    Attributes
+    ----------
+    ids, shares : ndarray of int64, shape (samples,)
+        Each sample, and how many equal ones it stands for.
+    values : ndarray of float32
+        (samples, neurons) at the end of a network, (neurons * TILE,) between two segments.
+    """
+
+    ids: NDArray[np.int64]
+    shares: NDArray[np.int64]
+    values: NDArray[np.float32]
 
 
 class Pool:
@@ -30,55 +43,84 @@ class Pool:
         offset = -self._memory.ctypes.data % 64 // 4  # rows start at cache lines
         self.tiles = self._memory[offset : offset + TILES * row].reshape(TILES, row)
         self.ids = np.empty((TILES, TILE), np.int64)
+        self.shares = np.empty((TILES, TILE), np.int64)
         self.counts = np.zeros(TILES, np.int64)
         self.waits = np.full(TILES, kernels.FREE, np.int64)
         self.scratch = np.zeros(TILE, np.uint8)
+        self.hashes = np.zeros(TILE, np.uint32)
         self.live = np.zeros(layers, np.int64)
         self.executed = np.zeros(layers, np.int64)
         self.nanos = np.zeros(layers, np.int64)
+        self.looks = np.zeros((layers + 1, 3), np.int64)
 
     def reset(self) -> None:
         """Forget a previous run, also one that failed half way."""
         self.waits[:] = kernels.FREE
-        for counter in (self.live, self.executed, self.nanos):
+        for counter in (self.live, self.executed, self.nanos, self.looks):
             counter[:] = 0
 
-    def claim(self, ids: NDArray[np.int64]) -> int:
-        """Take a free tile for samples `ids`, to start at a segment's first layer."""
-        tile = int(kernels.find_tile(self.waits, kernels.FREE))
-        self.waits[tile] = 0
-        self.counts[tile] = len(ids)
-        self.ids[tile, : len(ids)] = ids
-        return tile
+    def state(self, span: slice, same_as: NDArray[np.int64], look_until: int) -> kernels.State:
+        """Return what kernels work on in a segment of the layers `span`."""
+        return kernels.State(
+            *(self.tiles, self.ids, self.shares, self.counts, self.waits),
+            *(self.live[span], self.executed[span], self.nanos[span]),
+            self.looks[span.start : span.stop + 1],
+            *(self.scratch, self.hashes, same_as, look_until),
+        )
 
-    def copy_tile(self, tile: int, neurons: int) -> Tile:
-        """Return the samples of a tile as they are: ids, and rows of `TILE` samples a neuron."""
-        ids = self.ids[tile, : self.counts[tile]].copy()
-        return ids, self.tiles[tile, : neurons * TILE].copy()
+    def put(self, samples: Samples) -> int:
+        """Add samples from another segment to a tile that waits for the first layer.
 
-    def copy_rows(self, tile: int, neurons: int) -> Tile:
-        """Return the samples of a tile as ids and rows, shape (samples, neurons)."""
-        ids = self.ids[tile, : self.counts[tile]].copy()
-        rows = np.empty((len(ids), neurons), np.float32)
-        kernels.store_rows(self.tiles[tile], rows)
-        return ids, rows
+        Returns the tile where it is more than half full, else -1: it waits for more. It must not
+        wait where that would leave fewer than the two free tiles that the next samples need.
+        """
+        count = len(samples.ids)
+        tile = int(kernels.find_tile(self.waits, 0)) if count <= kernels.HALF else -1
+        if tile < 0:
+            tile = int(kernels.find_tile(self.waits, kernels.FREE))
+            self.waits[tile], self.counts[tile] = 0, 0
+        lanes = slice(self.counts[tile], self.counts[tile] + count)
+        self.ids[tile, lanes] = samples.ids
+        self.shares[tile, lanes] = samples.shares
+        rows = samples.values.reshape(-1, TILE)
+        self.tiles[tile].reshape(-1, TILE)[: len(rows), lanes] = rows[:, :count]
+        self.counts[tile] += count
+        free = np.count_nonzero(self.waits == kernels.FREE)
+        return tile if self.counts[tile] > kernels.HALF or free < 2 else -1
+
+    def take(self, tile: int, neurons: int, rows: bool) -> Samples:
+        """Free a tile and return its samples, as `rows` or as they lie in the tile."""
+        count = self.counts[tile]
+        if rows:
+            values = np.empty((count, neurons), np.float32)
+            kernels.store_rows(self.tiles[tile], values)
+        else:
+            values = self.tiles[tile, : neurons * TILE].copy()
+        self.waits[tile] = kernels.FREE
+        return Samples(self.ids[tile, :count].copy(), self.shares[tile, :count].copy(), values)
 
 
-Fill = Callable[[NDArray[np.int64], NDArray[np.float32], NDArray[np.uint8]], None]
+Runner = Callable[[int, int, int, Any, kernels.State], tuple[int, int]]
+"""Of `kernels.run_packed`, for features that are bound already."""
 
 
-def filler(features: Features) -> Fill:
-    """Return the function that fills a tile from these features: (ids, tile, scratch)."""
+def runner(features: Features) -> Runner:
+    """Return the kernel that takes samples of these features through a segment."""
+    kernel: Any
+    given: Any
     if isinstance(features, PackedFeatures):
-        bits = np.ascontiguousarray(features.bits)
-        return lambda ids, rows, scratch: kernels.load_packed(bits, ids, rows, scratch)
-    if isinstance(features, sp.csr_array):
+        kernel, given = kernels.run_packed, np.ascontiguousarray(features.bits)
+    elif isinstance(features, sp.csr_array):
         data = features.data.astype(np.float32, copy=False)
-        parts = features.indptr, features.indices, data
-        return lambda ids, rows, _: kernels.load_sparse(*parts, ids, rows, features.shape[1])
-    dense: NDArray[Any] = np.asarray(features)
-    if dense.dtype == np.bool_:
-        dense = dense.view(np.uint8)
-    elif dense.dtype not in (np.uint8, np.float32, np.float64):
-        dense = dense.astype(np.float32)
-    return lambda ids, rows, _: kernels.load_dense(dense, ids, rows)
+        kernel, given = kernels.run_sparse, (features.indptr, features.indices, data)
+    else:
+        kernel, given = kernels.run_dense, np.asarray(features)
+        if given.dtype == np.bool_:
+            given = given.view(np.uint8)
+        elif given.dtype not in (np.uint8, np.float32, np.float64):
+            given = given.astype(np.float32)
+
+    def run(first: int, last: int, size: int, table: Any, state: kernels.State) -> tuple[int, int]:
+        return kernel(given, first, last, size, table, state)  # type: ignore[no-any-return]
+
+    return run

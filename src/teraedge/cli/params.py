@@ -1,0 +1,54 @@
+"""The options that several commands share, written once."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeAlias
+
+import typer
+
+if TYPE_CHECKING:
+    from teraedge.options import Options
+
+
+class Mode(StrEnum):
+    """The measuring modes of `teraedge.Options.mode`."""
+
+    a = "a"
+    b = "b"
+    c = "c"
+
+    def options(self, threads: int | None) -> "Options":
+        """Return the options of the mode."""
+        from teraedge.options import Options
+
+        return Options.mode(self.value, threads=threads)
+
+
+DeviceOption: TypeAlias = Annotated[str, typer.Option("--device", help="Where to run.")]
+ModeOption: TypeAlias = Annotated[
+    Mode,
+    typer.Option(
+        "--mode",
+        help="a: the kernels alone; b: dead samples dropped; c: everything that is exact.",
+    ),
+]
+ThreadsOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--threads", min=1, help="CPU threads; by default every core we may use."),
+]
+JsonOption: TypeAlias = Annotated[
+    bool, typer.Option("--json", help="Write one JSON object to stdout, and nothing else.")
+]
+NeuronsOption: TypeAlias = Annotated[
+    int, typer.Option("--neurons", "-n", help="Neurons a layer: 1024, 4096, 16384 or 65536.")
+]
+LayersOption: TypeAlias = Annotated[
+    int, typer.Option("--layers", "-l", help="Layers; officially 120, 480 or 1920.")
+]
+SamplesOption: TypeAlias = Annotated[
+    int | None,
+    typer.Option("--samples", min=1, help="Only the first SAMPLES of the 60,000 images."),
+]
+ModelArgument: TypeAlias = Annotated[
+    Path, typer.Argument(metavar="MODEL", help="A model file or folder.", show_default=False)
+]

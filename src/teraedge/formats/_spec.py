@@ -1,0 +1,40 @@
+"""Reading what files say about themselves, which may be anything."""
+
+import json
+from typing import Any
+
+from teraedge.activations import Activation, from_spec
+from teraedge.errors import FormatError, ModelError
+
+
+def read_json(text: Any, where: str, kind: type = dict) -> Any:
+    """Parse a JSON object, or a value of another kind.
+
+    Raises
+    ------
+    FormatError
+        If the text is anything else.
+    """
+    try:
+        value = json.loads(text)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise FormatError(f"{where}: the metadata is not JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise FormatError(
+            f"{where}: the metadata is a {type(value).__name__}; it must be a {kind.__name__}"
+        )
+    return value
+
+
+def read_activation(spec: Any, where: str) -> Activation:
+    """Make the activation a file names.
+
+    Raises
+    ------
+    FormatError
+        If it is not known or not valid.
+    """
+    try:
+        return from_spec(spec)
+    except (ModelError, OverflowError, TypeError) as error:
+        raise FormatError(f"{where}: {error}") from None
