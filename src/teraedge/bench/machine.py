@@ -57,6 +57,8 @@ def versions() -> dict[str, str | None]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
+    if "torch" in sys.modules:  # a rival that was measured beside us
+        found["torch"] = metadata.version("torch")
     return found
 
 
@@ -74,9 +76,11 @@ def machine() -> dict[str, Any]:
 
 def provenance() -> dict[str, Any]:
     """Return ``machine``, ``versions``, ``date`` and ``command``, as every result file has them."""
+    program = Path(sys.argv[0])
+    name = "teraedge" if program.name == "__main__.py" else program.name
     return {
         "machine": machine(),
         "versions": versions(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["teraedge", *sys.argv[1:]]),
+        "command": shlex.join([name, *sys.argv[1:]]),
     }
