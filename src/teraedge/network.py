@@ -130,8 +130,8 @@ def _canonical_bias(bias: ArrayLike | None, n_out: int) -> NDArray[Any] | None:
 class LayerSource(Protocol):
     """A lazy source of layers: each is made or read when asked for, and not kept.
 
-    It may also have an attribute ``edges``, the stored weights of all its layers, so that nobody
-    has to read them all to count.
+    It may also have attributes, so that nobody has to read layers to know: ``edges``, the stored
+    weights of all its layers, ``n_in`` of the first and ``n_out`` of the last.
     """
 
     def __len__(self) -> int: ...
@@ -222,8 +222,8 @@ class Network:
     ) -> None:
         self.name = name
         self._source = _as_source(layers)
-        self._n_in: int | None = None
-        self._n_out: int | None = None
+        self._n_in: int | None = getattr(self._source, "n_in", None)
+        self._n_out: int | None = getattr(self._source, "n_out", None)
         self._edges: int | None = getattr(self._source, "edges", None)
         self._engine: Engine | None = None
         if len(self._source) == 0:

@@ -160,10 +160,10 @@ def test_lazy_source_is_not_read_before_it_is_needed():
     assert source.reads == [0]
 
 
-def test_source_may_know_its_edges():
+def test_source_may_know_its_edges_and_ends():
     source = Lazy()
-    source.edges = 9
-    assert Network(source).edges == 9
+    source.edges, source.n_in, source.n_out = 9, 2, 4
+    assert repr(Network(source)) == "Network(3 layers, 2 -> 4, 9 edges)"
     assert source.reads == []
 
 

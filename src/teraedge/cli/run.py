@@ -105,7 +105,7 @@ def _check_output(output: Path) -> None:
     from teraedge import formats
     from teraedge.errors import FormatError
 
-    formats._suffix(output, formats._RESULT_SUFFIXES, "a result")
+    formats.check_result_suffix(output)
     if output.is_dir():
         raise FormatError(f"{output} is a folder; give a file name")
     if not output.parent.is_dir():

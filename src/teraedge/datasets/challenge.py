@@ -245,6 +245,7 @@ class _ChallengeLayers:
     def __init__(self, neurons: int, layers: int) -> None:
         self.neurons, self._layers = neurons, layers
         self.edges = neurons * FAN_IN * layers
+        self.n_in = self.n_out = neurons
         self._classes = neurons // _COPIES
         self._period = _period(neurons)
         self._shuffles = _Shuffles(neurons, self._classes)

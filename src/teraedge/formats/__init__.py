@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from teraedge.result import Result
 
 __all__ = [
+    "check_result_suffix",
     "from_graphchallenge",
     "from_matrixmarket",
     "from_native",
@@ -205,8 +206,13 @@ def save_result(result: "Result", path: str | Path) -> None:
     """
     from teraedge.formats import _samples
 
-    _suffix(Path(path), _RESULT_SUFFIXES, "a result")
+    check_result_suffix(path)
     _samples.write_result(result, Path(path))
+
+
+def check_result_suffix(path: str | Path) -> None:
+    """Raise FormatError if `save_result` has no format for a path."""
+    _suffix(Path(path), _RESULT_SUFFIXES, "a result")
 
 
 def _suffix(path: Path, allowed: tuple[str, ...], what: str, more: str = "") -> str:

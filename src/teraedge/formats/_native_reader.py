@@ -166,6 +166,7 @@ class _Model:
 
     def __init__(self, path: Path, about: list[_About], tensors: dict[str, _File]) -> None:
         self._path, self._about, self._tensors = path, about, tensors
+        self.n_in, self.n_out = about[0].n_in, about[-1].n_out
         self.edges = sum(self._check_tensors(index) for index in range(len(about)))
         known = sum(len(self._keys(index)) for index in range(len(about)))
         if known != len(tensors):

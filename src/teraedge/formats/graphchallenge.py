@@ -120,6 +120,7 @@ class _Files:
         self, files: list[Path], neurons: int, bias: ArrayLike, activation: Activation
     ) -> None:
         self._files, self._neurons = files, neurons
+        self.n_in = self.n_out = neurons
         self._bias, self._activation = bias, activation
 
     def __len__(self) -> int:
