@@ -82,7 +82,8 @@ def _source(files: list[tuple[Path, dict[str, Any]]]) -> str:
     names = ", ".join(f"`{path.name}`" for path, _ in files)
     return (
         f"{machine['cpu']}, {row['threads']} threads, {row['precision']}, "
-        f"{row['samples']:,} samples, median of the repetitions in {names}; ids equal to the official ones in every run."
+        f"{row['samples']:,} samples, median of the repetitions in {names}; ids equal to the "
+        "official ones in every run."
     )
 
 
