@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio, odd: multiplying permutes
+_SHIFT = np.uint64(32)
 
 
 def equal_columns(
@@ -17,7 +18,8 @@ def equal_columns(
     """Tell which columns of a compressed-column matrix are equal.
 
     Columns are hashed to 64 bits and sorted by hash; neighbours with equal hashes are then
-    compared entry by entry, so the answer is exact. The rows of a CSR matrix are the columns of
+    compared entry by entry, so that columns called equal are. (Equal ones would be missed only if
+    a different one with the same hash lay between them.) The rows of a CSR matrix are the columns of
     its transpose.
 
     Parameters
@@ -40,10 +42,10 @@ def equal_columns(
     keys = np.random.default_rng(0).integers(1, 2**64, int(indices.max(initial=0)) + 1, np.uint64)
     entries = keys[indices]
     if data is not None:
-        entries *= _bits(data) * _MIX | np.uint64(1)
+        entries *= _scrambled(data) | np.uint64(1)
     hashes = column_sums(entries, indptr)
     if labels is not None:
-        hashes = hashes * _MIX + _bits(labels)
+        hashes += _scrambled(labels)
     order = np.argsort(hashes, kind="stable")
     left, right = order[:-1], order[1:]
     same = (hashes[left] == hashes[right]) & (counts[left] == counts[right])
@@ -76,9 +78,18 @@ def entries_of(columns: NDArray[np.int64], indptr: NDArray[np.int64]) -> NDArray
     return entries
 
 
-def _bits(values: NDArray[Any]) -> NDArray[np.uint64]:
-    """Return a 64-bit pattern a value, the same for values that are equal (so for 0.0 and -0.0)."""
-    return (values.astype(np.float64) + 0.0).view(np.uint64)
+def _scrambled(values: NDArray[Any]) -> NDArray[np.uint64]:
+    """Return 64 random-looking bits a value, the same for equal ones (so for 0.0 and -0.0).
+
+    Multiplying alone would not do: the low bits of 1.0, -1.0 and 0.5 are all zero, and it only
+    carries bits upwards.
+    """
+    bits = (values.astype(np.float64) + 0.0).view(np.uint64)
+    for _ in range(2):
+        bits ^= bits >> _SHIFT
+        bits *= _MIX
+    bits ^= bits >> _SHIFT
+    return bits
 
 
 def _same_entries(
