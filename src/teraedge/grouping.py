@@ -19,8 +19,8 @@ def equal_columns(
 
     Columns are hashed to 64 bits and sorted by hash; neighbours with equal hashes are then
     compared entry by entry, so that columns called equal are. (Equal ones would be missed only if
-    a different one with the same hash lay between them.) The rows of a CSR matrix are the columns of
-    its transpose.
+    a different one with the same hash lay between them.) The rows of a CSR matrix are the columns
+    of its transpose.
 
     Parameters
     ----------

@@ -22,9 +22,8 @@ _I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 _F32 = ir.FloatType()
 
 
-def _vector_shape() -> tuple[int, int]:
-    """Return (float32 lanes of a register, registers of one tile row) for this machine."""
-    features = cpu_target.target_context.codegen().magic_tuple()[2]
+def _vector_shape(features: str) -> tuple[int, int]:
+    """Return (float32 lanes of a register, registers of one tile row) for a machine."""
     if "+avx512f" in features:
         return 16, 4
     if "+avx" in features:
@@ -32,7 +31,9 @@ def _vector_shape() -> tuple[int, int]:
     return 4, 4 if "+neon" in features else 2
 
 
-LANES, VECTORS = _vector_shape()
+_FEATURES = cpu_target.target_context.codegen().magic_tuple()[2] + ","
+LANES, VECTORS = _vector_shape(_FEATURES)
+FUSED = any(name in _FEATURES for name in ("+fma,", "+fma4,", "+avx512f,", "+neon,"))
 TILE = LANES * VECTORS
 """Samples side by side in a tile: a row of a tile is one neuron's values for so many samples."""
 HEIGHT = 4
@@ -172,8 +173,16 @@ class _Panels:
                 weight = _splat(builder, self.load(self.weights, position))
             for vector, x in enumerate(row):
                 slot = (k + offset) * self.vectors + vector
-                product = builder.fmul(x, weight, flags=("contract",))
-                sums[slot] = builder.fadd(sums[slot], product, flags=("contract",))
+                sums[slot] = self.multiply_add(x, weight, sums[slot])
+
+    def multiply_add(self, x: ir.Value, weight: ir.Value, total: ir.Value) -> ir.Value:
+        """Fused where the machine can; LLVM would share a product of equal weights, and add."""
+        if FUSED:
+            kind = ir.FunctionType(_REGISTER, [_REGISTER] * 3)
+            name = f"llvm.fma.v{LANES}f32"
+            fma = cgutils.get_or_insert_function(self.builder.module, kind, name)
+            return self.builder.call(fma, [x, weight, total])
+        return self.builder.fadd(total, self.builder.fmul(x, weight))
 
     def finish(
         self, panel: ir.Value, neuron: int, totals: list[ir.Value], seen: list[ir.Value]
