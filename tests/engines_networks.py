@@ -63,6 +63,9 @@ def make_networks():
         Layer(shared_inputs(rng, 5, 16, 8, 42, equal=True), -2, clipped),
         Layer(shared_inputs(rng, 3, 4, 1, 80, equal=True), None, Identity()),
     ]
+    holes = shared_inputs(rng, 6, 8, 10, 40, equal=False)
+    holes.data[rng.random(holes.nnz) < 0.1] = 0
+    holes.eliminate_zeros()
     single = Layer(weights(rng, 40, 1, density=0.5), -1.0, relu)
     return {
         "rectangular": chain(rng, sizes, -1, relu),
@@ -80,6 +83,7 @@ def make_networks():
         ),
         "one neuron": Network([single, Layer([[3.0]], -2, relu)]),
         "shared inputs": Network(blocks),
+        "nearly shared inputs": Network([Layer(holes, -1, relu), Layer(weights(rng, 48, 9, 0.6))]),
         "wide indices": Network([Layer(wide, -1, relu), Layer(weights(rng, 40, 8), None, relu)]),
         "int64 offsets": Network([Layer(long_offsets, -1, relu)]),
         "dense": Network([Layer(rng.integers(-1, 2, (40, 24)), -1, relu)]),

@@ -3,7 +3,8 @@
 A *panel* is a group of neurons with the same list of inputs. Its edges are stored as one list of
 inputs, and for each of those the weights into every neuron of the panel. Neurons of RadiX-Nets,
 Kronecker nets and block-pruned layers fall into panels of many neurons; where no two neurons share
-their inputs, every panel is one neuron high and the layout is plain compressed columns.
+their inputs, every panel is one neuron high and the layout is plain compressed columns. Neurons
+that read nearly the same inputs are padded to read the same where that pays (`similar`).
 
 Panels are ordered by their first input, so that neighbours in the order, which tend to read the
 same inputs, find them in the nearest cache.
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 from teraedge.errors import ModelError
 from teraedge.grouping import entries_of, equal_columns
 from teraedge.network import Layer
+from teraedge.plan.similar import Columns, pad_similar
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class PanelLayer:
         return sum(array.nbytes for array in arrays)
 
 
-def panel_layer(layer: Layer, height: int) -> PanelLayer:
+def panel_layer(layer: Layer, height: int, tall_edge: float) -> PanelLayer:
     """Lay a layer out in panels.
 
     Parameters
@@ -88,6 +90,8 @@ def panel_layer(layer: Layer, height: int) -> PanelLayer:
     layer : Layer
     height : int
         Neurons a tall panel.
+    tall_edge : float
+        What an edge of a tall panel costs the engine, in edges of a single neuron.
 
     Raises
     ------
@@ -99,18 +103,23 @@ def panel_layer(layer: Layer, height: int) -> PanelLayer:
     bias = np.zeros(layer.n_out, np.float32)
     if layer.bias is not None:
         bias = np.ascontiguousarray(_float32(layer.bias, "bias"))
-    value = float(weights[0]) if len(weights) and (weights == weights[0]).all() else None
-    indptr = columns.indptr.astype(np.int64)
     indices = columns.indices.astype(np.uint16 if layer.n_in <= 2**16 else np.uint32)
-    order, group = _same_inputs(indptr, indices)
-    tall, single = _split(order, group, height)
-    parts = indptr, indices, weights if value is None else np.empty(0, np.float32)
+    parts = Columns(columns.indptr.astype(np.int64), indices, weights)
+    tall, single = _split(*_same_inputs(parts), height)
+    padded = pad_similar(parts, single, height, tall_edge)
+    if padded is not None:
+        parts = padded
+        tall, single = _split(*_same_inputs(parts), height)
+    value = None
+    if layer.edges and (parts.weights == parts.weights[0]).all():
+        value = float(parts.weights[0])
+        parts = parts._replace(weights=np.empty(0, np.float32))
     return PanelLayer(
         n_in=layer.n_in,
         n_out=layer.n_out,
         edges=layer.edges,
-        tall=_panels(tall, height, *parts),
-        single=_panels(single, 1, *parts),
+        tall=_panels(tall, height, parts),
+        single=_panels(single, 1, parts),
         value=value,
         bias=bias,
         clamp=layer.activation.clamp,
@@ -125,9 +134,7 @@ def _float32(values: NDArray[Any], what: str) -> NDArray[np.float32]:
     return single
 
 
-def _same_inputs(
-    indptr: NDArray[np.int64], indices: NDArray[Any]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _same_inputs(columns: Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Order the columns so that those with equal lists of inputs are neighbours.
 
     Returns
@@ -137,6 +144,7 @@ def _same_inputs(
     group : ndarray of int64, shape (n_out,)
         Group number of each column of `order`, ascending; equal where the lists are equal.
     """
+    indptr, indices, _ = columns
     filled = np.flatnonzero(np.diff(indptr))
     first = np.zeros(len(indptr) - 1, np.int64)
     first[filled] = indices[indptr[filled]]
@@ -156,14 +164,9 @@ def _split(
     return order[tall], order[~tall]
 
 
-def _panels(
-    neurons: NDArray[np.int64],
-    height: int,
-    indptr: NDArray[np.int64],
-    indices: NDArray[Any],
-    weights: NDArray[np.float32],
-) -> Panels:
+def _panels(neurons: NDArray[np.int64], height: int, columns: Columns) -> Panels:
     """Gather the panels of `neurons`, `height` after `height` of which read the same inputs."""
+    indptr, indices, weights = columns
     leaders = neurons[::height]
     counts = indptr[leaders + 1] - indptr[leaders]
     values = weights

@@ -31,6 +31,8 @@ class Plan:
     options : Options
     height : int
         Neurons of a tall panel, as the engine's kernels want them.
+    tall_edge : float
+        What an edge of such a panel costs those kernels, in edges of a single neuron.
 
     Attributes
     ----------
@@ -49,8 +51,9 @@ class Plan:
         Edges a sample need no longer execute, by pass.
     """
 
-    def __init__(self, network: Network, options: Options, height: int) -> None:
-        self._network, self._passes, self._height = network, options.chosen_passes, height
+    def __init__(self, network: Network, options: Options, height: int, tall_edge: float) -> None:
+        self._network, self._passes = network, options.chosen_passes
+        self._height, self._tall_edge = height, tall_edge
         self._budget = _memory_budget(options)
         self.n_in = self.width = network.n_in
         self.n_out = self.edges = 0
@@ -114,7 +117,10 @@ class Plan:
         self, rewriter: Rewriter, layer: Layer, following: Layer | None, index: int
     ) -> list[PanelLayer]:
         try:
-            return [panel_layer(part, self._height) for part in rewriter.rewrite(layer, following)]
+            return [
+                panel_layer(part, self._height, self._tall_edge)
+                for part in rewriter.rewrite(layer, following)
+            ]
         except ModelError as error:
             raise ModelError(f"layer {index}: {error}") from None
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from teraedge.engines.cpu import kernels
 from teraedge.engines.cpu.pool import Pool, Runner, Samples, runner
 from teraedge.engines.cpu.program import Program
-from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
+from teraedge.engines.cpu.simd import HEIGHT, LANES, TALL_EDGE, TILE
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError
 from teraedge.features import Features, as_features
@@ -40,7 +40,7 @@ class CpuEngine(Engine):
     def __init__(self, network: Network, options: Options) -> None:
         start = perf_counter()
         self.options = options
-        self._plan = Plan(network, options, HEIGHT)
+        self._plan = Plan(network, options, HEIGHT, TALL_EDGE)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self._resident: Program | None = None
         if self._plan.resident:
