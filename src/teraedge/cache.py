@@ -65,7 +65,20 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     part = f".{target.stem}.{os.getpid()}-{secrets.token_hex(4)}.part{target.suffix}"
     temporary = target.with_name(part)
     try:
+        mode = new_file_mode(temporary)
         yield temporary
+        temporary.chmod(mode)
         temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def new_file_mode(path: Path) -> int:
+    """Return the permissions that the user's umask gives a new file at `path`, which stays absent.
+
+    Some writers, safetensors for one, make files that only their owner can read.
+    """
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    path.unlink()
+    return mode

@@ -123,7 +123,7 @@ def as_features(features: Any, n_in: int) -> Features:
     """
     if sp.issparse(features):
         features = _canonical_csr(features)
-    elif not isinstance(features, PackedFeatures | np.ndarray):
+    elif type(features) is not np.ndarray and not isinstance(features, PackedFeatures):
         features = _from_foreign(features)
     if features.ndim != 2 or features.shape[1] != n_in:
         hint = "; for one sample give features[None, :]" if features.ndim == 1 else ""
@@ -154,12 +154,17 @@ def _canonical_csr(features: Any) -> sp.csr_array:
 
 def _from_foreign(features: Any) -> NDArray[Any]:
     """Take an array of another library without copying it off a device."""
+    if isinstance(features, np.ma.MaskedArray) and features.mask.any():
+        raise FeatureError("features are masked in places; fill them with numbers first")
     try:
         if hasattr(features, "__dlpack_device__") and features.__dlpack_device__()[0] != 1:
             raise BufferError("it is not in host memory")
         if hasattr(features, "__dlpack__") and not hasattr(features, "__array__"):
             return np.from_dlpack(features)
-        return np.asarray(features)
+        array = np.asarray(features)
+        if array.ndim == 0:
+            raise TypeError("it is no array")
+        return array
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise FeatureError(
             f"features are a {type(features).__name__} that cannot be read here: {error}; give a "

@@ -23,7 +23,8 @@ class Layer:
     weights : sparse or dense array, shape (n_in, n_out)
         Row i holds the outgoing weights of input neuron i. Any real dtype: float32 and float64
         are kept, others become the smallest of the two that holds them. Duplicate entries of a
-        sparse array are summed and indices sorted (on a copy); explicit zeros are kept.
+        sparse array are summed and indices sorted (on a copy); explicit zeros are kept. An
+        array that needs no change is not copied: do not change it afterwards.
     bias : None, scalar or array, shape (n_out,)
         Added to every output neuron, also where x W is zero.
     activation : Activation, default Identity()
@@ -147,7 +148,13 @@ class _Reiterable:
         self._length: int | None = None
 
     def __iter__(self) -> Iterator[Layer]:
-        return iter(self._fresh())
+        layers = self._fresh()
+        if not isinstance(layers, Iterable):
+            raise ModelError(
+                f"the function of layers returned a {type(layers).__name__}; it must return an "
+                "iterator of Layer"
+            )
+        return iter(layers)
 
     def __len__(self) -> int:
         if self._length is None:
@@ -191,13 +198,16 @@ def _as_source(layers: Any) -> LayerSource:
 class Network:
     """A chain of layers, each reading what the one before wrote.
 
+    A network is not to be changed: engines, and `predict`, keep what they compiled.
+
     Parameters
     ----------
     layers : list of Layer, LayerSource, callable, or iterable of Layer
         A list or tuple is kept. Anything else with ``len`` and indexing is a lazy source: it is
         asked for one layer at a time, every time. So are a callable without arguments that returns
         a fresh iterator of layers (a generator function) and an object that can be iterated again
-        and again. A one-shot iterator can be read only once, so its layers are kept.
+        and again; these are run through once more to count them. A one-shot iterator can be read
+        only once, so its layers are kept.
     name : str, optional
         For people.
 

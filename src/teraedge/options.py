@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, Self
 
 from teraedge.errors import OptionsError
@@ -73,6 +74,8 @@ class Options:
         for name in ("prune", "merge"):
             if not isinstance(getattr(self, name), bool):
                 raise OptionsError(f"{name} is {getattr(self, name)!r}; give True or False")
+        if isinstance(self.passes, list | set | frozenset):
+            object.__setattr__(self, "passes", tuple(self.passes))
         names = () if isinstance(self.passes, bool) else self.passes
         if not isinstance(names, tuple) or not set(names) <= set(PASSES):
             raise OptionsError(
@@ -85,7 +88,7 @@ class Options:
             )
         threads = self.threads
         if threads is not None and (
-            not isinstance(threads, int) or isinstance(threads, bool) or threads < 1
+            not isinstance(threads, Integral) or isinstance(threads, bool) or threads < 1
         ):
             raise OptionsError(f"threads is {threads!r}; give a whole number of 1 or more, or None")
         if self.memory is not None:
@@ -110,7 +113,8 @@ class Options:
         threads : int, optional
             As in `Options`.
         """
-        if mode not in ("a", "b", "c"):
+        if str(mode).lower() not in ("a", "b", "c"):
             raise OptionsError(f"mode is {mode!r}; allowed: 'a', 'b', 'c'")
+        mode = str(mode).lower()  # type: ignore[assignment]
         exact = mode == "c"
         return cls(prune=mode != "a", merge=exact, passes=exact, threads=threads)

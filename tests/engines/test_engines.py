@@ -80,11 +80,18 @@ FORMS = {
     "coo_matrix": sp.coo_matrix,
     "csc bool": lambda x: sp.csc_array(x.astype(bool)),
     "csr with duplicates": lambda x: _with_duplicates(x),
+    "subclass": lambda x: x.view(_Subclass),
+    "unmasked": np.ma.masked_array,
     "packed": PackedFeatures.from_dense,
     "packed slice": lambda x: PackedFeatures.from_dense(np.vstack([x, x]))[: len(x)],
     "__array__": lambda x: _OnlyArray(x),
     "DLPack": lambda x: _OnlyDlpack(x),
 }
+
+
+class _Subclass(np.ndarray):
+    def min(self):
+        raise AssertionError("a subclass may redefine anything, as numpy.matrix does")
 
 
 class _OnlyArray:
@@ -312,6 +319,10 @@ def test_bad_features(device):
         "dtype complex": good.astype(complex),
         "too large for fp32": good.astype(np.float64) * 1e39,
         r"shape \(5, 10\)": sp.csr_array((5, 10)),
+        "NoneType that cannot be read": None,
+        "str that cannot be read": "samples.npy",
+        "dict that cannot be read": {},
+        "masked in places": np.ma.masked_equal(good, 1),
     }
     for message, features in bad.items():
         with pytest.raises(FeatureError, match=message):
@@ -346,6 +357,24 @@ def test_error_in_a_run_leaves_the_engine_usable(device):
     with pytest.raises(RuntimeError, match="stop here"):
         engine.run(features, progress=fail)
     np.testing.assert_array_equal(engine.run(features).outputs, expected)
+
+
+def test_what_is_not_a_network(device):
+    network = NETWORKS["rectangular"]
+    with pytest.raises(ModelError, match=r"network is a list; give a teraedge\.Network"):
+        teraedge.compile(list(network), device)
+    with pytest.raises(OptionsError, match="options are a str"):
+        teraedge.compile(network, device, "c")
+
+
+def test_exact_names_only_what_happened(device):
+    network = NETWORKS["rectangular"]
+    everybody_lives = np.ones((30, 40), np.float32)
+    result = teraedge.compile(network, device, Options.mode("b")).run(everybody_lives)
+    assert result.exact == ()
+    assert repr(teraedge.compile(network, device)).endswith(
+        f"Engine(40 -> 20, {network.edges:,} edges)"
+    )
 
 
 def test_unknown_device(device):

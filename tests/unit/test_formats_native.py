@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from teraedge import ClippedReLU, Layer, Network, ReLU
 from teraedge.errors import FormatError, ModelError
-from teraedge.formats import from_native, load, save, to_native
+from teraedge.formats import load, save, to_native
 
 
 def network(seed=0, layers=3):
@@ -360,7 +360,14 @@ def test_wrong_targets(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["d.safetensors"]
 
 
-def test_index_path_saves_too(tmp_path):
-    save(network(), tmp_path / "m.safetensors.index.json")
-    assert [path.name for path in tmp_path.iterdir()] == ["m.safetensors"]
-    assert from_native(tmp_path / "m.safetensors").n_out == network().n_out
+def test_index_is_no_name_to_save_to(tmp_path):
+    with pytest.raises(FormatError, match=r"allowed: .safetensors, .mtx"):
+        save(network(), tmp_path / "m.safetensors.index.json")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shard_size", ["4GB", 1])
+def test_files_have_the_permissions_of_any_new_file(tmp_path, shard_size):
+    (tmp_path / "plain").touch()
+    to_native(network(), tmp_path / "m.safetensors", shard_size=shard_size)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

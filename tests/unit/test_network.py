@@ -172,6 +172,7 @@ BAD_NETWORKS = {
     "layer 1 is a int": [Layer(np.eye(2)), 3],
     "layer 1 reads 4 neurons but layer 0 writes 3": [Layer(np.eye(2, 3)), Layer(np.eye(4))],
     "layers is a int": 5,
+    "function of layers returned a int": lambda: 5,
 }
 
 

@@ -37,6 +37,12 @@ def test_bad_options(given):
     assert "\n" not in str(caught.value)
 
 
+def test_spellings_people_use():
+    assert Options.mode("B") == Options.mode("b")
+    assert Options(threads=np.int64(2)).threads == 2
+    assert Options(passes=["factor"]).passes == ("factor",)
+
+
 def test_bad_mode():
     with pytest.raises(OptionsError, match="'d'; allowed: 'a', 'b', 'c'"):
         Options.mode("d")

@@ -14,6 +14,7 @@ from teraedge.cli.run import run
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins the lines of a docstring's paragraph
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (challenge, run, info, convert, export_challenge, doctor):

@@ -120,7 +120,7 @@ def _span(values: "NDArray[Any]") -> str:
     if not values.size:
         return "none"
     low, high = values.min(), values.max()
-    return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+    return f"{low:.4g}" if low == high else f"{low:.3g}..{high:.3g}"
 
 
 def _to_json(network: "Network", model: "Path", runs: list[Run]) -> dict[str, Any]:
@@ -151,7 +151,7 @@ def _show(network: "Network", model: "Path", runs: list[Run]) -> None:
             f"{facts.n_in} x {facts.n_out}",
             f"{facts.edges:,}",
             f"{facts.density:.3g}" if facts.density < 0.001 else f"{facts.density:.2%}",
-            f"{facts.dtype} {facts.weights}",
+            facts.weights,
             facts.bias,
             facts.activation,
         )
@@ -159,7 +159,9 @@ def _show(network: "Network", model: "Path", runs: list[Run]) -> None:
     edges = sum(run.edges for run in runs)
     size = scaled(_bytes(model), "B")
     ends = f"{runs[0].facts.n_in} -> {runs[-1].facts.n_out}"
-    out().print(f"{count(runs[-1].last, 'layer')}, {ends}, {count(edges, 'edge')}, {size} on disk")
+    kinds = " and ".join(sorted({run.facts.dtype for run in runs}))
+    line = f"{count(runs[-1].last, 'layer')}, {ends}, {count(edges, 'edge')} in {kinds}"
+    out().print(f"{line}, {size} on disk", soft_wrap=True)
 
 
 def _table(title: str) -> "Table":
@@ -175,6 +177,7 @@ def _table(title: str) -> "Table":
     )
     for name in ("layers", "shape", "edges", "density"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("weights", "bias", "activation"):
-        table.add_column(name, overflow="fold")
+    for name in ("weights", "bias"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("activation", overflow="fold")
     return table

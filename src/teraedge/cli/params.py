@@ -24,11 +24,12 @@ class Mode(StrEnum):
         return Options.mode(self.value, threads=threads)
 
 
-DeviceOption: TypeAlias = Annotated[str, typer.Option("--device", help="Where to run.")]
+DeviceOption: TypeAlias = Annotated[str, typer.Option("--device", help="Where to run: cpu.")]
 ModeOption: TypeAlias = Annotated[
     Mode,
     typer.Option(
         "--mode",
+        case_sensitive=False,
         help="a: the kernels alone; b: dead samples dropped; c: everything that is exact.",
     ),
 ]

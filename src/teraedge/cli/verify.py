@@ -61,6 +61,8 @@ class Verdict:
         if not self.official:
             word += " against the reference only"
         line = f"{word}, {self.expected - len(self.missing)} of {self.expected} ids"
+        if not self.expected:
+            line += f" (of {count(self.samples, 'sample')} none is live at the end)"
         wrong = [
             f"{len(ids):,} {kind} ({_first(ids)})"
             for kind, ids in (("missing", self.missing), ("extra", self.extra))

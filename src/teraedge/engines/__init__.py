@@ -1,19 +1,15 @@
 """Engines: what runs a plan on a device."""
 
-from typing import TYPE_CHECKING
-
 from teraedge.engines.engine import Engine
-from teraedge.errors import OptionsError
+from teraedge.errors import ModelError, OptionsError
+from teraedge.network import Network
 from teraedge.options import Options
-
-if TYPE_CHECKING:
-    from teraedge.network import Network
 
 __all__ = ["Engine", "compile"]
 
 
 def compile(  # noqa: A001 (the field's verb)
-    network: "Network", device: str = "cpu", options: Options | None = None
+    network: Network, device: str = "cpu", options: Options | None = None
 ) -> Engine:
     """Compile a network for a device: all work that does not need the samples, done once.
 
@@ -50,6 +46,15 @@ def compile(  # noqa: A001 (the field's verb)
     """
     if device != "cpu":
         raise OptionsError(f"device is {device!r}; allowed: 'cpu'")
+    if not isinstance(network, Network):
+        raise ModelError(
+            f"the network is a {type(network).__name__}; give a teraedge.Network, for example "
+            "teraedge.Network([layer, ...])"
+        )
+    if not isinstance(options, Options | None):
+        raise OptionsError(
+            f"options are a {type(options).__name__}; give teraedge.Options(...) or None"
+        )
     from teraedge.engines.cpu import CpuEngine
 
     return CpuEngine(network, Options() if options is None else options)

@@ -64,6 +64,9 @@ class Engine(ABC):
     def close(self) -> None:
         """Give back threads and memory. A closed engine cannot run."""
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.n_in} -> {self.n_out}, {self.edges:,} edges)"
+
     def __enter__(self) -> Self:
         return self
 

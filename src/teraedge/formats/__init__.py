@@ -3,7 +3,7 @@
 ==========================================  =============================================
 networks (`load`, `save`)                   what
 ==========================================  =============================================
-``*.safetensors[.index.json]``              native: one file, or shards and their index
+``*.safetensors``                           native: one file, or shards and their index
 ``*.mtx``                                   Matrix Market: one layer
 a folder with ``*.mtx``                     Matrix Market: a file a layer
 a folder ``neuron<N>``, or above such ones  Graph Challenge: text, a file a layer
@@ -94,7 +94,11 @@ def load(path: str | Path) -> "Network":
     ...     load(f"{folder}/model.safetensors").edges
     1
     """
+    if not str(path):
+        raise FormatError("the path of the model is empty; give a file or folder")
     path = Path(path)
+    if not path.exists() and not path.suffix:
+        raise FormatError(f"{path}: there is no such file or folder; give the path of a model")
     if path.is_dir():
         from teraedge.formats.graphchallenge import is_graphchallenge
 
@@ -106,7 +110,7 @@ def load(path: str | Path) -> "Network":
                 "Challenge) or *.mtx (Matrix Market)"
             )
         return _format("matrixmarket").from_matrixmarket(path)  # type: ignore[no-any-return]
-    suffix = _suffix(path, _NETWORK_SUFFIXES, "a network", f"{_FOLDERS}")
+    suffix = _suffix(path, _NETWORK_SUFFIXES, "a network", _FOLDERS)
     module = "matrixmarket" if suffix == ".mtx" else "native"
     return getattr(_format(module), f"from_{module}")(path)  # type: ignore[no-any-return]
 
@@ -133,7 +137,7 @@ def save(network: "Network", path: str | Path) -> None:
         official = re.fullmatch(r"neuron[1-9]\d*", path.name)
         module = "graphchallenge" if official else "matrixmarket"
     else:
-        suffix = _suffix(path, _NETWORK_SUFFIXES, "a network", f"{_FOLDERS}")
+        suffix = _suffix(path, (".safetensors", ".mtx"), "a network", _FOLDERS)
         module = "matrixmarket" if suffix == ".mtx" else "native"
     getattr(_format(module), f"to_{module}")(network, path)
 

@@ -55,6 +55,9 @@ def _parsing(path: Path) -> Iterator[None]:
 
 def _read_npy(path: Path) -> Any:
     with _parsing(path):
+        with path.open("rb") as file:
+            if file.read(2) not in (b"\x93N", b"PK"):  # else NumPy's message speaks of pickles
+                raise FormatError(f"{path}: is truncated or not a .npy file")
         array = np.load(path, allow_pickle=False)
         if isinstance(array, np.ndarray):
             return array

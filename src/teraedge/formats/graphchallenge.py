@@ -220,10 +220,15 @@ def to_graphchallenge(network: Network, folder: str | Path, *, weights_only: boo
     FormatError
         If the format cannot hold the network, or the folder cannot be written.
     """
-    with new_folder(Path(folder)) as temporary:
-        neurons: int | None = None
+    folder = Path(folder)
+    neurons = network.n_in
+    if re.fullmatch(r"neuron\d+", folder.name) and folder.name != f"neuron{neurons}":
+        raise FormatError(
+            f"{folder}: the network has {neurons} neurons, so its folder is neuron{neurons}; "
+            "rename it"
+        )
+    with new_folder(folder) as temporary:
         for index, layer in enumerate(network):
-            neurons = layer.n_in if neurons is None else neurons
             _check_fits(layer, index, neurons, weights_only)
             _write_weights(temporary / f"n{neurons}-l{index + 1}.tsv", layer.weights)
 

@@ -32,6 +32,7 @@ from uuid import uuid4
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.cache import new_file_mode
 from teraedge.errors import FormatError
 from teraedge.formats._atomic import beside
 from teraedge.network import Layer, Network
@@ -78,7 +79,7 @@ def to_native(network: Network, path: str | Path, *, shard_size: int | str = "4G
     network : Network
         Its layers are read one at a time.
     path : path
-        ``*.safetensors`` (or ``*.safetensors.index.json``, the same).
+        ``*.safetensors``; shards are written beside, with ``*.safetensors.index.json``.
     shard_size : int or str, default "4GB"
         Bytes of tensors in a file; a layer is never split.
 
@@ -88,10 +89,9 @@ def to_native(network: Network, path: str | Path, *, shard_size: int | str = "4G
         If the suffix is another or the files cannot be written.
     """
     folder, stem = Path(path).parent, Path(path).name
-    suffix = next((end for end in (INDEX_SUFFIX, SUFFIX) if stem.endswith(end)), None)
-    if suffix is None:
+    if not stem.endswith(SUFFIX):
         raise FormatError(f"{path}: the name of a native model ends with {SUFFIX}")
-    stem = stem.removesuffix(suffix)
+    stem = stem.removesuffix(SUFFIX)
     limit = parse_bytes(shard_size)
     name = {} if network.name is None else {"name": network.name}
     with _Writer(folder, stem) as writer:
@@ -155,8 +155,10 @@ class _Writer:
         temporary = beside(self._folder / f"{self._stem}{SUFFIX}")
         self._shards.append((temporary, {key: value.nbytes for key, value in tensors.items()}))
         with self._writing():
+            mode = new_file_mode(temporary)
             try:
                 save_file(tensors, temporary, metadata or FORMAT | {"model": self._model})
+                temporary.chmod(mode)
             except SafetensorError as error:  # as it reports a full disk, for one
                 raise FormatError(f"{self._target()}: cannot be written: {error}") from None
 

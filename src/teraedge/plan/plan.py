@@ -65,12 +65,12 @@ class Plan:
         suffix = np.logical_and.accumulate(np.array([*quiet, True])[::-1])[::-1]
         self.droppable = suffix if options.prune else np.zeros_like(suffix)
         log.info(
-            "planned %d of %d layers, %d resident in %.1f MB, edges saved: %s",
-            len(self.origin),
+            "%d layers run as %d, of which %d stay in memory with %.1f MB; edges saved: %s",
             len(network),
+            len(self.origin),
             len(self.resident),
             _nbytes(self.resident) / 1e6,
-            dict(self.saved) or "none",
+            ", ".join(f"{count:,} by {name}" for name, count in self.saved.items()) or "none",
         )
 
     def _read(self) -> list[bool]:

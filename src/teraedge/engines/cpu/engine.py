@@ -91,10 +91,10 @@ class CpuEngine(Engine):
         return Result(
             (samples, self.n_out),
             [(tile.ids, tile.values) for tile in done],
-            self._trace(threads),
+            trace := self._trace(threads),
             seconds=perf_counter() - start,
             nominal_edges=samples * self.edges,
-            exact=self._exact(),
+            exact=self._exact(pruned=trace[-1].live < samples),
             same_as=_roots(same_as) if self.options.merge else None,
         )
 
@@ -142,10 +142,10 @@ class CpuEngine(Engine):
         after = self._plan.droppable[first + 1 : first + 1 + len(layers)]
         return Program(first, layers, [bool(drop) for drop in after])
 
-    def _exact(self) -> list[str]:
-        """Name what makes runs faster without changing the answer."""
+    def _exact(self, pruned: bool) -> list[str]:
+        """Name what made the run faster without changing the answer."""
         merged = any(pool.looks[:, 2].any() for pool in self._pools)
-        steps = ["prune"] * bool(self._plan.droppable.any()) + ["merge"] * merged
+        steps = ["prune"] * pruned + ["merge"] * merged
         return steps + list(self._plan.saved)
 
     def _trace(self, threads: int) -> list[LayerTrace]:
