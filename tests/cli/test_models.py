@@ -67,7 +67,7 @@ def test_info_json(teraedge, model):
     assert [(run["first"], run["last"]) for run in facts["runs"]] == [(1, 1), (2, 3), (4, 4)]
     assert (facts["layers"], facts["n_in"], facts["n_out"]) == (4, 5, 3)
     assert facts["edges"] == package.load(model).edges
-    assert [run["bias"] for run in facts["runs"]] == ["none", "-0.25", "1 to 3"]
+    assert [run["bias"] for run in facts["runs"]] == ["none", "-0.25", "1..3"]
 
 
 def test_convert_there_and_back(teraedge, model, tmp_path):
