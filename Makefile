@@ -32,7 +32,9 @@ lint: $(DEV_STAMP) ## Check style and types
 	@$(BIN)/mypy --strict src
 
 bench: $(DEV_STAMP) ## Run the benchmarks and write benchmarks/results
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	@$(BIN)/python benchmarks/challenge_cpu.py \
+	  --output "benchmarks/results/$$(date +%F)-cpu-challenge-1024.json"
+	@$(BIN)/python benchmarks/readme_tables.py
 
 clean: ## Remove the virtual environment, caches and build products
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache
@@ -53,5 +55,5 @@ $(RUN_STAMP): pyproject.toml
 # After the other stamp, so that make -j never runs two pips on one environment.
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "Installing the development tools ..."
-	@$(PIP_INSTALL) --editable '.[dev,bench]'
+	@$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
