@@ -51,7 +51,7 @@ def row(
     }
 
 
-def write_results(path: str | Path, rows: list[dict[str, Any]]) -> None:
-    """Write rows as a result file, with the machine, versions, date and command."""
+def write_results(path: str | Path, rows: list[dict[str, Any]], **more: Any) -> None:
+    """Write rows, and `more`, as a result file with the machine, versions, date and command."""
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps({**provenance(), "rows": rows}, indent=1) + "\n")
+        temporary.write_text(json.dumps({**provenance(), "rows": rows, **more}, indent=1) + "\n")
