@@ -15,6 +15,7 @@ from teraedge.engines.cpu import kernels
 from teraedge.engines.cpu.pool import Pool, Runner, Samples, runner
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TALL_EDGE, TILE
+from teraedge.engines.cpu.state import State
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError
 from teraedge.features import Features, as_features
@@ -23,7 +24,7 @@ from teraedge.options import Options
 from teraedge.plan.plan import Plan
 from teraedge.result import LayerTrace, Result
 
-Work = Callable[[Program, Pool, kernels.State], Iterator[int]]
+Work = Callable[[Program, Pool, State], Iterator[int]]
 """Takes some samples through a segment; yields the tiles that come out at the end."""
 
 
@@ -167,9 +168,7 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _tiles(
-    program: Program, pool: Pool, state: kernels.State, work: Iterator[Work]
-) -> Iterator[int]:
+def _tiles(program: Program, pool: Pool, state: State, work: Iterator[Work]) -> Iterator[int]:
     """Yield the tiles that come out of a segment in one thread; each is free when the next comes.
 
     Samples are taken until none are left, then what is parked goes on, from the furthest behind.
@@ -182,7 +181,7 @@ def _tiles(
 
 
 def _features_work(run: Runner, first: int, last: int, size: int) -> Work:
-    def work(program: Program, pool: Pool, state: kernels.State) -> Iterator[int]:
+    def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
         next_sample = first
         while next_sample < last:
             next_sample, tile = run(next_sample, last, size, program.table, state)
@@ -193,7 +192,7 @@ def _features_work(run: Runner, first: int, last: int, size: int) -> Work:
 
 
 def _tile_work(samples: Samples) -> Work:
-    def work(program: Program, pool: Pool, state: kernels.State) -> Iterator[int]:
+    def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
         tile = pool.put(samples)
         if tile >= 0 and (tile := kernels.advance(program.table, tile, state)) >= 0:
             yield tile
@@ -201,7 +200,7 @@ def _tile_work(samples: Samples) -> Work:
     return work
 
 
-def _no_work(program: Program, pool: Pool, state: kernels.State) -> Iterator[int]:
+def _no_work(program: Program, pool: Pool, state: State) -> Iterator[int]:
     raise AssertionError("samples were taken twice")
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from teraedge.engines.cpu import kernels
+from teraedge.engines.cpu import feeding, kernels
 from teraedge.engines.cpu.simd import TILE
+from teraedge.engines.cpu.state import FREE, HALF, State
 from teraedge.features import Features, PackedFeatures
 
 TILES = 18
@@ -45,7 +46,7 @@ class Pool:
         self.ids = np.empty((TILES, TILE), np.int64)
         self.shares = np.empty((TILES, TILE), np.int64)
         self.counts = np.zeros(TILES, np.int64)
-        self.waits = np.full(TILES, kernels.FREE, np.int64)
+        self.waits = np.full(TILES, FREE, np.int64)
         self.scratch = np.zeros(TILE, np.uint8)
         self.hashes = np.zeros(TILE, np.uint32)
         self.live = np.zeros(layers, np.int64)
@@ -55,13 +56,13 @@ class Pool:
 
     def reset(self) -> None:
         """Forget a previous run, also one that failed half way."""
-        self.waits[:] = kernels.FREE
+        self.waits[:] = FREE
         for counter in (self.live, self.executed, self.nanos, self.looks):
             counter[:] = 0
 
-    def state(self, span: slice, same_as: NDArray[np.int64], look_until: int) -> kernels.State:
+    def state(self, span: slice, same_as: NDArray[np.int64], look_until: int) -> State:
         """Return what kernels work on in a segment of the layers `span`."""
-        return kernels.State(
+        return State(
             *(self.tiles, self.ids, self.shares, self.counts, self.waits),
             *(self.live[span], self.executed[span], self.nanos[span]),
             self.looks[span.start : span.stop + 1],
@@ -75,9 +76,9 @@ class Pool:
         wait where that would leave fewer than the two free tiles that the next samples need.
         """
         count = len(samples.ids)
-        tile = int(kernels.find_tile(self.waits, 0)) if count <= kernels.HALF else -1
+        tile = int(kernels.find_tile(self.waits, 0)) if count <= HALF else -1
         if tile < 0:
-            tile = int(kernels.find_tile(self.waits, kernels.FREE))
+            tile = int(kernels.find_tile(self.waits, FREE))
             self.waits[tile], self.counts[tile] = 0, 0
         lanes = slice(self.counts[tile], self.counts[tile] + count)
         self.ids[tile, lanes] = samples.ids
@@ -85,23 +86,23 @@ class Pool:
         rows = samples.values.reshape(-1, TILE)
         self.tiles[tile].reshape(-1, TILE)[: len(rows), lanes] = rows[:, :count]
         self.counts[tile] += count
-        free = np.count_nonzero(self.waits == kernels.FREE)
-        return tile if self.counts[tile] > kernels.HALF or free < 2 else -1
+        free = np.count_nonzero(self.waits == FREE)
+        return tile if self.counts[tile] > HALF or free < 2 else -1
 
     def take(self, tile: int, neurons: int, rows: bool) -> Samples:
         """Free a tile and return its samples, as `rows` or as they lie in the tile."""
         count = self.counts[tile]
         if rows:
             values = np.empty((count, neurons), np.float32)
-            kernels.store_rows(self.tiles[tile], values)
+            feeding.store_rows(self.tiles[tile], values)
         else:
             values = self.tiles[tile, : neurons * TILE].copy()
-        self.waits[tile] = kernels.FREE
+        self.waits[tile] = FREE
         return Samples(self.ids[tile, :count].copy(), self.shares[tile, :count].copy(), values)
 
 
-Runner = Callable[[int, int, int, Any, kernels.State], tuple[int, int]]
-"""Of `kernels.run_packed`, for features that are bound already."""
+Runner = Callable[[int, int, int, Any, State], tuple[int, int]]
+"""Of `feeding.run_packed`, for features that are bound already."""
 
 
 def runner(features: Features) -> Runner:
@@ -109,18 +110,18 @@ def runner(features: Features) -> Runner:
     kernel: Any
     given: Any
     if isinstance(features, PackedFeatures):
-        kernel, given = kernels.run_packed, np.ascontiguousarray(features.bits)
+        kernel, given = feeding.run_packed, np.ascontiguousarray(features.bits)
     elif isinstance(features, sp.csr_array):
         data = features.data.astype(np.float32, copy=False)
-        kernel, given = kernels.run_sparse, (features.indptr, features.indices, data)
+        kernel, given = feeding.run_sparse, (features.indptr, features.indices, data)
     else:
-        kernel, given = kernels.run_dense, np.asarray(features)
+        kernel, given = feeding.run_dense, np.asarray(features)
         if given.dtype == np.bool_:
             given = given.view(np.uint8)
         elif given.dtype not in (np.uint8, np.float32, np.float64):
             given = given.astype(np.float32)
 
-    def run(first: int, last: int, size: int, table: Any, state: kernels.State) -> tuple[int, int]:
+    def run(first: int, last: int, size: int, table: Any, state: State) -> tuple[int, int]:
         return kernel(given, first, last, size, table, state)  # type: ignore[no-any-return]
 
     return run

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.engines.cpu.kernels import LAYER
+from teraedge.engines.cpu.state import LAYER
 from teraedge.plan.panels import PanelLayer, Panels
 
 
@@ -24,7 +24,7 @@ class Program:
 
     Attributes
     ----------
-    table : ndarray of kernels.LAYER, shape (layers,)
+    table : ndarray of state.LAYER, shape (layers,)
     """
 
     def __init__(self, first: int, layers: Sequence[PanelLayer], droppable: Sequence[bool]) -> None:
