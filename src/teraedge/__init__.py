@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from teraedge import datasets, errors, formats, reference
+    from teraedge import datasets, errors, formats, reference, rounding
     from teraedge.activations import Activation, ClippedReLU, Identity, ReLU
     from teraedge.engines import Engine, compile  # noqa: A004
     from teraedge.features import PackedFeatures
@@ -35,7 +35,7 @@ _HOMES = {
     "load": "formats",
     "save": "formats",
 }
-_MODULES = ("datasets", "errors", "formats", "reference")
+_MODULES = ("datasets", "errors", "formats", "reference", "rounding")
 
 __all__ = [
     "Activation",
@@ -55,6 +55,7 @@ __all__ = [
     "formats",
     "load",
     "reference",
+    "rounding",
     "save",
 ]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import teraedge as package
-from teraedge.cli import verify
+from teraedge.cli import verdict as verdicts
 from teraedge.datasets import challenge
 
 SAMPLES = 600  # enough for some live ones at the end: the first of the official ids are 286 and 294
@@ -80,17 +80,17 @@ def answer(live, samples=300, neurons=4):
 )
 def test_verdict_compares_ids_and_not_counts(live, line):
     network, features = challenge.network(1024, 120), challenge.features(1024, 300)
-    verdict = verify.verify(answer(live), network, features)
+    verdict = verdicts.verify(answer(live), network, features)
     assert str(verdict) == line
     assert verdict.passed == line.startswith("PASSED")
 
 
 def test_an_official_id_that_died_early_fails_at_any_depth(monkeypatch):
-    monkeypatch.setattr(verify, "REFERENCE_EDGES", 300 * 1024 * 32 * 2)
+    monkeypatch.setattr(verdicts, "REFERENCE_EDGES", 300 * 1024 * 32 * 2)
     network, features = challenge.network(1024, 2), challenge.features(1024, 300)
     expected = package.reference.run(network, features).live
-    right = verify.verify(answer(expected), network, features)
-    wrong = verify.verify(answer(expected[expected != 286]), network, features)
+    right = verdicts.verify(answer(expected), network, features)
+    wrong = verdicts.verify(answer(expected[expected != 286]), network, features)
     assert (right.passed, right.official, right.samples) == (True, False, 300)
     assert wrong.missing.tolist() == [286]
 

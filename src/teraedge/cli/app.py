@@ -10,6 +10,7 @@ from teraedge.cli.doctor import doctor
 from teraedge.cli.export_challenge import export_challenge
 from teraedge.cli.info import info
 from teraedge.cli.run import run
+from teraedge.cli.verify import verify
 
 app = typer.Typer(
     add_completion=False,
@@ -17,7 +18,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # joins the lines of a docstring's paragraph
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (challenge, run, info, convert, export_challenge, doctor):
+for command in (challenge, run, verify, info, convert, export_challenge, doctor):
     app.command()(command)
 
 

@@ -20,7 +20,7 @@ from teraedge.cli.text import count
 
 if TYPE_CHECKING:
     from teraedge.cli.report import Report
-    from teraedge.cli.verify import Verdict
+    from teraedge.cli.verdict import Verdict
 
 
 def challenge(
@@ -57,7 +57,7 @@ def _run(
     from teraedge.bench import machine
     from teraedge.cli.devices import check_device
     from teraedge.cli.report import Report
-    from teraedge.cli.verify import verify
+    from teraedge.cli.verdict import verify
     from teraedge.datasets import challenge as official
 
     options = mode.options(threads)

@@ -24,7 +24,7 @@ def export_challenge(
     These are the layers, the inputs and, where this many layers have official ones, the
     categories. DIR appears only once all of it is written.
     """
-    from teraedge.cli.verify import OFFICIAL_LAYERS
+    from teraedge.cli.verdict import OFFICIAL_LAYERS
     from teraedge.datasets import challenge as official
     from teraedge.formats import graphchallenge as tsv
     from teraedge.formats._atomic import new_folder

@@ -1,166 +1,112 @@
-"""Whether the answer to a challenge network is right: by ids, never by counts."""
+"""``teraedge verify``: compare the engine's answer with the float64 reference."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from teraedge.cli.text import count
+import typer
+
+from teraedge.cli.console import out, write_json
+from teraedge.cli.params import (
+    DeviceOption,
+    JsonOption,
+    Mode,
+    ModelArgument,
+    ModeOption,
+    ThreadsOption,
+)
+from teraedge.cli.progress import Stage, watched
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from teraedge.features import PackedFeatures
-    from teraedge.network import Layer, Network
+    from teraedge.network import Network
     from teraedge.result import Result
 
-OFFICIAL_LAYERS = range(120, 1921)
-"""Depths that have an official answer. It is published for 120, 480 and 1920 layers and is the
-same for all three; a sample that has died stays dead, so it holds for every depth between too."""
 
-REFERENCE_EDGES = 1_000_000_000
-"""What the float64 reference may spend where there is no official answer: a few seconds."""
+def verify(
+    model: ModelArgument,
+    features: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FEATURES", help="The samples: .npy, .npz, .mtx or .tsv.", show_default=False
+        ),
+    ],
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Compare only the first SAMPLES.")
+    ] = 100,
+    device: DeviceOption = "cpu",
+    mode: ModeOption = Mode.c,
+    threads: ThreadsOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the engine with the float64 reference.
 
-_SHOWN_IDS = 5
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What came of comparing the ids of a run with those it should have found.
-
-    Attributes
-    ----------
-    official : bool
-        Whether the truth is the official categories; else it is the float64 reference.
-    samples : int
-        How many of the first samples were compared.
-    expected : int
-        How many ids there should be among them.
-    missing, extra : ndarray of int64
-        0-based ids that should be there and are not, and the other way round.
+    Prints the largest error and the bound it must keep to, which counts every rounding of an fp32
+    run. The exit status is 0 only where all errors are within their bounds.
     """
+    import teraedge
+    from teraedge import formats
 
-    official: bool
-    samples: int
-    expected: int
-    missing: "NDArray[Any]"
-    extra: "NDArray[Any]"
-
-    @property
-    def passed(self) -> bool:
-        """Whether the ids are the same."""
-        return not (len(self.missing) or len(self.extra))
-
-    @property
-    def truth(self) -> str:
-        """What the ids were compared with."""
-        if self.official:
-            return "the official categories"
-        return f"the float64 reference on the first {count(self.samples, 'sample')}"
-
-    def __str__(self) -> str:
-        word = "PASSED" if self.passed else "FAILED"
-        if not self.official:
-            word += " against the reference only"
-        line = f"{word}, {self.expected - len(self.missing)} of {self.expected} ids"
-        if not self.expected:
-            line += f" (of {count(self.samples, 'sample')} none is live at the end)"
-        wrong = [
-            f"{len(ids):,} {kind} ({_first(ids)})"
-            for kind, ids in (("missing", self.missing), ("extra", self.extra))
-            if len(ids)
-        ]
-        return f"{line}: {', '.join(wrong)}" if wrong else line
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the verdict as plain values."""
-        return {
-            "passed": self.passed,
-            "truth": self.truth,
-            "samples": self.samples,
-            "expected": self.expected,
-            "missing": len(self.missing),
-            "extra": len(self.extra),
-            "missing_ids": self.missing[:_SHOWN_IDS].tolist(),
-            "extra_ids": self.extra[:_SHOWN_IDS].tolist(),
-        }
+    network = formats.load(model)
+    given = formats.load_features(features, network.n_in)[:samples]
+    with Stage("compiling") as compiling:
+        engine = teraedge.compile(watched(network, compiling), device, mode.options(threads))
+    with engine, Stage("running and comparing"):
+        findings = _compare(network, given, engine.run(given))
+    if as_json:
+        write_json({"model": str(model), "features": str(features), "mode": mode.value, **findings})
+    else:
+        _show(findings)
+    if not findings["passed"]:
+        raise typer.Exit(1)
 
 
-def _first(ids: "NDArray[Any]") -> str:
-    """Name the first few ids."""
-    dots = ", ..." if len(ids) > _SHOWN_IDS else ""
-    return ("id " if len(ids) == 1 else "ids ") + ", ".join(map(str, ids[:_SHOWN_IDS])) + dots
-
-
-def verify(result: "Result", network: "Network", features: "PackedFeatures") -> Verdict:
-    """Compare the ids of a run over a challenge network with the truth.
-
-    Parameters
-    ----------
-    result : Result
-    network : Network
-        An official one, of any depth.
-    features : PackedFeatures
-        The first `result.samples` official inputs.
-
-    Returns
-    -------
-    Verdict
-        Against the official categories where there are any for this depth, else against the
-        float64 reference on as many samples as it can do in a moment.
-    """
-    from teraedge.datasets import challenge
-
-    official = challenge.categories(network.n_in)
-    official = official[official < result.samples]
-    if len(network) in OFFICIAL_LAYERS:
-        return _compare(result.live, official, result.samples, official=True)
-    return _verify_by_reference(result, network, features, official)
-
-
-def _verify_by_reference(
-    result: "Result", network: "Network", features: "PackedFeatures", official: "NDArray[Any]"
-) -> Verdict:
+def _compare(network: "Network", features: Any, result: "Result") -> dict[str, Any]:
+    """Return the largest error, where it is, its bound, and what else differs."""
     import numpy as np
 
     from teraedge import reference
-    from teraedge.network import Network
+    from teraedge.rounding import error_bound
 
-    samples = max(1, min(result.samples, REFERENCE_EDGES // network.edges))
-    expected = reference.run(Network(_Float32Layers(network)), features[:samples]).live
-    if len(network) < OFFICIAL_LAYERS.start:
-        # Whoever lives at the end of a deeper network also lives here, so these come for nothing.
-        expected = np.union1d(expected, official[official < samples])
-    live = result.live[result.live < samples]
-    return _compare(live, expected, samples, official=False)
-
-
-class _Float32Layers:
-    """The layers of a network with the numbers that an fp32 engine is given.
-
-    Some rows of these networks are zero in exact arithmetic, and stay 1e-16 above it where a bias
-    of -0.3 is rounded in one way and the sums in another. The reference must start from the same
-    numbers as the engine to agree about them.
-    """
-
-    def __init__(self, network: "Network") -> None:
-        self._network = network
-
-    def __len__(self) -> int:
-        return len(self._network)
-
-    def __getitem__(self, index: int) -> "Layer":
-        import numpy as np
-
-        from teraedge.network import Layer
-
-        layer = self._network[index]
-        bias = None if layer.bias is None else layer.bias.astype(np.float32)
-        return Layer(layer.weights, bias, layer.activation)
+    expected = reference.run(network, features)
+    bound = error_bound(network, features)
+    errors = np.abs(result.outputs - expected.outputs)
+    worst = np.unravel_index(np.argmax(errors), errors.shape) if errors.size else (0, 0)
+    return {
+        "passed": bool((errors <= bound).all()),  # false for NaN
+        "samples": result.samples,
+        "largest_error": float(errors[worst]) if errors.size else 0.0,
+        "its_bound": float(bound[worst]) if errors.size else 0.0,
+        "its_sample": int(worst[0]),
+        "its_neuron": int(worst[1]),
+        "its_value": float(expected.outputs[worst]) if errors.size else 0.0,
+        "bound_tells": bool(bound.max(initial=0) < np.abs(expected.outputs).max(initial=0)),
+        "beyond_bound": int((~(errors <= bound)).sum()),
+        "other_labels": int((result.labels != expected.labels).sum()),
+        "other_live": len(np.setxor1d(result.live, expected.live)),
+        "exact": list(result.exact),
+    }
 
 
-def _compare(
-    live: "NDArray[Any]", expected: "NDArray[Any]", samples: int, *, official: bool
-) -> Verdict:
-    import numpy as np
+def _show(findings: dict[str, Any]) -> None:
+    from rich import box
+    from rich.table import Table
 
-    missing, extra = np.setdiff1d(expected, live), np.setdiff1d(live, expected)
-    return Verdict(official, samples, len(expected), missing, extra)
+    table = Table(box=box.ROUNDED, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    place = "sample {its_sample}, neuron {its_neuron}, where the reference has {its_value:.6g}"
+    table.add_row("samples", f"{findings['samples']:,}")
+    table.add_row("largest error", f"{findings['largest_error']:.3g}")
+    table.add_row("its bound", f"{findings['its_bound']:.3g}")
+    table.add_row("its place", place.format(**findings))
+    table.add_row("other labels", f"{findings['other_labels']:,}")
+    table.add_row("other live ids", f"{findings['other_live']:,}")
+    table.add_row("exact steps", ", ".join(findings["exact"]) or "none: everything executed")
+    out().print(table)
+    if not findings["bound_tells"]:
+        # Deep networks amplify a rounding error more than they can show.
+        out().print("The bound is as wide as the values: look at the error itself.")
+    if findings["passed"]:
+        out().print("PASSED, all errors are within their bounds", style="bold green")
+    else:
+        line = f"FAILED, {findings['beyond_bound']:,} outputs are beyond their bounds"
+        out().print(line, style="bold red")

@@ -1,0 +1,61 @@
+"""How far an fp32 answer may lie from the float64 reference."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.features import as_features
+from teraedge.network import Network
+
+UNIT = 2.0**-24
+"""The largest relative error of rounding a number to fp32."""
+
+EXTRA = 8
+"""Roundings beside those of a sum: weights, bias and their merged or folded forms, bias added."""
+
+
+def error_bound(network: Network, features: Any) -> NDArray[np.float64]:
+    """Bound the error of every output of an fp32 run, whatever the order of its sums.
+
+    A sum of n products in fp32 is off by at most gamma times the sum of their magnitudes, with
+    gamma = k u / (1 - k u), u = 2**-24 and k the roundings on the way of any term (Higham,
+    *Accuracy and Stability of Numerical Algorithms*, 2002, section 3.1). Passes may add a term to
+    another sum first, so k = 2 n + 8 here. The error of a layer's inputs goes through |W|. All
+    activations change by no more than their argument does, and a bounded one by no more than the
+    distance of its bounds. Values must stay within the range of fp32.
+
+    Parameters
+    ----------
+    network : Network
+    features : array, shape (samples, n_in)
+        Anything that `Engine.run` takes.
+
+    Returns
+    -------
+    ndarray of float64, shape (samples, n_out)
+        The largest possible absolute difference to `reference.run`. It grows with depth, and is
+        far above what is seen.
+
+    Examples
+    --------
+    >>> from teraedge import Layer
+    >>> bound = error_bound(Network([Layer([[1.0], [2.0]])]), [[1.0, 1.0]])
+    >>> 1e-7 < bound.item() < 1e-5
+    True
+    """
+    given = as_features(features, network.n_in)
+    given = given.toarray() if hasattr(given, "toarray") else np.asarray(given)
+    x = given.astype(np.float64)
+    error = np.abs(x) * UNIT  # of features rounded to fp32
+    for layer in network:
+        weights = layer.weights.astype(np.float64)
+        magnitude = abs(weights)
+        bias = np.zeros(layer.n_out) if layer.bias is None else layer.bias
+        roundings = (2 * np.diff(weights.tocsc().indptr) + EXTRA) * UNIT
+        gamma = roundings / (1 - roundings)
+        error = error @ magnitude + gamma * ((np.abs(x) + error) @ magnitude + np.abs(bias))
+        lower, upper = layer.activation.clamp
+        error = np.minimum(error, upper - lower)
+        x = layer.activation(x @ weights + bias)
+    return error

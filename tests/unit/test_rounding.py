@@ -1,0 +1,59 @@
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from engines_networks import weights
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import teraedge
+from teraedge import ClippedReLU, Layer, Network, Options, ReLU, reference
+from teraedge.rounding import error_bound
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 60), min_size=2, max_size=6),
+    density=st.floats(0.05, 1),
+    activation=st.sampled_from([None, ReLU(), ClippedReLU(3)]),
+    mode=st.sampled_from("abc"),
+    repeats=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_engines_keep_to_the_bound(sizes, density, activation, mode, repeats, seed):
+    rng = np.random.default_rng(seed)
+    layers = []
+    for n_in, n_out in pairwise(sizes):
+        matrix = weights(rng, n_in, n_out, density=density).astype(np.float64)
+        matrix.data = matrix.data * (1 if repeats else rng.normal(size=matrix.nnz)) / 3
+        layers.append(Layer(matrix, rng.normal(size=n_out), activation))
+    network = Network(layers)
+    features = rng.normal(size=(40, sizes[0]))
+    expected = reference.run(network, features).outputs
+    errors = np.abs(
+        teraedge.compile(network, options=Options.mode(mode)).run(features).outputs - expected
+    )
+    bound = error_bound(network, features)
+    assert bound.shape == errors.shape
+    assert (errors <= bound).all()
+
+
+def test_the_bound_is_not_vacuous():
+    """A weight that is wrong in the fourth digit is found."""
+    rng = np.random.default_rng(0)
+    matrix = weights(rng, 50, 40).astype(np.float64)
+    features = rng.random((20, 50))
+    wrong = matrix.copy()
+    wrong.data[7] *= 1.0002
+    bound = error_bound(Network([Layer(matrix)]), features)
+    expected = reference.run(Network([Layer(matrix)]), features).outputs
+    result = teraedge.compile(Network([Layer(wrong)])).run(features).outputs
+    assert (np.abs(result - expected) > bound).any()
+    assert bound.max() < 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("upper", [0.5, 32])
+def test_a_bounded_activation_bounds_the_error(upper):
+    layer = Layer(np.full((4, 4), 1e6), 0, ClippedReLU(upper))
+    bound = error_bound(Network([layer] * 3), np.ones((2, 4)))
+    assert (bound <= upper).all()
