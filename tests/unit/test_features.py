@@ -83,3 +83,21 @@ def test_corrupt_csr_is_refused():
     csr.indices[0] = 9
     with pytest.raises(FeatureError, match="not a valid sparse array"):
         as_features(csr, 3)
+
+
+@pytest.mark.parametrize("place", [0, 7, -1])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_values_are_checked_wherever_they_are(place, order, dtype):
+    def with_value(value):
+        features = np.ones((5, 4), dtype, order=order)
+        features.flat[place] = value
+        return features
+
+    for fine in (1e30, -1e30, 3e38, -0.0):  # the squares of some overflow
+        assert as_features(with_value(fine), 4).shape == (5, 4)
+    for bad in (np.nan, np.inf, -np.inf):
+        with pytest.raises(FeatureError, match="NaN or infinity"):
+            as_features(with_value(bad), 4)
+        with pytest.raises(FeatureError, match="NaN or infinity"):
+            as_features(with_value(bad)[::2, ::-1][:, ::-1] if place != 7 else with_value(bad), 4)

@@ -52,11 +52,27 @@ def _splat_constant(value: float) -> ir.Constant:
     return ir.Constant(_REGISTER, [value] * LANES)
 
 
-def _splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+def splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
     """Return a register with the same value in every lane."""
     undefined = ir.Constant(_REGISTER, ir.Undefined)
     one = builder.insert_element(undefined, scalar, _I32(0))
     return builder.shuffle_vector(one, undefined, ir.Constant(_BITS, [0] * LANES))
+
+
+def fused_multiply_add(
+    builder: ir.IRBuilder, x: ir.Value, weight: ir.Value, total: ir.Value
+) -> ir.Value:
+    """Return x weight + total of registers, rounded once where the machine can.
+
+    Explicit, because LLVM would share the product of equal weights, and then add.
+    """
+    if FUSED:
+        kind = ir.FunctionType(_REGISTER, [_REGISTER] * 3)
+        name = f"llvm.fma.v{LANES}f32"
+        return builder.call(
+            cgutils.get_or_insert_function(builder.module, kind, name), [x, weight, total]
+        )
+    return builder.fadd(total, builder.fmul(x, weight))
 
 
 class _Panels:
@@ -83,8 +99,8 @@ class _Panels:
         self.starts, self.indices = self.pointer(starts, _I64), self.pointer(indices, self.index)
         self.weights, self.outputs = self.pointer(weights, _F32), self.pointer(outputs, _I32)
         self.bias = self.pointer(bias, _F32)
-        self.value = _splat(builder, value)
-        self.bounds = _splat(builder, lower), _splat(builder, upper)
+        self.value = splat(builder, value)
+        self.bounds = splat(builder, lower), splat(builder, upper)
 
         before = builder.block
         head = builder.append_basic_block("panels")
@@ -174,19 +190,10 @@ class _Panels:
             weight = self.value
             if not self.equal:
                 position = builder.add(builder.mul(edge, _I64(self.height)), _I64(k))
-                weight = _splat(builder, self.load(self.weights, position))
+                weight = splat(builder, self.load(self.weights, position))
             for vector, x in enumerate(row):
                 slot = (k + offset) * self.vectors + vector
-                sums[slot] = self.multiply_add(x, weight, sums[slot])
-
-    def multiply_add(self, x: ir.Value, weight: ir.Value, total: ir.Value) -> ir.Value:
-        """Fused where the machine can; LLVM would share a product of equal weights, and add."""
-        if FUSED:
-            kind = ir.FunctionType(_REGISTER, [_REGISTER] * 3)
-            name = f"llvm.fma.v{LANES}f32"
-            fma = cgutils.get_or_insert_function(self.builder.module, kind, name)
-            return self.builder.call(fma, [x, weight, total])
-        return self.builder.fadd(total, self.builder.fmul(x, weight))
+                sums[slot] = fused_multiply_add(builder, x, weight, sums[slot])
 
     def finish(
         self, panel: ir.Value, neuron: int, totals: list[ir.Value], seen: list[ir.Value]
@@ -195,7 +202,7 @@ class _Panels:
         builder = self.builder
         slot = builder.add(builder.mul(panel, _I64(self.height)), _I64(neuron))
         target = builder.sext(self.load(self.outputs, slot), _I64)
-        bias = _splat(builder, self.load(self.bias, target))
+        bias = splat(builder, self.load(self.bias, target))
         lower, upper = self.bounds
         now = []
         for total, pointer, bits in zip(totals, self.row(self.y, target), seen, strict=True):

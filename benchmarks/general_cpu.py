@@ -1,0 +1,144 @@
+"""Mode A on the CPU: the kernels alone, on random weights, beside SciPy, torch CSR and dense BLAS.
+
+    python benchmarks/general_cpu.py --output benchmarks/results/DATE-cpu-general.json
+
+Nothing is pruned, merged or rewritten, all samples are live, and outputs are compared with the
+float64 reference before any time counts. Rivals multiply activations [neuron][sample] in one
+batch, which is how they are fastest here, and clamp in place. All programs take turns in one
+process, with as many threads as it has cores. Rates are executed edges; of a dense product too only
+the network's own edges count, so that they compare. Limits are measured in the same sitting.
+"""
+
+import argparse
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+import teraedge
+from teraedge.bench.machine import usable_cores
+from teraedge.bench.record import row, write_results
+from teraedge.datasets import radixnet
+from teraedge.datasets import random as random_nets
+from teraedge.engines.cpu.peaks import load_peak, multiply_add_peak
+from teraedge.rounding import error_bound
+
+SAMPLES, NEURONS = 4096, 1024
+TILE_BYTES = 1 << 18  # of 1024 neurons x 64 samples: what a gather reads from
+DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
+
+
+def networks() -> dict[str, tuple[teraedge.Network, str]]:
+    """Return networks by name, each with the limit it is measured against."""
+    relu = teraedge.ReLU()
+    width = radixnet.uniform(NEURONS, 32, 20, width=16, relabel=True, activation=relu, seed=1)
+    found = {"radixnet-32-width-16": (width, "multiply-add")}
+    radix = radixnet.uniform(NEURONS, 32, 20, relabel=True, activation=relu, seed=1)
+    found["radixnet-32"] = (radix, "multiply-add")
+    for density in DENSITIES:
+        sizes = [NEURONS] * (9 if density < 0.1 else 5)
+        net = random_nets.network(sizes, density=density, activation=relu, seed=1)
+        found[f"random-{density:g}"] = (net, "load" if density < 0.4 else "multiply-add")
+    return found
+
+
+def rivals(network: teraedge.Network, features: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """Return functions that run the network once with other libraries."""
+    sparse = [layer.weights.T.tocsr().astype(np.float32) for layer in network]
+    x = np.ascontiguousarray(features.T)
+
+    def scipy_csr() -> Any:
+        y = x
+        for w in sparse:
+            y = w @ y
+            np.maximum(y, 0, out=y)
+        return y
+
+    found: dict[str, Callable[[], Any]] = {"scipy CSR": scipy_csr}
+    if importlib.util.find_spec("torch") is None:
+        print("torch is not installed and left out")
+        return found
+    import torch
+
+    warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
+    torch.set_num_threads(usable_cores())
+
+    def chain(weights: list[Any]) -> Callable[[], Any]:
+        start = torch.from_numpy(x)
+
+        def run() -> Any:
+            y = start
+            for w in weights:
+                y = (w @ y).clamp_(0)
+            return y
+
+        return run
+
+    def csr(w: Any) -> Any:
+        parts = (torch.from_numpy(part.astype(np.int32)) for part in (w.indptr, w.indices))
+        return torch.sparse_csr_tensor(*parts, torch.from_numpy(w.data), size=w.shape)
+
+    found["torch CSR"] = chain([csr(w) for w in sparse])
+    found["torch dense"] = chain([torch.from_numpy(w.toarray()) for w in sparse])
+    return found
+
+
+def check(network: teraedge.Network, engine: teraedge.Engine, features: np.ndarray) -> None:
+    """Stop unless the outputs of some samples keep to the bound of fp32."""
+    some = features[:64]
+    expected = teraedge.reference.run(network, some).outputs
+    if not (np.abs(engine.run(some).outputs - expected) <= error_bound(network, some)).all():
+        raise SystemExit("FAILED: outputs are beyond the bound of fp32")
+
+
+def main() -> None:
+    """Measure, print a table, write the result file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--output", help="write the result file here")
+    arguments = parser.parse_args()
+
+    cores, rows = usable_cores(), []
+    features = np.random.default_rng(0).random((SAMPLES, NEURONS), dtype=np.float32)
+    for name, (network, limit) in networks().items():
+        engine = teraedge.compile(network, options=teraedge.Options.mode("a"))
+        check(network, engine, features)
+        programs = {"teraedge": lambda engine=engine: engine.run(features)}
+        programs |= rivals(network, features)
+        times: dict[str, list[float]] = {label: [] for label in programs}
+        for label in programs:
+            programs[label]()
+        for _ in range(arguments.repeat):
+            for label, run in programs.items():
+                begin = time.perf_counter()
+                run()
+                times[label].append(time.perf_counter() - begin)
+        peak = multiply_add_peak(cores) if limit == "multiply-add" else load_peak(cores, TILE_BYTES)
+        edges = SAMPLES * network.edges
+        ours = median(times["teraedge"])
+        line = f"{name:22} {edges / ours / 1e9:7.1f} GE/s, {edges / ours / peak:5.1%} of {limit}"
+        for label, runs in times.items():
+            mine = label == "teraedge"
+            fields: dict[str, Any] = {"label": label, "passed": mine or None}
+            if mine:
+                fields |= {
+                    "compile_seconds": engine.compile_seconds,
+                    "share_of_limit": edges / ours / peak,
+                    "limit": f"{limit}s a second of {cores} cores, {peak / 1e9:.1f} G/s",
+                }
+            else:
+                fields["rival"] = label
+                line += f", {label} {median(runs) / ours:5.2f} x"
+            counts = {"nominal_edges": edges, "executed_edges": edges, "samples": SAMPLES}
+            rows.append(row(name, runs, mode="a", **counts, **fields))
+        print(line, flush=True)
+    if arguments.output:
+        write_results(arguments.output, rows)
+
+
+if __name__ == "__main__":
+    main()
