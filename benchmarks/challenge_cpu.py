@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 import teraedge
-from teraedge.bench.machine import peak_memory_bytes, usable_cores
+from teraedge.bench.machine import peak_memory_bytes
 from teraedge.bench.record import row, write_results
 from teraedge.datasets import challenge
+from teraedge.host import usable_cores
 
 BATCHES = (60_000, 4_096, 512)
 

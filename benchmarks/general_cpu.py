@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 import teraedge
-from teraedge.bench.machine import usable_cores
 from teraedge.bench.record import row, write_results
 from teraedge.datasets import radixnet
 from teraedge.datasets import random as random_nets
 from teraedge.engines.cpu.peaks import load_peak, multiply_add_peak
+from teraedge.host import usable_cores
 from teraedge.rounding import error_bound
 
 SAMPLES, NEURONS = 4096, 1024

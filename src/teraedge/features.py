@@ -140,6 +140,13 @@ def as_features(features: Any, n_in: int) -> Features:
     return features
 
 
+def to_dense(features: Any, n_in: int) -> NDArray[np.float64]:
+    """Check features and return them as a new dense float64 matrix, shape (samples, n_in)."""
+    checked = as_features(features, n_in)
+    dense = checked.toarray() if isinstance(checked, sp.csr_array) else np.asarray(checked)
+    return dense.astype(np.float64)
+
+
 def _canonical_csr(features: Any) -> sp.csr_array:
     try:
         csr = sp.csr_array(features)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from teraedge.features import as_features
+from teraedge.features import to_dense
 from teraedge.network import Network
 from teraedge.result import LayerTrace, Result
 
@@ -28,9 +28,7 @@ def run(network: Network, features: Any) -> Result:
         With float64 outputs; `LayerTrace.live` counts the rows that are nonzero.
     """
     start = perf_counter()
-    x = as_features(features, network.n_in)
-    x = x.toarray() if hasattr(x, "toarray") else np.asarray(x)
-    y = x.astype(np.float64)
+    y = to_dense(features, network.n_in)
     trace = []
     for layer in network:
         begin = perf_counter()

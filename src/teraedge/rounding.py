@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.features import as_features
+from teraedge.features import to_dense
 from teraedge.network import Network
 
 UNIT = 2.0**-24
@@ -44,9 +44,7 @@ def error_bound(network: Network, features: Any) -> NDArray[np.float64]:
     >>> 1e-7 < bound.item() < 1e-5
     True
     """
-    given = as_features(features, network.n_in)
-    given = given.toarray() if hasattr(given, "toarray") else np.asarray(given)
-    x = given.astype(np.float64)
+    x = to_dense(features, network.n_in)
     error = np.abs(x) * UNIT  # of features rounded to fp32
     for layer in network:
         weights = layer.weights.astype(np.float64)

@@ -1,6 +1,5 @@
 """Which machine and which versions a figure was measured on."""
 
-import os
 import platform
 import shlex
 import sys
@@ -8,6 +7,8 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from teraedge.host import memory_bytes, usable_cores
 
 PACKAGES = ("teraedge", "numpy", "scipy", "numba", "llvmlite", "safetensors")
 
@@ -22,21 +23,6 @@ def cpu_model() -> str:
     except OSError:
         pass  # not Linux
     return platform.processor() or platform.machine() or "unknown CPU"
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def memory_bytes() -> int | None:
-    """Return the machine's memory, or None where the system does not say."""
-    try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, OSError, ValueError):
-        return None
 
 
 def peak_memory_bytes() -> int | None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import typer
 from rich.text import Text
 
+from teraedge import host
 from teraedge.bench import machine
 from teraedge.cli.console import out, write_json
 from teraedge.cli.params import JsonOption
@@ -106,7 +107,7 @@ def _extra(name: str, packages: list[str]) -> Finding:
 
 
 def _hardware() -> Iterator[Finding]:
-    cores, memory = machine.usable_cores(), machine.memory_bytes()
+    cores, memory = host.usable_cores(), host.memory_bytes()
     yield Finding("cpu", machine.cpu_model(), machine.cpu_model())
     yield Finding("cores", cores, f"{count(cores, 'core')} usable")
     simd = _simd()

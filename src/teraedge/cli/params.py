@@ -53,3 +53,9 @@ SamplesOption: TypeAlias = Annotated[
 ModelArgument: TypeAlias = Annotated[
     Path, typer.Argument(metavar="MODEL", help="A model file or folder.", show_default=False)
 ]
+FeaturesArgument: TypeAlias = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FEATURES", help="The samples: .npy, .npz, .mtx or .tsv.", show_default=False
+    ),
+]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from teraedge import host
 from teraedge.bench import machine
 from teraedge.cli.console import out
 from teraedge.cli.text import count, number, scaled, seconds, sparkline
@@ -52,7 +53,7 @@ class Report:
     @property
     def threads(self) -> int:
         """CPU threads the run may have used."""
-        return self.options.threads or machine.usable_cores()
+        return self.options.threads or host.usable_cores()
 
     def rate(self, edges: int) -> float:
         """Return edges a second of the run."""

@@ -9,6 +9,7 @@ import typer
 from teraedge.cli.console import out, write_json
 from teraedge.cli.params import (
     DeviceOption,
+    FeaturesArgument,
     JsonOption,
     Mode,
     ModelArgument,
@@ -24,14 +25,7 @@ if TYPE_CHECKING:
 
 def run(
     model: ModelArgument,
-    features: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FEATURES",
-            help="The samples: .npy, .npz, .mtx or .tsv.",
-            show_default=False,
-        ),
-    ],
+    features: FeaturesArgument,
     output: Annotated[
         Path,
         typer.Option(

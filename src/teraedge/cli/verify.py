@@ -1,6 +1,5 @@
 """``teraedge verify``: compare the engine's answer with the float64 reference."""
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,6 +7,7 @@ import typer
 from teraedge.cli.console import out, write_json
 from teraedge.cli.params import (
     DeviceOption,
+    FeaturesArgument,
     JsonOption,
     Mode,
     ModelArgument,
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 
 def verify(
     model: ModelArgument,
-    features: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FEATURES", help="The samples: .npy, .npz, .mtx or .tsv.", show_default=False
-        ),
-    ],
+    features: FeaturesArgument,
     samples: Annotated[
         int, typer.Option("--samples", min=1, help="Compare only the first SAMPLES.")
     ] = 100,

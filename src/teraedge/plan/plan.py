@@ -1,7 +1,6 @@
 """The plan of a network: the layers that run, laid out, and which of them stay in memory."""
 
 import logging
-import os
 from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, pairwise
@@ -9,6 +8,7 @@ from itertools import chain, pairwise
 import numpy as np
 
 from teraedge.errors import ModelError
+from teraedge.host import memory_bytes
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.passes.draft import Wiring
@@ -16,6 +16,8 @@ from teraedge.passes.rewriter import Rewriter
 from teraedge.plan.panels import PanelLayer, panel_layer
 
 log = logging.getLogger(__name__)
+
+_UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
 
 
 class Plan:
@@ -143,4 +145,4 @@ def _keeps_zero(layer: PanelLayer) -> bool:
 def _memory_budget(options: Options) -> int:
     if options.memory is not None:
         return parse_bytes(options.memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return (memory_bytes() or _UNKNOWN_MEMORY) // 2

@@ -1,7 +1,6 @@
 """The driver of the CPU kernels: threads, segments of layers, and the result."""
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Event, Lock
@@ -19,6 +18,7 @@ from teraedge.engines.cpu.state import State
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError
 from teraedge.features import Features, as_features
+from teraedge.host import usable_cores
 from teraedge.network import Network
 from teraedge.options import Options
 from teraedge.plan.plan import Plan
@@ -57,7 +57,8 @@ class CpuEngine(Engine):
         with self._lock:
             if self._closed:
                 raise DeviceError("the engine is closed; compile the network again")
-            return self._run(as_features(features, self.n_in), progress)
+            start = perf_counter()
+            return self._run(as_features(features, self.n_in), start, progress)
 
     def close(self) -> None:  # noqa: D102
         with self._lock:
@@ -66,9 +67,8 @@ class CpuEngine(Engine):
             self._pools.clear()
             self._resident = None
 
-    def _run(self, features: Features, progress: Progress | None) -> Result:
+    def _run(self, features: Features, start: float, progress: Progress | None) -> Result:
         """Take all samples through all segments."""
-        start = perf_counter()
         samples = features.shape[0]
         # Few samples are spread over all threads, rather than filling the tiles of some.
         size = min(TILE, max(LANES, -(-samples // (self._threads * LANES)) * LANES))
@@ -159,13 +159,6 @@ class CpuEngine(Engine):
             before = trace[origin]  # a layer as given may run in several parts
             trace[origin] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
         return trace
-
-
-def usable_cores() -> int:
-    """Return the cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _tiles(program: Program, pool: Pool, state: State, work: Iterator[Work]) -> Iterator[int]:

@@ -115,7 +115,7 @@ def run_dense(features, first, last, size, layers, state):
 
 @jit(*[_span(types.Tuple(kind), _i64, _i64, _i64, layers_type, state_type) for kind in _SPARSE])
 def run_sparse(features, first, last, size, layers, state):
-    """As `run_packed`, for a CSR matrix given as (indptr, indices, data, neurons)."""
+    """As `run_packed`, for a CSR matrix given as (indptr, indices, data)."""
     indptr, indices, data = features
     for begin in range(first, last, size):
         end = min(begin + size, last)
