@@ -2,39 +2,69 @@
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, pairwise
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teraedge.errors import ModelError
-from teraedge.host import memory_bytes
 from teraedge.network import Layer, Network
-from teraedge.options import Options, parse_bytes
+from teraedge.options import Options
 from teraedge.passes.draft import Wiring
 from teraedge.passes.rewriter import Rewriter
-from teraedge.plan.panels import PanelLayer, panel_layer
 
 log = logging.getLogger(__name__)
 
-_UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
+
+class LaidOut(Protocol):
+    """A layer as a device's kernels read it."""
+
+    @property
+    def n_in(self) -> int:
+        """Neurons it reads."""
+
+    @property
+    def n_out(self) -> int:
+        """Neurons it writes."""
+
+    @property
+    def edges(self) -> int:
+        """Edges a sample executes."""
+
+    @property
+    def bias(self) -> NDArray[np.float32]:
+        """Of each output neuron, shape (n_out,)."""
+
+    @property
+    def clamp(self) -> tuple[float, float]:
+        """The activation: outputs are held between the two."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes it takes on the device."""
 
 
-class Plan:
+L = TypeVar("L", bound=LaidOut)
+
+
+class Plan(Generic[L]):
     """How an engine runs a network.
 
     The layers are read once, two neighbours at a time, rewritten by the passes and laid out. What
-    is laid out stays within `Options.memory`; of a larger network the first layers stay, and the
+    is laid out stays within the memory given; of a larger network the first layers stay, and the
     others are read, rewritten and laid out again in every run, as much of them at a time as fits.
 
     Parameters
     ----------
     network : Network
     options : Options
-    height : int
-        Neurons of a tall panel, as the engine's kernels want them.
-    tall_edge : float
-        What an edge of such a panel costs those kernels, in edges of a single neuron.
+    lay_out : callable
+        Takes a Layer that runs and returns it as the engine's kernels read it. Knows nothing of
+        other layers.
+    memory : int
+        Bytes for layers that are laid out.
 
     Attributes
     ----------
@@ -44,7 +74,7 @@ class Plan:
         The largest number of neurons before or after any layer that runs.
     origin : list of int
         For each layer that runs, the number of the layer as given that it is part of.
-    resident : list of PanelLayer
+    resident : list of LaidOut
         The first layers that run, as many as stay in memory.
     droppable : ndarray of bool, shape (layers that run + 1,)
         Whether a row that is all zero before layer l (after the last, for l = layers) stays zero
@@ -53,14 +83,15 @@ class Plan:
         Edges a sample need no longer execute, by pass.
     """
 
-    def __init__(self, network: Network, options: Options, height: int, tall_edge: float) -> None:
+    def __init__(
+        self, network: Network, options: Options, lay_out: Callable[[Layer], L], memory: int
+    ) -> None:
         self._network, self._passes = network, options.chosen_passes
-        self._height, self._tall_edge = height, tall_edge
-        self._budget = _memory_budget(options)
+        self._layout, self._budget = lay_out, memory
         self.n_in = self.width = network.n_in
         self.n_out = self.edges = 0
         self.origin: list[int] = []
-        self.resident: list[PanelLayer] = []
+        self.resident: list[L] = []
         self._cut = 0, Wiring.identity(self.n_in)
         self.saved: Counter[str] = Counter()
         quiet = self._read()
@@ -98,7 +129,7 @@ class Plan:
         self.saved = +rewriter.saved  # without zeros
         return quiet
 
-    def streamed(self) -> Iterator[tuple[int, list[PanelLayer]]]:
+    def streamed(self) -> Iterator[tuple[int, list[L]]]:
         """Yield (first layer, layers) for what is not resident, as many at a time as have room."""
         first = len(self.resident)
         if first == len(self.origin):
@@ -106,7 +137,7 @@ class Plan:
         start, inputs = self._cut
         rewriter = Rewriter(self._passes, inputs)
         room = self._budget - _nbytes(self.resident)
-        segment: list[PanelLayer] = []
+        segment: list[L] = []
         for index, (layer, following) in enumerate(_windows(self._network[start:]), start):
             for part in self._lay_out(rewriter, layer, following, index):
                 if segment and _nbytes(segment) + part.nbytes > room:
@@ -117,12 +148,9 @@ class Plan:
 
     def _lay_out(
         self, rewriter: Rewriter, layer: Layer, following: Layer | None, index: int
-    ) -> list[PanelLayer]:
+    ) -> list[L]:
         try:
-            return [
-                panel_layer(part, self._height, self._tall_edge)
-                for part in rewriter.rewrite(layer, following)
-            ]
+            return [self._layout(part) for part in rewriter.rewrite(layer, following)]
         except ModelError as error:
             raise ModelError(f"layer {index}: {error}") from None
 
@@ -132,17 +160,11 @@ def _windows(network: Network) -> Iterator[tuple[Layer, Layer | None]]:
     return pairwise(chain(network, (None,)))  # type: ignore[arg-type]
 
 
-def _nbytes(layers: list[PanelLayer]) -> int:
+def _nbytes(layers: Iterable[LaidOut]) -> int:
     return sum(layer.nbytes for layer in layers)
 
 
-def _keeps_zero(layer: PanelLayer) -> bool:
+def _keeps_zero(layer: LaidOut) -> bool:
     """Tell whether a zero row stays zero: f(b) = 0 for every neuron, in the engine's arithmetic."""
     lower, upper = layer.clamp
     return not np.clip(layer.bias, lower, upper).any()
-
-
-def _memory_budget(options: Options) -> int:
-    if options.memory is not None:
-        return parse_bytes(options.memory)
-    return (memory_bytes() or _UNKNOWN_MEMORY) // 2

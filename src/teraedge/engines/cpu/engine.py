@@ -18,11 +18,14 @@ from teraedge.engines.cpu.state import State
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError
 from teraedge.features import Features, as_features
-from teraedge.host import usable_cores
-from teraedge.network import Network
-from teraedge.options import Options
+from teraedge.host import memory_bytes, usable_cores
+from teraedge.network import Layer, Network
+from teraedge.options import Options, parse_bytes
+from teraedge.plan.panels import PanelLayer, panel_layer
 from teraedge.plan.plan import Plan
 from teraedge.result import LayerTrace, Result
+
+_UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
 
 Work = Callable[[Program, Pool, State], Iterator[int]]
 """Takes some samples through a segment; yields the tiles that come out at the end."""
@@ -41,7 +44,7 @@ class CpuEngine(Engine):
     def __init__(self, network: Network, options: Options) -> None:
         start = perf_counter()
         self.options = options
-        self._plan = Plan(network, options, HEIGHT, TALL_EDGE)
+        self._plan = Plan(network, options, _lay_out, _memory(options))
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self._resident: Program | None = None
         if self._plan.resident:
@@ -159,6 +162,17 @@ class CpuEngine(Engine):
             before = trace[origin]  # a layer as given may run in several parts
             trace[origin] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
         return trace
+
+
+def _lay_out(layer: Layer) -> PanelLayer:
+    return panel_layer(layer, HEIGHT, TALL_EDGE)
+
+
+def _memory(options: Options) -> int:
+    """Return the bytes that compiled layers may take."""
+    if options.memory is not None:
+        return parse_bytes(options.memory)
+    return (memory_bytes() or _UNKNOWN_MEMORY) // 2
 
 
 def _tiles(program: Program, pool: Pool, state: State, work: Iterator[Work]) -> Iterator[int]:
