@@ -2,7 +2,7 @@
 
 from numba import types
 
-from teraedge.engines.cpu.jit import jit
+from teraedge.jit import jit
 from teraedge.engines.cpu.kernels import advance, find_tile
 from teraedge.engines.cpu.simd import TILE, spread_bits
 from teraedge.engines.cpu.state import FREE, layers_type, row_type, scratch_type, state_type

@@ -10,7 +10,7 @@ moved a few times in a whole run, and layers always run on tiles that are at lea
 import numpy as np
 from numba import types
 
-from teraedge.engines.cpu.jit import jit
+from teraedge.jit import jit
 from teraedge.engines.cpu.simd import (
     HEIGHT,
     LANES,

@@ -15,7 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from teraedge.engines.cpu.jit import jit
+from teraedge.jit import jit
 from teraedge.engines.cpu.simd import LANES, fused_multiply_add, splat
 
 CHAINS = 12
