@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cuda.bindings import size
+from teraedge.errors import DeviceError
 
 if TYPE_CHECKING:
     from teraedge.engines.cuda.bindings import Context
-
-from teraedge.errors import DeviceError
 
 
 class Block:
@@ -65,7 +64,7 @@ class Memory(Block):
     def free(self) -> None:  # noqa: D102
         if self.address:
             address, self.address = self.address, 0
-            with self._context.entered():
+            with suppress(DeviceError), self._context.entered():
                 self._context.driver.cuMemFree(address)
 
     def __repr__(self) -> str:
@@ -100,7 +99,7 @@ class Pinned(Block):
         if self._address:
             address, self._address = self._address, 0
             self.array = np.empty(0, np.uint8)
-            with self._context.entered():
+            with suppress(DeviceError), self._context.entered():
                 self._context.driver.cuMemFreeHost(address)
 
 

@@ -90,7 +90,7 @@ def compile_cubin(
             name=file,
             arch=arch,
             std="c++17",
-            define_macro=[(name, str(value)) for name, value in defines.items()],
+            define_macro=[(name, str(value)) for name, value in defines.items()] or None,
             include_path=[str(folder)],
             ptxas_options=["-v"],
         )

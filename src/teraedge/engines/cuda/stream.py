@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from teraedge.engines.cuda.bindings import Context
+from teraedge.engines.cuda.bindings import Context, Entered
 from teraedge.engines.cuda.memory import Block, Memory
 from teraedge.errors import DeviceError
 
@@ -130,7 +130,7 @@ class Graph:
         """Give it back; again does nothing."""
         if self._handle is not None:
             handle, self._handle = self._handle, None
-            with self._context.entered():
+            with suppress(DeviceError), self._context.entered():
                 self._context.driver.cuGraphExecDestroy(handle)
 
     def instantiate(self, graph: Any) -> None:
@@ -188,7 +188,7 @@ class Stream(Block):
             If the launch is refused, or the device failed before.
         """
         values = [a.address if isinstance(a, Memory) else int(a) for a in arguments]
-        with self._context.entered():
+        with self._entered():
             config = kernel.config(grid, block, shared)
             self._context.core.launch(self._core, config, kernel.handle, *values)
 
@@ -196,7 +196,7 @@ class Stream(Block):
         """Queue a copy of a C-contiguous host array to `offset` bytes into device memory."""
         _check_copy(array, memory, offset)
         if array.nbytes:
-            with self._context.entered():
+            with self._entered():
                 driver, target = self._context.driver, memory.address + offset
                 source = array.ctypes.data
                 self._check(driver.cuMemcpyHtoDAsync(target, source, array.nbytes, self.raw))
@@ -205,7 +205,7 @@ class Stream(Block):
         """Queue a copy from `offset` bytes into device memory to a C-contiguous host array."""
         _check_copy(array, memory, offset)
         if array.nbytes:
-            with self._context.entered():
+            with self._entered():
                 driver, source = self._context.driver, memory.address + offset
                 target = array.ctypes.data
                 self._check(driver.cuMemcpyDtoHAsync(target, source, array.nbytes, self.raw))
@@ -224,7 +224,7 @@ class Stream(Block):
             _check_range(source, source_offset, nbytes)
             source = source.address
         if nbytes:
-            with self._context.entered():
+            with self._entered():
                 start, to = source + source_offset, target.address + target_offset
                 self._check(self._context.driver.cuMemcpyDtoDAsync(to, start, nbytes, self.raw))
 
@@ -233,13 +233,13 @@ class Stream(Block):
         nbytes = memory.nbytes - offset if nbytes is None else nbytes
         _check_range(memory, offset, nbytes)
         if nbytes:
-            with self._context.entered():
+            with self._entered():
                 driver, start = self._context.driver, memory.address + offset
                 self._check(driver.cuMemsetD8Async(start, byte, nbytes, self.raw))
 
     def record(self) -> Event:
         """Return an event that is over when all work queued so far is."""
-        with self._context.entered():
+        with self._entered():
             event = Event(self._context)
             self._check(self._context.driver.cuEventRecord(event.handle, self.raw))
         return event
@@ -254,7 +254,7 @@ class Stream(Block):
             there so far. 1 and 2 are CUDA's legacy and per-thread default streams.
         """
         driver = self._context.driver
-        with self._context.entered():
+        with self._entered():
             if not isinstance(event, Event):
                 foreign = driver.CUstream(event)
                 event = Event(self._context, timed=False)
@@ -269,7 +269,7 @@ class Stream(Block):
         DeviceError
             If some of it failed.
         """
-        with self._context.entered():
+        with self._entered():
             self._check(self._context.driver.cuStreamSynchronize(self.raw))
 
     @contextmanager
@@ -283,7 +283,7 @@ class Stream(Block):
             live as long as it is launched.
         """
         driver, graph = self._context.driver, Graph(self._context)
-        with self._context.entered():
+        with self._entered():
             # Other threads, and other libraries, may allocate and synchronise meanwhile.
             mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
             self._check(driver.cuStreamBeginCapture(self.raw, mode))
@@ -300,8 +300,13 @@ class Stream(Block):
         """Give the stream back when its work is over; again does nothing."""
         if self.raw is not None:
             raw, self.raw = self.raw, None
-            with self._context.entered():
+            with suppress(DeviceError), self._context.entered():
                 self._context.driver.cuStreamDestroy(raw)
+
+    def _entered(self) -> Entered:
+        if self.raw is None:  # which CUDA would take for the default stream
+            raise DeviceError("the stream was given back; compile the network again")
+        return self._context.entered()
 
     def _check(self, result: tuple[Any, ...]) -> Any:
         return self._context.check(result)
