@@ -103,9 +103,9 @@ def test_templates_have_shared_memory_too(device):
 
 
 def test_shared_memory_starts_as_garbage(device):
-    (out,) = run(device, "uninitialised", [np.zeros(3, np.float32)], shared=64)
+    (out,) = run(device, "uninitialised", [np.zeros(4, np.float32)], shared=64)
     assert np.isnan(out[[0, 2]]).all()
-    assert out[1] == 2
+    assert out[[1, 3]].tolist() == [2, 4]
 
 
 def test_fresh_memory_is_garbage(device):
@@ -162,3 +162,78 @@ def test_limits(device):
     with small.allocate(600), pytest.raises(DeviceError, match="has 400 B of 1 kB of memory free"):
         small.allocate(500)
     assert small.free_bytes() == 1000
+
+
+def two_streams(device, wait, pinned):
+    """Add one to numbers on two streams, one after the other, and return what comes out."""
+    add = kernel(device, "add_one")
+    first, second = device.stream(), device.stream()
+    memory, host = device.allocate(128), device.pinned(128)
+    host.array.view(np.float32)[:] = np.arange(32)
+    first.to_device(memory, host.array if pinned else host.array.copy())
+    first.launch(add, 1, 32, 0, memory)
+    if wait == "event":
+        second.wait(first.record())
+    elif wait == "stream":
+        second.wait(first.handle)
+    elif wait == "host":
+        first.synchronize()
+    second.launch(add, 1, 32, 0, memory)
+    out = device.pinned(128)
+    second.to_host(out.array, memory)
+    assert np.isnan(out.array.view(np.float32)).all() or not device.deferred  # not yet there
+    second.synchronize()
+    result = out.array.view(np.float32).copy()
+    device.close()
+    return result
+
+
+@pytest.mark.parametrize("wait", ["event", "stream", "host", "none"])
+@pytest.mark.parametrize("pinned", [True, False])
+def test_deferred_streams(wait, pinned):
+    expected = np.arange(32, dtype=np.float32) + 2
+    right = [
+        np.array_equal(
+            two_streams(EmulatedDevice(folder=build.HERE, deferred=True, seed=i), wait, pinned),
+            expected,
+        )
+        for i in range(20)
+    ]
+    assert all(right) == (wait != "none")
+    at_once = EmulatedDevice(folder=build.HERE)
+    np.testing.assert_array_equal(two_streams(at_once, wait, pinned), expected)
+
+
+@pytest.mark.parametrize("deferred", [False, True])
+def test_graphs(deferred):
+    device = EmulatedDevice(folder=build.HERE, deferred=deferred)
+    add = kernel(device, "add_one")
+    stream, other = device.stream(), device.stream()
+    memory = device.allocate(128)
+    stream.fill(memory, 0)
+    with stream.capture() as graph:
+        stream.launch(add, 1, 32, 0, memory)
+        other.wait(stream.record())  # the capture spreads
+        other.launch(add, 1, 32, 0, memory)
+        stream.wait(other.record())
+    assert device.launches == 0
+    for _ in range(3):
+        graph.launch(stream)
+    out = np.zeros(32, np.float32)
+    stream.to_host(out, memory)
+    assert (out == 6).all()
+    assert device.launches == 6
+    graph.free()
+    with pytest.raises(DeviceError, match="freed"):
+        graph.launch(stream)
+    device.close()
+
+
+def test_times():
+    device = EmulatedDevice(folder=build.HERE, deferred=True)
+    stream = device.stream()
+    first, second = stream.record(), stream.record()
+    with pytest.raises(EmulationError, match="not over"):
+        second.seconds_since(first)
+    second.synchronize()
+    assert second.seconds_since(first) > 0

@@ -24,8 +24,9 @@ _FLAGS = [
     *("-Wno-unused-function", "-Wno-unused-variable", "-Wno-unused-but-set-variable"),
 ]
 _DYNAMIC = re.compile(
-    r"extern\s+__shared__\s+(?:__align__\s*\(\w+\)\s*|alignas\s*\(\w+\)\s*)?"
-    r"((?:\w+\s+)*\w+)\s+(\w+)\s*\[\s*\]\s*;"
+    r"^(.*?)extern\s+__shared__\s+(?:__align__\s*\(\w+\)\s*|alignas\s*\(\w+\)\s*)?"
+    r"((?:\w+\s+)*\w+)\s+(\w+)\s*\[\s*\]\s*;",
+    re.MULTILINE,
 )
 _END = """
 extern "C" {
@@ -110,10 +111,17 @@ def parameters(source, name):
     return [" ".join(part.split()) for part in match[1].split(",") if part.strip()]
 
 
+def _ask(match):
+    """Replace a declaration of dynamic shared memory by asking the emulator for it."""
+    start, kind, name = match.groups()
+    ask = f"static_cast<{kind}*>(emulated_dynamic_shared())"
+    at_file_scope = start == ""  # where nothing can be asked for yet
+    return f"#define {name} ({ask})" if at_file_scope else f"{start}{kind}* const {name} = {ask};"
+
+
 def _rewritten(file):
     """Return a source with dynamic shared memory asked for; lines keep their numbers."""
-    ask = r"\1* const \2 = static_cast<\1*>(emulated_dynamic_shared());"
-    text = _DYNAMIC.sub(ask, file.read_text())
+    text = _DYNAMIC.sub(_ask, file.read_text())
     return f'#line 1 "{file}"\n{text}'
 
 

@@ -193,7 +193,7 @@ class Event:
 
 class Graph:
     def __init__(self):
-        self.work, self.ready = [], False
+        self.work, self.ready, self.capturing = [], False, True
 
     def launch(self, stream):
         if not self.ready:
@@ -306,7 +306,7 @@ class Stream(Block):
             if not foreign:
                 return
             event = foreign[0].record()
-        if event.graph is not None and event.graph is not self.graph:
+        if event.graph is not None and event.graph.capturing:
             self.graph = event.graph  # as a capture spreads to streams that wait for it
         if not self.graph:
             self.queue.append((event, lambda: None))
@@ -326,6 +326,7 @@ class Stream(Block):
             yield graph
             graph.ready = True
         finally:
+            graph.capturing = False
             for stream in self.device.streams:
                 if stream.graph is graph:
                     stream.graph = None

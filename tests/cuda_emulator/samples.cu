@@ -1,6 +1,8 @@
 // Small kernels that test the emulator itself; WIDTH is a macro given at compile time.
 #include "samples.cuh"
 
+extern __shared__ float of_the_file[];
+
 extern "C" __global__ void __launch_bounds__(256)
 block_sums(const float* values, float* sums, long long count) {
     __shared__ float partial[256];
@@ -101,6 +103,8 @@ extern "C" __global__ void uninitialised(float* out) {
     out[0] = tile[0];
     out[1] = tile[1];
     out[2] = more[0];
+    of_the_file[3] = 4.0f;
+    out[3] = more[3];
 }
 
 extern "C" __global__ void wrong_mask(int* out) {
@@ -114,3 +118,5 @@ extern "C" __global__ void spins_for_ever(volatile int* flag) {
 extern "C" __global__ void narrow(float* out, int count) { out[0] = (float)count; }
 
 extern "C" __global__ void templated(float* out) { out[threadIdx.x] = reversed<float>(threadIdx.x); }
+
+extern "C" __global__ void add_one(float* values) { values[threadIdx.x] += 1.0f; }
