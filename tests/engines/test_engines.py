@@ -378,5 +378,5 @@ def test_exact_names_only_what_happened(device):
 
 
 def test_unknown_device(device):
-    with pytest.raises(OptionsError, match="'tpu'; allowed: 'cpu'"):
+    with pytest.raises(OptionsError, match="'tpu'; allowed: 'cpu', 'cuda'"):
         teraedge.compile(NETWORKS["rectangular"], "tpu")

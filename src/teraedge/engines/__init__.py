@@ -1,11 +1,15 @@
 """Engines: what runs a plan on a device."""
 
+import re
+
 from teraedge.engines.engine import Engine
 from teraedge.errors import ModelError, OptionsError
 from teraedge.network import Network
 from teraedge.options import Options
 
 __all__ = ["Engine", "compile"]
+
+_DEVICES = re.compile(r"cpu|cuda(:(0|[1-9]\d*))?")
 
 
 def compile(  # noqa: A001 (the field's verb)
@@ -17,8 +21,8 @@ def compile(  # noqa: A001 (the field's verb)
     ----------
     network : Network
         Its layers are read one at a time.
-    device : {"cpu"}
-        Where to run.
+    device : str, default "cpu"
+        Where to run: "cpu", "cuda" (the first GPU) or "cuda:1" (the second), and so on.
     options : Options, optional
         By default ``Options()``: everything that is exact is on.
 
@@ -30,6 +34,10 @@ def compile(  # noqa: A001 (the field's verb)
     ------
     OptionsError
         If the device or the options are not known.
+    DeviceError
+        If there is no such GPU.
+    DependencyError
+        If a GPU is asked for and ``teraedge[cuda13]`` is not installed.
     ModelError
         If a layer cannot be represented in the precision asked for.
 
@@ -44,8 +52,8 @@ def compile(  # noqa: A001 (the field's verb)
     >>> result.live
     array([0])
     """
-    if device != "cpu":
-        raise OptionsError(f"device is {device!r}; allowed: 'cpu'")
+    if not isinstance(device, str) or not _DEVICES.fullmatch(device):
+        raise OptionsError(f"device is {device!r}; allowed: 'cpu', 'cuda', 'cuda:1', ...")
     if not isinstance(network, Network):
         raise ModelError(
             f"the network is a {type(network).__name__}; give a teraedge.Network, for example "
@@ -55,6 +63,11 @@ def compile(  # noqa: A001 (the field's verb)
         raise OptionsError(
             f"options are a {type(options).__name__}; give teraedge.Options(...) or None"
         )
-    from teraedge.engines.cpu import CpuEngine
+    options = Options() if options is None else options
+    if device == "cpu":
+        from teraedge.engines.cpu import CpuEngine
 
-    return CpuEngine(network, Options() if options is None else options)
+        return CpuEngine(network, options)
+    from teraedge.engines.cuda.engine import CudaEngine
+
+    return CudaEngine(network, options, device)
