@@ -180,13 +180,13 @@ class CudaEngine(Engine):
         if self._chunk is not None:
             if self._graph is None:
                 with self._stream.capture() as graph:
-                    self._launch(self._chunk)
+                    self._launch(self._chunk, state)
                 self._graph = graph
                 self._ran = []
             self._graph.launch(self._stream)
             self._ran += self._chunk.segments
         if self._feeder.streams:
-            self._feeder.run(self._stream, self._launch)
+            self._feeder.run(self._stream, lambda chunk: self._launch(chunk, state))
         counters = state.counters(self._stream)
         del kept
         if counters.invalid[0]:
@@ -195,12 +195,11 @@ class CudaEngine(Engine):
             )
         return counters
 
-    def _launch(self, chunk: Chunk) -> None:
+    def _launch(self, chunk: Chunk, state: RunState) -> None:
         """Queue the segments of a chunk, after those of the chunks before."""
-        assert self._state is not None
         for segment in chunk.segments:
             address = layer_address(chunk.table, segment.first - chunk.first)
-            self._launcher.launch(self._stream, segment, address, self._state, len(self._ran))
+            self._launcher.launch(self._stream, segment, address, state, len(self._ran))
             self._ran.append(segment)
 
     def _trace(self, batches: list[Counters]) -> list[LayerTrace]:

@@ -116,7 +116,7 @@ class Feeder:
             for packed in self._chunks(copied):
                 if not _hand_over(made, packed, stop):
                     return
-        except BaseException as error:  # noqa: BLE001 (raised again by `run`)
+        except BaseException as error:
             last = error
         _hand_over(made, last, stop)
 
