@@ -18,7 +18,17 @@ from teraedge.engines.cuda.stream import Event, Graph, Kernel, Stream
 from teraedge.engines.cuda.views import View, view
 from teraedge.errors import DeviceError, OptionsError
 
-__all__ = ["Device", "Event", "Graph", "Kernel", "Memory", "Pinned", "Stream", "View", "open_device"]
+__all__ = [
+    "Device",
+    "Event",
+    "Graph",
+    "Kernel",
+    "Memory",
+    "Pinned",
+    "Stream",
+    "View",
+    "open_device",
+]
 
 _Made = TypeVar("_Made", Memory, Pinned, Stream)
 _NAME = re.compile(r"cuda(?::(0|[1-9]\d*))?")
