@@ -207,11 +207,11 @@ def order_group(panels, starts, indices, size, steps):
 
 @jit(_ints(_ints, _ints, _ints, _i64, _ints))
 def order_edges(lanes, starts, indices, size, steps):
-    """Order the edges of all slices.
+    """Order the edges of all panels.
 
     Parameters
     ----------
-    lanes : ndarray of int64, shape (slices * 32,)
+    lanes : ndarray of int64, shape (a multiple of 8,)
         The panel of each lane, -1 for none. Lanes k, k + 8 / size, k + 16 / size, ... of every
         eight are a group.
     starts, indices : ndarray of int64
@@ -223,10 +223,10 @@ def order_edges(lanes, starts, indices, size, steps):
 
     Returns
     -------
-    ndarray of int64, shape (slices,)
-        Steps of each slice.
+    ndarray of int64, shape (lanes / 8,)
+        Steps of each eight lanes.
     """
-    lengths = np.zeros(len(lanes) // 32, np.int64)
+    lengths = np.zeros(len(lanes) // 8, np.int64)
     stride = 8 // size
     group = np.empty(size, np.int64)
     for octet in range(0, len(lanes), 8):
@@ -234,19 +234,18 @@ def order_edges(lanes, starts, indices, size, steps):
             for k in range(size):
                 group[k] = lanes[octet + first + k * stride]
             length = order_group(group, starts, indices, size, steps)
-            lengths[octet // 32] = max(lengths[octet // 32], length)
+            lengths[octet // 8] = max(lengths[octet // 8], length)
     return lengths
 
 
-@jit(types.void(_tables, _ints, _i64, _i64))
-def fill_gaps(table, lengths, size, zero_row):
+@jit(types.void(_tables, _i64, _i64))
+def fill_gaps(table, size, zero_row):
     """Let lanes without an edge at a step read a row of zeros in a bank that is free.
 
     Parameters
     ----------
-    table : ndarray of int64, shape (steps of all slices, 32)
+    table : ndarray of int64, shape (steps of all slices, lanes)
         Rows read; -1 where there is none.
-    lengths : ndarray of int64, shape (slices,)
     size : int
         Lanes of a group.
     zero_row : int
@@ -255,7 +254,7 @@ def fill_gaps(table, lengths, size, zero_row):
     stride = 8 // size
     busy = np.zeros(8, np.int64)
     for step in range(len(table)):
-        for octet in range(0, 32, 8):
+        for octet in range(0, table.shape[1], 8):
             for first in range(stride):
                 busy[:] = 0
                 for k in range(size):

@@ -4,9 +4,10 @@ A layer that fits runs in the *resident* kernel, which keeps a tile of 4 to 32 s
 neurons in shared memory; a wider one in the *wide* kernel, which gathers rows from L2.
 
 Both work on panels (`plan.panels`): neurons that read the same inputs. The resident kernel reads
-slices of 32 panels, one a lane, in sliced ELL (Monakov et al., 2010): the k-th edges of the 32 lie
-side by side. Panels are sorted by length, so that little is padded, and their edges are ordered
-for the banks of shared memory (`plan.banks`). The wide kernel reads one panel a warp.
+slices of 32 tall panels, one a lane, or of 32 single neurons for each 32 sums that a lane can keep,
+in sliced ELL (Monakov et al., 2010): the k-th edges of all lie side by side. Panels are sorted by
+length, so that little is padded, and their edges are ordered for the banks of shared memory
+(`plan.banks`). The wide kernel reads one panel a warp.
 """
 
 from dataclasses import dataclass, field
@@ -54,12 +55,13 @@ class DevicePanels:
         Where each slice or panel begins, and its length: in pairs of edges (resident) or in edges
         (wide).
     indices : ndarray of uint16 or uint32
-        Resident: (pairs, 32, 2), in 16-byte chunks of shared memory. Wide: (edges,), neurons.
+        Resident: two a word, in 16-byte chunks of shared memory, as `_words` orders them. Wide:
+        (edges,), neurons.
     weights : ndarray of float32, or empty
-        Resident: (pairs, 32, 2) for single neurons, (pairs, 2, 32, height) for tall panels. Wide:
-        (edges, height). Empty where all weights of the layer are equal.
+        Resident: as `_words` orders them. Wide: (edges, height). Empty where all weights of the
+        layer are equal.
     targets : ndarray of `TARGET`
-        The neurons, -1 where there is none, and their biases. Resident: (count * 32, height).
+        The neurons, -1 where there is none, and their biases. Resident: (count * lanes, height).
         Wide: (count, height).
     slots : int
         Edges that run, padding included.
@@ -153,13 +155,19 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     return _wide(panel_layer(layer, WIDE_HEIGHT, TALL_EDGE))
 
 
+def _totals(samples: int) -> int:
+    """Return how many sums a lane of the resident kernel keeps for a task."""
+    return 16 if samples < 8 else 32
+
+
 def _shared(layer: PanelLayer, samples: int) -> int:
     """Return the shared memory of a resident tile: its rows, and the results put aside."""
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
-    tall, single = (-(-(len(part.starts) - 1) // LANES) for part in (layer.tall, layer.single))
-    totals = 16 if samples < 8 else 32  # values a lane has of a task, and neurons they are of
+    totals = _totals(samples)
     lists = totals // samples
-    tasks = tall * max(samples // 8, 1) + -(-single // lists)
+    tall, single = len(layer.tall.starts) - 1, len(layer.single.starts) - 1
+    tasks = -(-tall // LANES) * max(samples // 8, 1) + -(-single // (LANES * lists))
+    # Of a task, the values of each lane, and the neurons they are of.
     return rows * samples * 4 + max(0, tasks - WARPS) * (totals + max(4, lists)) * LANES * 4
 
 
@@ -179,62 +187,83 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
 
 
 def _slices(panels: Panels, layer: PanelLayer, samples: int) -> DevicePanels:
-    """Lay panels out in slices of 32."""
+    """Lay panels out in slices; a slice has `width` panels, some for each lane."""
     chunks = samples // 4
     size = 8 // chunks
+    width = LANES * (_totals(samples) // samples if panels.height == 1 else 1)
     starts, indices = panels.starts, panels.indices.astype(np.int64)
-    lanes = _lanes(starts, indices, size)
+    lanes = _lanes(starts, indices, size, width)
     counts = np.diff(starts)
     if size == 1:
         steps = np.arange(len(indices)) - np.repeat(starts[:-1], counts)
-        longest = np.where(lanes >= 0, counts[lanes], 0) if len(counts) else lanes
-        lengths = longest.reshape(-1, LANES).max(axis=1)
+        lengths = np.append(counts, 0)[lanes]
     else:
         steps = np.empty(len(indices), np.int64)
         lengths = banks.order_edges(lanes, starts, indices, size, steps)
+    lengths = lengths.reshape(len(lanes) // width, width if size == 1 else width // 8).max(axis=1)
     lengths += lengths & 1
     first = np.cumsum(lengths) - lengths
-    table = np.full((int(lengths.sum()), LANES), -1, np.int64)
+    table = np.full((int(lengths.sum()), width), -1, np.int64)
     # Where each edge goes: the lane of its panel, and the step that it was given.
     place = np.empty(len(counts), np.int64)
     filled = np.flatnonzero(lanes >= 0)
     place[lanes[filled]] = filled
     slot = np.repeat(place, counts)
-    rows, columns = first[slot // LANES] + steps, slot % LANES
+    rows, columns = first[slot // width] + steps, slot % width
     table[rows, columns] = indices
-    zero_row = layer.n_in
     if size == 1:
-        table[table < 0] = zero_row
+        table[table < 0] = layer.n_in  # the first row of zeros
     else:
-        banks.fill_gaps(table, lengths, size, zero_row)
+        banks.fill_gaps(table, size, layer.n_in)
     weights = np.empty(0, np.float32)
     if layer.value is None:
         values = np.zeros((*table.shape, panels.height), np.float32)
         values[rows, columns] = panels.weights.reshape(-1, panels.height)
-        if panels.height == 1:
-            values = values.reshape(-1, 2, LANES).transpose(0, 2, 1)
-        weights = np.ascontiguousarray(values).ravel()
+        weights = _words(values.reshape(-1, 2, width // LANES, LANES, panels.height))
+    pairs = (table * chunks).astype(np.uint16).reshape(-1, 2, width // LANES, LANES)
+    words = np.ascontiguousarray(pairs.transpose(0, 2, 3, 1)).view(np.uint32)
     targets = np.zeros((len(lanes), panels.height), TARGET)
     targets["output"] = -1
     targets[filled] = _targets(panels, layer)[lanes[filled]]
-    pairs = (table * chunks).astype(np.uint16).reshape(-1, 2, LANES).transpose(0, 2, 1)
     return DevicePanels(
         height=panels.height,
         lists=_list_table(first // 2, lengths // 2),
-        indices=np.ascontiguousarray(pairs),
+        indices=_words(words[:, None]).view(np.uint16),
         weights=weights,
         targets=targets,
         slots=table.size * panels.height,
     )
 
 
-def _lanes(starts: NDArray[np.int64], indices: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+def _words(values: NDArray[Any]) -> NDArray[Any]:
+    """Order what lanes read so that every load of a warp is one piece.
+
+    Parameters
+    ----------
+    values : ndarray, shape (pairs, edges, panels of a lane, 32, height)
+
+    Returns
+    -------
+    ndarray
+        In the order (pairs, panels, words / v, 32, v) with the words (edge, height) of a lane's
+        panel, v of them a load, at most 4.
+    """
+    pairs, edges, panels, _, height = values.shape
+    words = edges * height
+    v = min(4, words)
+    loads = values.transpose(0, 2, 1, 4, 3).reshape(pairs, panels, words // v, v, LANES)
+    return np.ascontiguousarray(loads.transpose(0, 1, 2, 4, 3)).ravel()
+
+
+def _lanes(
+    starts: NDArray[np.int64], indices: NDArray[np.int64], size: int, width: int
+) -> NDArray[np.int64]:
     """Return the panel of each lane of all slices, -1 for none."""
     panels = len(starts) - 1
     order = np.argsort(-np.diff(starts), kind="stable")
     if size > 1:
         order = banks.balanced_groups(order, starts, indices, size)
-    lanes = np.full(-(-panels // LANES) * LANES, -1, np.int64)
+    lanes = np.full(-(-panels // width) * width, -1, np.int64)
     lanes[:panels] = order
     # The k-th group of eight lanes is lanes k, k + 8 / size, ...
     by_group = lanes.reshape(-1, 8 // size, size)

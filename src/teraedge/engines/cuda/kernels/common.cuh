@@ -32,7 +32,7 @@ struct Target {
 
 // Panels of one height: neurons of a panel read the same inputs.
 struct Panels {
-    i64 count;             // slices of 32 panels (resident kernel), or panels (wide kernel)
+    i64 count;             // slices (resident kernel), or panels (wide kernel)
     const List *lists;     // device, count
     const void *indices;   // device: the inputs, 2 or 4 bytes each
     const float *weights;  // device, `height` an edge; absent where all weights of the layer are equal

@@ -18,50 +18,43 @@ constexpr int WARPS = THREADS / 32;
 constexpr int CHUNKS = SAMPLES / 4;
 constexpr int TALL = 4;
 constexpr int TOTALS = SAMPLES < 8 ? 16 : 32; // sums a lane keeps for a task
-constexpr int LISTS = TOTALS / SAMPLES; // slices of single neurons in a task
+constexpr int LISTS = TOTALS / SAMPLES; // single neurons of a lane in a task
 constexpr int OUTPUTS = LISTS > TALL ? LISTS : TALL; // neurons of a lane in a task
 constexpr int TALL_CHUNKS = CHUNKS < 2 ? 1 : 2;
 constexpr int TALL_SPLITS = CHUNKS / TALL_CHUNKS; // tasks a slice of tall panels makes
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int TALL_AHEAD = 1; // two multiply-adds an instruction there want more registers
+#else
+constexpr int TALL_AHEAD = 2; // pairs of edges of a tall panel on their way
+#endif
 constexpr int ZERO_ROWS = 8;                      // rows of zeros behind the last neuron: padding
 static_assert(SAMPLES % 4 == 0 && TOTALS % SAMPLES == 0, "a row is whole chunks, a task whole rows");
 
 extern __shared__ float4 tile[]; // [n + ZERO_ROWS][CHUNKS], then aside [task][(TOTALS + OUTPUTS) / 4][32]
 
-// What a lane needs for a pair of edges: two indices in one word, and a weight a neuron for each.
+// What a lane needs for a pair of edges of a panel: two indices in a word, and the weights. In memory,
+// weights lie as [pair][2 HEIGHT / v][32 lanes][v], v of them a load.
 template <int HEIGHT> struct Pair {
     unsigned indices;
-    float w[2][HEIGHT];
-};
+    float weights[2][HEIGHT]; // [edge][neuron]
 
-// Where the lane's next pairs of edges are.
-template <int HEIGHT> struct Source {
-    const unsigned *indices;
-    const float *weights;
-
-    __device__ __forceinline__ Source(const Panels &panels, i64 pair, int lane)
-        : indices(static_cast<const unsigned *>(panels.indices) + pair * 32 + lane),
-          weights(panels.weights + pair * 64 * HEIGHT + lane * (HEIGHT == 1 ? 2 : HEIGHT)) {}
-
-    template <bool EQUAL> __device__ __forceinline__ void load(int pair, Pair<HEIGHT> &into) const {
-        into.indices = __ldg(indices + pair * 32);
+    template <bool EQUAL>
+    __device__ __forceinline__ void load(const unsigned *all_indices, const float *all_weights, int pair) {
+        indices = __ldg(all_indices + pair * 32);
         if (EQUAL)
             return;
+        all_weights += pair * 64 * HEIGHT;
         if constexpr (HEIGHT == 1) {
-            const float2 both = __ldg(reinterpret_cast<const float2 *>(weights + pair * 64));
-            into.w[0][0] = both.x, into.w[1][0] = both.y;
+            const float2 both = __ldg(reinterpret_cast<const float2 *>(all_weights));
+            weights[0][0] = both.x, weights[1][0] = both.y;
         } else {
 #pragma unroll
             for (int edge = 0; edge < 2; edge++) {
-                const float4 all = __ldg(reinterpret_cast<const float4 *>(weights + (pair * 2 + edge) * 32 * HEIGHT));
-                into.w[edge][0] = all.x, into.w[edge][1] = all.y, into.w[edge][2] = all.z, into.w[edge][3] = all.w;
+                const float4 four = __ldg(reinterpret_cast<const float4 *>(all_weights) + edge * 32);
+                weights[edge][0] = four.x, weights[edge][1] = four.y;
+                weights[edge][2] = four.z, weights[edge][3] = four.w;
             }
         }
-    }
-
-    template <bool EQUAL> __device__ __forceinline__ void advance(int pairs) {
-        indices += pairs * 32;
-        if (!EQUAL)
-            weights += pairs * 64 * HEIGHT;
     }
 };
 
@@ -84,47 +77,47 @@ __device__ __forceinline__ void add_edge(unsigned row, float value, const float 
     }
 }
 
-// Sum the inputs of the lane's panel of a slice: CHUNK_COUNT chunks from `first` on, each xor-ed with
-// the lane's own.
-template <int HEIGHT, int CHUNK_COUNT, bool EQUAL>
+// Sum the inputs of a lane's PANELS panels of a slice, taking a pair of edges of each in turn:
+// CHUNK_COUNT chunks from `first` on, each xor-ed with the lane's own. The next AHEAD pairs are on
+// their way while one is summed; the less that takes, the more there must be.
+template <int PANELS, int HEIGHT, int CHUNK_COUNT, bool EQUAL>
 __device__ __forceinline__ void gather(const Panels &panels, int slice, int lane, int first, float value,
                                        float *totals) {
-    // Pairs of edges whose indices and weights are under way while those before are summed: the less
-    // each reads from shared memory, the more must be in flight to hide the way to L2.
-    constexpr int WORK = HEIGHT * CHUNK_COUNT;
-    constexpr int AHEAD = WORK >= 8 ? 1 : WORK >= 4 ? 2 : WORK >= 2 ? 4 : 4;
-    Source<HEIGHT> source(panels, panels.lists[slice].begin, lane);
-    const int pairs = panels.lists[slice].length;
+    constexpr int AHEAD = HEIGHT > 1 ? TALL_AHEAD : CHUNK_COUNT > 1 ? 4 : 8;
+    static_assert(AHEAD % PANELS == 0 || PANELS == 1, "each place is of one panel");
+    const List list = panels.lists[slice];
+    const unsigned *indices = static_cast<const unsigned *>(panels.indices) + list.begin * (32 * PANELS) + lane;
+    const float *weights =
+        panels.weights + list.begin * (64 * HEIGHT * PANELS) + lane * (HEIGHT == 1 ? 2 : HEIGHT);
     const unsigned swizzle = (lane & (CHUNKS - 1)) ^ first;
-    Pair<HEIGHT> now[AHEAD], next[AHEAD];
+    Pair<HEIGHT> pairs[AHEAD];
+    int left = list.length * PANELS;
 #pragma unroll
     for (int k = 0; k < AHEAD; k++)
-        if (k < pairs)
-            source.template load<EQUAL>(k, now[k]);
+        if (k < left)
+            pairs[k].template load<EQUAL>(indices, weights, k);
 #pragma unroll 1
-    for (int left = pairs; left > 0; left -= AHEAD) {
-        source.template advance<EQUAL>(AHEAD);
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++)
-            if (AHEAD + k < left)
-                source.template load<EQUAL>(k, next[k]);
+    for (; left > 0; left -= AHEAD) {
 #pragma unroll
         for (int k = 0; k < AHEAD; k++)
             if (k < left) {
-                const unsigned two = now[k].indices;
-                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((two & 0xffff) ^ swizzle, value, now[k].w[0], totals);
-                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((two >> 16) ^ swizzle, value, now[k].w[1], totals);
+                float *sums = totals + k % PANELS * HEIGHT * CHUNK_COUNT * 4;
+                const unsigned both = pairs[k].indices;
+                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((both & 0xffff) ^ swizzle, value, pairs[k].weights[0], sums);
+                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((both >> 16) ^ swizzle, value, pairs[k].weights[1], sums);
+                if (AHEAD + k < left)
+                    pairs[k].template load<EQUAL>(indices, weights, AHEAD + k);
             }
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++)
-            now[k] = next[k];
+        indices += AHEAD * 32;
+        if (!EQUAL)
+            weights += AHEAD * 64 * HEIGHT;
     }
 }
 
 __device__ __forceinline__ int tall_tasks(const Layer &layer) { return static_cast<int>(layer.tall.count) * TALL_SPLITS; }
 
 __device__ __forceinline__ int task_count(const Layer &layer) {
-    return tall_tasks(layer) + (static_cast<int>(layer.single.count) + LISTS - 1) / LISTS;
+    return tall_tasks(layer) + static_cast<int>(layer.single.count);
 }
 
 // The task of a warp in a round. Slices are sorted by length, so every other round goes backwards.
@@ -168,7 +161,7 @@ __device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int l
         const int slice = task / TALL_SPLITS;
         const Target *targets = layer.tall.targets + (slice * 32 + lane) * TALL;
         touch(targets);
-        gather<TALL, TALL_CHUNKS, EQUAL>(layer.tall, slice, lane, first, layer.value, totals);
+        gather<1, TALL, TALL_CHUNKS, EQUAL>(layer.tall, slice, lane, first, layer.value, totals);
 #pragma unroll
         for (int h = 0; h < TALL; h++) {
             outputs[h] = targets[h].output;
@@ -179,18 +172,19 @@ __device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int l
         }
         return live;
     }
+    const int slice = task - talls;
+    const Target *targets = layer.single.targets + slice * LISTS * 32 + lane;
+#pragma unroll
+    for (int list = 0; list < LISTS; list++)
+        touch(targets + list * 32);
+    gather<LISTS, 1, CHUNKS, EQUAL>(layer.single, slice, lane, 0, layer.value, totals);
 #pragma unroll
     for (int list = 0; list < LISTS; list++) {
-        const int slice = (task - talls) * LISTS + list;
-        if (slice < layer.single.count) {
-            const Target *target = layer.single.targets + slice * 32 + lane;
-            touch(target);
-            gather<1, CHUNKS, EQUAL>(layer.single, slice, lane, 0, layer.value, totals + list * SAMPLES);
-            outputs[list] = target->output;
-            const unsigned some =
-                finish<CHUNKS>(layer, target->bias, lane & (CHUNKS - 1), layer.droppable, totals + list * SAMPLES);
-            live |= outputs[list] >= 0 ? some : 0;
-        }
+        const Target target = targets[list * 32];
+        outputs[list] = target.output;
+        const unsigned some =
+            finish<CHUNKS>(layer, target.bias, lane & (CHUNKS - 1), layer.droppable, totals + list * SAMPLES);
+        live |= outputs[list] >= 0 ? some : 0;
     }
     return live;
 }
@@ -248,13 +242,13 @@ __device__ __forceinline__ void touch_first(const Layer &layer, int warp, int la
     const int talls = tall_tasks(layer);
     const bool tall = warp < talls;
     const Panels &panels = tall ? layer.tall : layer.single;
-    const int slice = tall ? warp / TALL_SPLITS : (warp - talls) * LISTS;
+    const int slice = tall ? warp / TALL_SPLITS : warp - talls;
     if (slice >= panels.count)
         return;
-    const i64 pair = panels.lists[slice].begin + lane / 8; // 8 lanes of 16 bytes are a row of indices
-    touch(static_cast<const unsigned *>(panels.indices) + pair * 32);
+    const i64 pair = panels.lists[slice].begin * (tall ? 1 : LISTS);
+    touch(static_cast<const unsigned *>(panels.indices) + pair * 32 + lane * 8); // lines of two pairs or more
     if (!layer.equal)
-        touch(panels.weights + pair * 2 * 32 * (tall ? TALL : 1) + lane % 8 * 32);
+        touch(panels.weights + pair * 2 * 32 * (tall ? TALL : 1) + lane * 16);
 }
 
 // Take the tile through one layer; ors into `live` the samples with a nonzero output. `following` is
@@ -382,9 +376,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         load_tile(state.rows[from], slot, layers[0].n_in);
         wait_for_copies();
         __syncthreads();
-        i64 done = 0;
         u64 begin = nanoseconds();
-        for (; done < count && running; done++) {
+#pragma unroll 1
+        for (int done = 0; done < static_cast<int>(count) && running; done++) {
             const Layer &layer = loaded[done % 2];
             const Layer *following = done + 1 < count ? loaded + (done + 1) % 2 : nullptr;
             if (following)
