@@ -27,7 +27,8 @@ double now() {
 int launch(void* f, const unsigned* g, const unsigned* b, unsigned s, void* stream, void** values) {
     if (contexts.empty()) return 201;
     Launch l{static_cast<char*>(f), {g[0], g[1], g[2]}, {b[0], b[1], b[2]}, s, stream, {0, 0, 0}};
-    for (int i = 0; i < 3; ++i) std::memcpy(&l.arguments[i], values[i], 8);
+    const char* count = getenv("FAKE_ARGUMENTS");
+    for (int i = 0; i < (count ? atoi(count) : 3); ++i) std::memcpy(&l.arguments[i], values[i], 8);
     launches.push_back(l);
     return OK;
 }

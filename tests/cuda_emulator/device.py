@@ -163,6 +163,7 @@ class Kernel:
             self.function = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
         except AttributeError:
             raise DeviceError(f"{source.name} has no kernel {name!r}") from None
+        self.static_bytes = build.static_bytes(library._name, name)
         self.parameters = build.parameters(source, name)
         wide = ("*", "long long", "int64_t", "uint64_t", "size_t")
         for parameter in self.parameters or ():
@@ -170,7 +171,7 @@ class Kernel:
                 raise EmulationError(f"{name}: parameter {parameter!r} is not 64 bits wide")
 
     def occupancy(self, block, shared):
-        per_block = shared + self.library.emulated_static_bytes() + 1024
+        per_block = shared + self.static_bytes + 1024
         return min(2048 // block, 32, 228 * 1024 // per_block)
 
 
@@ -219,7 +220,7 @@ class Stream(Block):
         grid = (*grid, 1, 1)[:3]
         if min(grid) < 1 or not 1 <= block <= 1024 or max(grid[1:]) > 65535:
             raise DeviceError(f"{kernel.name}: a launch of {grid} blocks of {block} threads")
-        statics = kernel.library.emulated_static_bytes()
+        statics = kernel.static_bytes
         if shared + statics > device.shared_bytes or statics > 48 * 1024:
             raise DeviceError(f"{kernel.name}: {shared} + {statics} bytes of shared memory")
         if kernel.parameters is not None and len(kernel.parameters) != len(arguments):
@@ -237,7 +238,7 @@ class Stream(Block):
                 _LAUNCH(block, 1, 1),
                 shared,
                 kernel.library.emulated_statics(),
-                statics,
+                kernel.library.emulated_static_bytes(),
                 device.random.getrandbits(63),
                 len(values),
                 packed,
