@@ -1,6 +1,6 @@
 """Result: what a run gives back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -9,6 +9,9 @@ from numpy.typing import DTypeLike, NDArray
 
 Block = tuple[NDArray[np.int64], NDArray[Any]]
 """Sample ids, and a row a sample."""
+
+LazyBlock = tuple[NDArray[np.int64], NDArray[Any] | Callable[[], NDArray[Any]]]
+"""The same, where the rows may be fetched when they are first asked for."""
 
 
 class LayerTrace(NamedTuple):
@@ -40,7 +43,8 @@ class Result:
     shape : (int, int)
         (samples, n_out) of the whole answer.
     blocks : sequence of (ids, rows)
-        0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order.
+        0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order; or a
+        function that returns the rows, called when they are first asked for.
     trace : sequence of LayerTrace
         One a layer.
     seconds : float
@@ -51,27 +55,29 @@ class Result:
         What the run did to be faster without changing the answer, by name ("prune", ...).
     same_as : ndarray of int64, shape (samples,), optional
         For each sample the id of the one whose row is also its own; of itself where it ran.
+    live : ndarray of int64, optional
+        The ids with a nonzero last row, ascending, where they are known without the rows.
     """
 
     def __init__(
         self,
         shape: tuple[int, int],
-        blocks: Sequence[Block],
+        blocks: Sequence[LazyBlock],
         trace: Sequence[LayerTrace],
         *,
         seconds: float,
         nominal_edges: int,
         exact: Sequence[str] = (),
         same_as: NDArray[np.int64] | None = None,
+        live: NDArray[np.int64] | None = None,
     ) -> None:
         self.shape = shape
         self.trace = tuple(trace)
         self.seconds = seconds
         self.nominal_edges = nominal_edges
         self.exact = tuple(exact)
-        self._blocks = [block for block in blocks if len(block[0])]
-        if same_as is not None:
-            self._blocks = _with_equals(self._blocks, same_as)
+        self._lazy_blocks: Sequence[LazyBlock] | None = blocks
+        self._same_as, self._live = same_as, live
 
     @property
     def samples(self) -> int:
@@ -84,6 +90,13 @@ class Result:
         return sum(layer.edges for layer in self.trace)
 
     @cached_property
+    def _blocks(self) -> list[Block]:
+        """The rows there are, fetched."""
+        lazy, self._lazy_blocks = self._lazy_blocks or (), None  # fetched once, then given back
+        blocks = [(ids, rows() if callable(rows) else rows) for ids, rows in lazy if len(ids)]
+        return blocks if self._same_as is None else _with_equals(blocks, self._same_as)
+
+    @cached_property
     def _live_rows(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
         """Ids with a nonzero last row, sorted, and the positions of those rows in each block."""
         kept = [np.flatnonzero(rows.any(axis=1)) for _, rows in self._blocks]
@@ -94,7 +107,7 @@ class Result:
     @property
     def live(self) -> NDArray[np.int64]:
         """0-based ids of the samples whose last row is nonzero, ascending, shape (live,)."""
-        return self._live_rows[0]
+        return self._live_rows[0] if self._live is None else self._live
 
     @cached_property
     def live_outputs(self) -> NDArray[Any]:

@@ -70,6 +70,9 @@ class EmulatedDevice:
     def free_bytes(self):
         return self.memory_bytes - self.used
 
+    def view(self, array, stream):
+        return None  # nothing lies on it but what the engine put there
+
     def allocate(self, nbytes):
         if nbytes > self.free_bytes():
             raise out_of_memory(self.name, nbytes, self.free_bytes(), self.memory_bytes)
@@ -165,7 +168,7 @@ class Kernel:
             raise DeviceError(f"{source.name} has no kernel {name!r}") from None
         self.static_bytes = build.static_bytes(library._name, name)
         self.parameters = build.parameters(source, name)
-        wide = ("*", "long long", "int64_t", "uint64_t", "size_t")
+        wide = ("*", "i64", "u64", "long long", "int64_t", "uint64_t", "size_t")
         for parameter in self.parameters or ():
             if not any(word in parameter for word in wide):
                 raise EmulationError(f"{name}: parameter {parameter!r} is not 64 bits wide")

@@ -81,6 +81,10 @@ class Plan(Generic[L]):
         through every layer from there on, so that its sample is dead: f(b) = 0 in all of them.
     saved : Counter
         Edges a sample need no longer execute, by pass.
+    streamed_bytes : int
+        Bytes of all layers that do not stay.
+    room : int
+        Bytes that `streamed` yields together, at most.
     """
 
     def __init__(
@@ -109,7 +113,7 @@ class Plan(Generic[L]):
     def _read(self) -> list[bool]:
         """Lay the network out; returns for each layer that runs whether zero rows stay zero."""
         quiet: list[bool] = []
-        held, cut_layers = 0, 0
+        held = cut_layers = largest = 0
         rewriter = Rewriter(self._passes, self._cut[1])
         for index, (layer, following) in enumerate(_windows(self._network)):
             if held <= self._budget * 3 // 4:
@@ -117,6 +121,7 @@ class Plan(Generic[L]):
                 self._cut, cut_layers = (index, rewriter.inputs), len(self.origin)
             for part in self._lay_out(rewriter, layer, following, index):
                 held += part.nbytes
+                largest = max(largest, part.nbytes)
                 if held <= self._budget:
                     self.resident.append(part)
                 quiet.append(_keeps_zero(part))
@@ -126,6 +131,8 @@ class Plan(Generic[L]):
             self.n_out = layer.n_out
         if held > self._budget:
             del self.resident[cut_layers:]
+        self.streamed_bytes = held - _nbytes(self.resident)
+        self.room = max(self._budget - _nbytes(self.resident), largest)
         self.saved = +rewriter.saved  # without zeros
         return quiet
 
@@ -136,11 +143,10 @@ class Plan(Generic[L]):
             return
         start, inputs = self._cut
         rewriter = Rewriter(self._passes, inputs)
-        room = self._budget - _nbytes(self.resident)
         segment: list[L] = []
         for index, (layer, following) in enumerate(_windows(self._network[start:]), start):
             for part in self._lay_out(rewriter, layer, following, index):
-                if segment and _nbytes(segment) + part.nbytes > room:
+                if segment and _nbytes(segment) + part.nbytes > self.room:
                     yield first, segment
                     first, segment = first + len(segment), []
                 segment.append(part)

@@ -15,9 +15,10 @@ from teraedge.engines.cuda import nvrtc
 from teraedge.engines.cuda.bindings import Context, describe, libraries
 from teraedge.engines.cuda.memory import Memory, Pinned
 from teraedge.engines.cuda.stream import Event, Graph, Kernel, Stream
+from teraedge.engines.cuda.views import View, view
 from teraedge.errors import DeviceError, OptionsError
 
-__all__ = ["Device", "Event", "Graph", "Kernel", "Memory", "Pinned", "Stream", "open_device"]
+__all__ = ["Device", "Event", "Graph", "Kernel", "Memory", "Pinned", "Stream", "View", "open_device"]
 
 _Made = TypeVar("_Made", Memory, Pinned, Stream)
 _NAME = re.compile(r"cuda(?::(0|[1-9]\d*))?")
@@ -219,6 +220,18 @@ class Device:
                 name: Kernel(self._context, self._ordinal, name, code.get_kernel(name))
                 for name in names
             }
+
+    def view(self, array: Any, stream: Stream) -> View | None:
+        """Return where an array of another library lies, or None where that is not on a GPU.
+
+        What is queued on `stream` from now on waits for what the array's owner has queued.
+
+        Raises
+        ------
+        FeatureError
+            If it lies on another GPU, or its library does not let us see it.
+        """
+        return view(array, stream, self._ordinal)
 
     def close(self) -> None:
         """Give back all memory, streams and kernels of this device; again does nothing."""

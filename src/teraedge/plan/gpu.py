@@ -1,0 +1,274 @@
+"""Layers as the CUDA kernels read them: which kernel each gets, and its arrays.
+
+A layer that fits runs in the *resident* kernel, which keeps a tile of 4 to 32 samples of all its
+neurons in shared memory; a wider one in the *wide* kernel, which gathers rows from L2.
+
+Both work on panels (`plan.panels`): neurons that read the same inputs. The resident kernel reads
+slices of 32 panels, one a lane, in sliced ELL (Monakov et al., 2010): the k-th edges of the 32 lie
+side by side. Panels are sorted by length, so that little is padded, and their edges are ordered
+for the banks of shared memory (`plan.banks`). The wide kernel reads one panel a warp.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.network import Layer
+from teraedge.plan import banks
+from teraedge.plan.panels import PanelLayer, Panels, panel_layer
+
+RESIDENT_HEIGHT, WIDE_HEIGHT = 4, 8
+"""Neurons of a tall panel, by kernel."""
+TALL_EDGE = 2.0
+"""What an edge of a tall panel costs, in edges of a single neuron: multiply-adds against reads."""
+SAMPLES = (32, 16, 8, 4)
+"""Samples a resident tile may have."""
+THREADS = 512
+WARPS = THREADS // 32
+ZERO_ROWS = 8
+LANES = 32
+TOTALS = 32
+"""Sums that a lane of the resident kernel keeps for a task."""
+STATIC_SHARED = 1024
+"""Shared memory that kernels declare themselves, and the driver's own, in bytes, at most."""
+WIDE_ALIGN = 4
+"""Edges the wide kernel loads together."""
+
+
+@dataclass(frozen=True)
+class DevicePanels:
+    """Panels of one height, as kernels read them.
+
+    Attributes
+    ----------
+    height : int
+    starts : ndarray of int64, shape (count,)
+        Where each slice or panel begins: in pairs of edges (resident) or in edges (wide).
+    lengths : ndarray of int32, shape (count,)
+        Its pairs, or edges.
+    indices : ndarray of uint16 or uint32
+        Resident: (pairs, 32, 2), in 16-byte chunks of shared memory. Wide: (edges,), neurons.
+    weights : ndarray of float32, or empty
+        Resident: (pairs, 32, 2) for single neurons, (pairs, 2, 32, height) for tall panels. Wide:
+        (edges, height). Empty where all weights of the layer are equal.
+    outputs : ndarray of int32
+        Resident: (count, 32, height), -1 where there is none. Wide: (count, height).
+    slots : int
+        Edges that run, padding included.
+    """
+
+    height: int
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int32]
+    indices: NDArray[Any]
+    weights: NDArray[np.float32]
+    outputs: NDArray[np.int32]
+    slots: int
+
+    @property
+    def count(self) -> int:
+        """Slices, or panels."""
+        return len(self.starts)
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What goes to the device."""
+        return self.starts, self.lengths, self.indices, self.weights, self.outputs
+
+
+@dataclass(frozen=True)
+class DeviceLayer:
+    """A layer as the CUDA kernels read it.
+
+    Attributes
+    ----------
+    n_in, n_out, edges : int
+    samples : int
+        Samples of a resident tile; 0 for the wide kernel.
+    shared : int
+        Shared memory a block needs, in bytes.
+    tall, single : DevicePanels
+    value : float or None
+        The weight, where all are equal.
+    bias : ndarray of float32, shape (n_out,)
+    clamp : (float, float)
+    nbytes : int
+        Bytes on the device.
+    """
+
+    n_in: int
+    n_out: int
+    edges: int
+    samples: int
+    shared: int
+    tall: DevicePanels
+    single: DevicePanels
+    value: float | None
+    bias: NDArray[np.float32]
+    clamp: tuple[float, float]
+    nbytes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        arrays = (*self.tall.arrays, *self.single.arrays, self.bias)
+        # Each array and the layer's entry in the table begin where a line does.
+        object.__setattr__(self, "nbytes", 256 + sum(array.nbytes + 256 for array in arrays))
+
+    @property
+    def resident(self) -> bool:
+        """Whether it runs in the resident kernel."""
+        return self.samples > 0
+
+    @property
+    def padding(self) -> float:
+        """Edges that run for each that was stored, less 1."""
+        return (self.tall.slots + self.single.slots) / max(self.edges, 1) - 1
+
+
+def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
+    """Lay a layer out for the kernel that it fits.
+
+    Parameters
+    ----------
+    layer : Layer
+    shared_bytes : int
+        Shared memory a block may have.
+
+    Raises
+    ------
+    ModelError
+        If a weight or bias is too large for float32.
+    """
+    room = shared_bytes - STATIC_SHARED
+    panels = panel_layer(layer, RESIDENT_HEIGHT, TALL_EDGE)
+    for samples in SAMPLES:
+        if (shared := _shared(panels, samples)) <= room:
+            return _resident(panels, samples, shared)
+    return _wide(panel_layer(layer, WIDE_HEIGHT, TALL_EDGE))
+
+
+def _shared(layer: PanelLayer, samples: int) -> int:
+    """Return the shared memory of a resident tile: its rows, and the results put aside."""
+    rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
+    slices = -(-(len(layer.tall.starts) - 1) // LANES), -(-(len(layer.single.starts) - 1) // LANES)
+    tasks = slices[0] * max(samples // 8, 1) + -(-slices[1] // (TOTALS // samples))
+    return rows * samples * 4 + max(0, tasks - WARPS) * TOTALS * LANES * 4
+
+
+def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
+    return DeviceLayer(
+        n_in=layer.n_in,
+        n_out=layer.n_out,
+        edges=layer.edges,
+        samples=samples,
+        shared=shared,
+        tall=_slices(layer.tall, layer, samples),
+        single=_slices(layer.single, layer, samples),
+        value=layer.value,
+        bias=layer.bias,
+        clamp=layer.clamp,
+    )
+
+
+def _slices(panels: Panels, layer: PanelLayer, samples: int) -> DevicePanels:
+    """Lay panels out in slices of 32."""
+    chunks = samples // 4
+    size = 8 // chunks
+    starts, indices = panels.starts, panels.indices.astype(np.int64)
+    lanes = _lanes(starts, indices, size)
+    counts = np.diff(starts)
+    if size == 1:
+        steps = np.arange(len(indices)) - np.repeat(starts[:-1], counts)
+        longest = np.where(lanes >= 0, counts[lanes], 0) if len(counts) else lanes
+        lengths = longest.reshape(-1, LANES).max(axis=1)
+    else:
+        steps = np.empty(len(indices), np.int64)
+        lengths = banks.order_edges(lanes, starts, indices, size, steps)
+    lengths += lengths & 1
+    first = np.cumsum(lengths) - lengths
+    table = np.full((int(lengths.sum()), LANES), -1, np.int64)
+    # Where each edge goes: the lane of its panel, and the step that it was given.
+    place = np.empty(len(counts), np.int64)
+    filled = np.flatnonzero(lanes >= 0)
+    place[lanes[filled]] = filled
+    slot = np.repeat(place, counts)
+    rows, columns = first[slot // LANES] + steps, slot % LANES
+    table[rows, columns] = indices
+    zero_row = layer.n_in
+    if size == 1:
+        table[table < 0] = zero_row
+    else:
+        banks.fill_gaps(table, lengths, size, zero_row)
+    weights = np.empty(0, np.float32)
+    if layer.value is None:
+        values = np.zeros((*table.shape, panels.height), np.float32)
+        values[rows, columns] = panels.weights.reshape(-1, panels.height)
+        if panels.height == 1:
+            values = values.reshape(-1, 2, LANES).transpose(0, 2, 1)
+        weights = np.ascontiguousarray(values).ravel()
+    outputs = np.full((len(lanes), panels.height), -1, np.int32)
+    outputs[filled] = panels.outputs.reshape(-1, panels.height)[lanes[filled]]
+    pairs = (table * chunks).astype(np.uint16).reshape(-1, 2, LANES).transpose(0, 2, 1)
+    return DevicePanels(
+        height=panels.height,
+        starts=first // 2,
+        lengths=(lengths // 2).astype(np.int32),
+        indices=np.ascontiguousarray(pairs),
+        weights=weights,
+        outputs=outputs,
+        slots=table.size * panels.height,
+    )
+
+
+def _lanes(starts: NDArray[np.int64], indices: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """Return the panel of each lane of all slices, -1 for none."""
+    panels = len(starts) - 1
+    order = np.argsort(-np.diff(starts), kind="stable")
+    if size > 1:
+        order = banks.balanced_groups(order, starts, indices, size)
+    lanes = np.full(-(-panels // LANES) * LANES, -1, np.int64)
+    lanes[:panels] = order
+    # The k-th group of eight lanes is lanes k, k + 8 / size, ...
+    by_group = lanes.reshape(-1, 8 // size, size)
+    return np.ascontiguousarray(by_group.transpose(0, 2, 1)).ravel()
+
+
+def _wide(layer: PanelLayer) -> DeviceLayer:
+    index = np.uint16 if layer.n_in <= 2**16 else np.uint32
+    return DeviceLayer(
+        n_in=layer.n_in,
+        n_out=layer.n_out,
+        edges=layer.edges,
+        samples=0,
+        shared=0,
+        tall=_lists(layer.tall, layer, index),
+        single=_lists(layer.single, layer, index),
+        value=layer.value,
+        bias=layer.bias,
+        clamp=layer.clamp,
+    )
+
+
+def _lists(panels: Panels, layer: PanelLayer, index: Any) -> DevicePanels:
+    """Lay panels out one after the other, each from a multiple of `WIDE_ALIGN` on."""
+    counts = np.diff(panels.starts)
+    room = -(-counts // WIDE_ALIGN) * WIDE_ALIGN
+    starts = np.cumsum(room) - room
+    place = np.arange(len(panels.indices)) + np.repeat(starts - panels.starts[:-1], counts)
+    indices = np.zeros(int(room.sum()), index)
+    indices[place] = panels.indices
+    weights = np.empty(0, np.float32)
+    if layer.value is None:
+        values = np.zeros((len(indices), panels.height), np.float32)
+        values[place] = panels.weights.reshape(-1, panels.height)
+        weights = values.ravel()
+    return DevicePanels(
+        height=panels.height,
+        starts=starts,
+        lengths=counts.astype(np.int32),
+        indices=indices,
+        weights=weights,
+        outputs=panels.outputs,
+        slots=int(counts.sum()) * panels.height,
+    )
