@@ -107,6 +107,10 @@ int fake_cuMemcpyDtoHAsync(void* to, u64 from, size_t n, void*) {
     std::memcpy(to, reinterpret_cast<void*>(from), n);
     return OK;
 }
+int fake_cuMemcpyDtoH(void* to, u64 from, size_t n) {
+    std::memcpy(to, reinterpret_cast<void*>(from), n);
+    return OK;
+}
 int fake_cuMemcpyDtoDAsync(u64 to, u64 from, size_t n, void*) {
     std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n);
     return OK;

@@ -170,3 +170,20 @@ def test_memory(device):
     memory.free()
     assert device.free_bytes() == before
     device.allocate(0).free()
+
+
+def test_memory_that_outlives_its_device(device):
+    stream = device.stream()
+    kept, other = device.allocate(128, outlives=True), device.allocate(128)
+    stream.fill(kept, 7)
+    stream.synchronize()
+    device.close()
+    assert other.address == 0
+    out = np.zeros(100, np.uint8)
+    kept.read(out)
+    assert (out == 7).all()
+    kept.free()
+    with pytest.raises(DeviceError, match="was given back"):
+        kept.read(out)
+    with pytest.raises(DeviceError, match="was given back"):
+        stream.record()

@@ -9,6 +9,7 @@ import random
 from collections import deque
 from contextlib import contextmanager
 from time import perf_counter
+from weakref import WeakSet
 
 import numpy as np
 
@@ -64,7 +65,7 @@ class EmulatedDevice:
         self.random = random.Random(seed)
         self.streams = []
         self._folder = folder
-        self._made = []
+        self._made = WeakSet()
         self._runtime = build.runtime()
 
     def free_bytes(self):
@@ -73,10 +74,11 @@ class EmulatedDevice:
     def view(self, array, stream):
         return None  # nothing lies on it but what the engine put there
 
-    def allocate(self, nbytes):
+    def allocate(self, nbytes, *, outlives=False):
         if nbytes > self.free_bytes():
             raise out_of_memory(self.name, nbytes, self.free_bytes(), self.memory_bytes)
-        return self._keep(Memory(self, nbytes))
+        memory = Memory(self, nbytes)
+        return memory if outlives else self._keep(memory)
 
     def pinned(self, nbytes):
         return self._keep(Pinned(self, nbytes))
@@ -92,9 +94,8 @@ class EmulatedDevice:
         return {name: Kernel(self, library, self._folder / file, name) for name in names}
 
     def close(self):
-        for made in self._made:
+        for made in list(self._made):
             made.free()
-        self._made.clear()
 
     def run_until(self, done):
         """Run queued work of any stream, in random order, until a condition holds."""
@@ -107,13 +108,17 @@ class EmulatedDevice:
     def finish(self):
         self.run_until(lambda: not any(stream.queue for stream in self.streams))
 
+    def pending(self):
+        """Tell whether work is queued."""
+        return any(stream.queue for stream in self.streams)
+
     def is_pinned(self, array):
         address = array.ctypes.data
         pinned = (made for made in self._made if isinstance(made, Pinned))
         return any(p.first <= address < p.first + max(p.nbytes, 1) for p in pinned)
 
     def _keep(self, made):
-        self._made.append(made)
+        self._made.add(made)
         return made
 
 
@@ -133,6 +138,14 @@ class Memory(Block):
         self._device.used -= self.nbytes
         if self._device._runtime.emulated_free(address):
             raise EmulationError(f"something wrote after the end of {self.nbytes} bytes of memory")
+
+    def read(self, array):
+        if not self.address:
+            raise DeviceError("the memory was given back; run the samples again")
+        _check_contiguous(array)
+        if self._device.pending():
+            raise EmulationError("read() of memory that queued work may still write to")
+        ctypes.memmove(array.ctypes.data, self.range(0, array.nbytes), array.nbytes)
 
     def range(self, offset, nbytes):
         """Return the address at an offset, once it is checked that so many bytes follow."""
@@ -216,6 +229,7 @@ class Stream(Block):
         self.device, self.handle = device, Stream._handles
         self.queue = deque()  # of (event to wait for or None, work)
         self.graph = None
+        self.closed = False
 
     def launch(self, kernel, grid, block, shared, *arguments):
         device = self.device
@@ -337,8 +351,11 @@ class Stream(Block):
 
     def free(self):
         self.device.finish()
+        self.closed = True
 
     def enqueue(self, work):
+        if self.closed:
+            raise DeviceError("the stream was given back; compile the network again")
         if self.graph:
             self.graph.work.append(work)
         else:

@@ -18,7 +18,17 @@ from teraedge.engines.cuda.stream import Event, Graph, Kernel, Stream
 from teraedge.engines.cuda.views import View, view
 from teraedge.errors import DeviceError, OptionsError
 
-__all__ = ["Device", "Event", "Graph", "Kernel", "Memory", "Pinned", "Stream", "View", "open_device"]
+__all__ = [
+    "Device",
+    "Event",
+    "Graph",
+    "Kernel",
+    "Memory",
+    "Pinned",
+    "Stream",
+    "View",
+    "open_device",
+]
 
 _Made = TypeVar("_Made", Memory, Pinned, Stream)
 _NAME = re.compile(r"cuda(?::(0|[1-9]\d*))?")
@@ -167,15 +177,23 @@ class Device:
             free, _ = self._context.check(self._context.driver.cuMemGetInfo())
         return int(free)
 
-    def allocate(self, nbytes: int) -> Memory:
+    def allocate(self, nbytes: int, *, outlives: bool = False) -> Memory:
         """Return `nbytes` of device memory, not set to anything, at a multiple of 256.
+
+        Parameters
+        ----------
+        nbytes : int
+        outlives : bool
+            Whether it stays when the device is closed, as results do: until it is freed or nobody
+            holds it any more.
 
         Raises
         ------
         DeviceError
             If there is not so much.
         """
-        return self._keep(Memory(self._context, nbytes))
+        memory = Memory(self._context, nbytes)
+        return memory if outlives else self._keep(memory)
 
     def pinned(self, nbytes: int) -> Pinned:
         """Return `nbytes` of page-locked host memory.
@@ -234,7 +252,10 @@ class Device:
         return view(array, stream, self._ordinal)
 
     def close(self) -> None:
-        """Give back all memory, streams and kernels of this device; again does nothing."""
+        """Give back what this device made, but for memory that outlives it.
+
+        Again does nothing.
+        """
         for made in list(self._made):
             made.free()
         with self._loading:
