@@ -4,6 +4,7 @@
 but thousands of times slower than a GPU, so it gets fewer cases.
 """
 
+from functools import partial
 from importlib.util import find_spec
 
 import gpus
@@ -49,8 +50,9 @@ def opened(name):
         return name, patch.undo
     from cuda_emulator.device import EmulatedDevice
 
-    patch.setattr("teraedge.engines.cuda.driver.open_device", EmulatedDevice)
-    patch.setattr("teraedge.engines.cuda.engine.open_device", EmulatedDevice, raising=False)
+    # As late as events allow, so that a wait that is missing shows.
+    device = partial(EmulatedDevice, deferred=True)
+    patch.setattr("teraedge.engines.cuda.driver.open_device", device)
     return EmulatedName("cuda"), patch.undo
 
 

@@ -8,6 +8,7 @@ import ctypes
 import random
 from collections import deque
 from contextlib import contextmanager
+from threading import RLock
 from time import perf_counter
 from weakref import WeakSet
 
@@ -64,6 +65,7 @@ class EmulatedDevice:
         self.launches = 0
         self.random = random.Random(seed)
         self.streams = []
+        self.lock = RLock()  # engines queue and wait in several threads
         self._folder = folder
         self._made = WeakSet()
         self._runtime = build.runtime()
@@ -99,11 +101,14 @@ class EmulatedDevice:
 
     def run_until(self, done):
         """Run queued work of any stream, in random order, until a condition holds."""
-        while not done():
-            ready = [stream for stream in self.streams if stream.ready()]
-            if not ready:
-                raise EmulationError("streams wait for events that nothing records")
-            self.random.choice(ready).step()
+        while True:
+            with self.lock:
+                if done():
+                    return
+                ready = [stream for stream in self.streams if stream.ready()]
+                if not ready:
+                    raise EmulationError("streams wait for events that nothing records")
+                self.random.choice(ready).step()
 
     def finish(self):
         self.run_until(lambda: not any(stream.queue for stream in self.streams))
@@ -327,7 +332,8 @@ class Stream(Block):
         if event.graph is not None and event.graph.capturing:
             self.graph = event.graph  # as a capture spreads to streams that wait for it
         if not self.graph:
-            self.queue.append((event, lambda: None))
+            with self.device.lock:
+                self.queue.append((event, lambda: None))
             self._run_now()
 
     def synchronize(self):
@@ -359,7 +365,8 @@ class Stream(Block):
         if self.graph:
             self.graph.work.append(work)
         else:
-            self.queue.append((None, work))
+            with self.device.lock:
+                self.queue.append((None, work))
             self._run_now()
 
     def _run_now(self):
