@@ -50,7 +50,7 @@ int fake_cuGetProcAddress(const char* name, void** f, int version, u64 flags, in
     return cuGetProcAddress_v2(name, f, version, flags, status);
 }
 int fake_cuInit(unsigned) { return getenv("FAKE_NO_GPU") ? NO_DEVICE : OK; }
-int fake_cuDriverGetVersion(int* v) { *v = 13000; return OK; }
+int fake_cuDriverGetVersion(int* v) { *v = getenv("FAKE_OLD") ? 12040 : 13000; return OK; }
 int fake_cuGetErrorName(int e, const char** s) {
     *s = e == ILLEGAL ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_OTHER";
     return OK;

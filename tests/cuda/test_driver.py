@@ -54,6 +54,12 @@ def test_no_gpu(libraries, tmp_path):
     assert "DeviceError: the NVIDIA driver shows no GPU" in done.stderr
 
 
+def test_driver_older_than_the_libraries(libraries, tmp_path):
+    done = run([sys.executable, "-c", OPEN.format("cuda")], libraries, tmp_path, FAKE_OLD="1")
+    assert "DependencyError: the NVIDIA driver brings CUDA 12 and the installed" in done.stderr
+    assert "pip install 'teraedge[cuda12]'" in done.stderr
+
+
 def test_no_such_gpu(libraries, tmp_path):
     done = run([sys.executable, "-c", OPEN.format("cuda:2")], libraries, tmp_path)
     assert "no device 'cuda:2'; this machine has 'cuda:0' to 'cuda:1'" in done.stderr
