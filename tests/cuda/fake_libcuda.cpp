@@ -17,12 +17,18 @@ u64 used = 0;
 int failing = OK;  // what synchronising says
 thread_local std::vector<void*> contexts;
 std::vector<std::pair<char*, u64>> blocks;
-struct Launch { std::string name; unsigned grid[3], block[3], shared; void* stream; u64 arguments[3]; };
+struct Launch {
+    std::string name;
+    unsigned grid[3], block[3], shared;
+    void* stream;
+    u64 arguments[3];
+};
 std::vector<Launch> launches;
 int highest_shared = 0, destroyed = 0;
 int context_word, graph_word;
 double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(since).count();
 }
 int launch(void* f, const unsigned* g, const unsigned* b, unsigned s, void* stream, void** values) {
     if (contexts.empty()) return 201;
@@ -141,7 +147,8 @@ int fake_cuGraphLaunch(void*, void* stream) {
 }
 int fake_cuGraphDestroy(void*) { ++destroyed; return OK; }
 int fake_cuGraphExecDestroy(void*) { ++destroyed; return OK; }
-int fake_cuLibraryLoadData(void** l, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
+int fake_cuLibraryLoadData(void** l, const void* code, void*, void*, unsigned, void*, void*,
+                           unsigned) {
     *l = const_cast<void*>(code);
     return std::memcmp(code, "\177ELF", 4) ? 200 : OK;
 }
@@ -180,8 +187,9 @@ int fake_destroyed() { return destroyed; }
 int fake_launches() { return int(launches.size()); }
 const char* fake_launch(int i, unsigned* shape, u64* arguments) {
     const Launch& l = launches[i];
-    unsigned all[7] = {l.grid[0], l.grid[1], l.grid[2], l.block[0], l.block[1], l.block[2], l.shared};
-    std::memcpy(shape, all, sizeof all);
+    std::memcpy(shape, l.grid, sizeof l.grid);
+    std::memcpy(shape + 3, l.block, sizeof l.block);
+    shape[6] = l.shared;
     std::memcpy(arguments, l.arguments, sizeof l.arguments);
     return l.name.c_str();
 }
