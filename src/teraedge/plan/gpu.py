@@ -29,12 +29,18 @@ THREADS = 512
 WARPS = THREADS // 32
 ZERO_ROWS = 8
 LANES = 32
-TOTALS = 32
-"""Sums that a lane of the resident kernel keeps for a task."""
+COLUMNS = 64
+"""Samples of a tile in global memory."""
 STATIC_SHARED = 1024
 """Shared memory that kernels declare themselves, and the driver's own, in bytes, at most."""
-WIDE_ALIGN = 4
+WIDE_ALIGN = 8
 """Edges the wide kernel loads together."""
+
+
+LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("", "V4")])
+"""`struct List` of kernels/common.cuh."""
+TARGET = np.dtype([("output", np.int32), ("bias", np.float32)])
+"""`struct Target`."""
 
 
 @dataclass(frozen=True)
@@ -44,38 +50,37 @@ class DevicePanels:
     Attributes
     ----------
     height : int
-    starts : ndarray of int64, shape (count,)
-        Where each slice or panel begins: in pairs of edges (resident) or in edges (wide).
-    lengths : ndarray of int32, shape (count,)
-        Its pairs, or edges.
+    lists : ndarray of `LIST`, shape (count,)
+        Where each slice or panel begins, and its length: in pairs of edges (resident) or in edges
+        (wide).
     indices : ndarray of uint16 or uint32
         Resident: (pairs, 32, 2), in 16-byte chunks of shared memory. Wide: (edges,), neurons.
     weights : ndarray of float32, or empty
         Resident: (pairs, 32, 2) for single neurons, (pairs, 2, 32, height) for tall panels. Wide:
         (edges, height). Empty where all weights of the layer are equal.
-    outputs : ndarray of int32
-        Resident: (count, 32, height), -1 where there is none. Wide: (count, height).
+    targets : ndarray of `TARGET`
+        The neurons, -1 where there is none, and their biases. Resident: (count * 32, height).
+        Wide: (count, height).
     slots : int
         Edges that run, padding included.
     """
 
     height: int
-    starts: NDArray[np.int64]
-    lengths: NDArray[np.int32]
+    lists: NDArray[Any]
     indices: NDArray[Any]
     weights: NDArray[np.float32]
-    outputs: NDArray[np.int32]
+    targets: NDArray[Any]
     slots: int
 
     @property
     def count(self) -> int:
         """Slices, or panels."""
-        return len(self.starts)
+        return len(self.lists)
 
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """What goes to the device."""
-        return self.starts, self.lengths, self.indices, self.weights, self.outputs
+        return self.lists, self.indices, self.weights, self.targets
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,7 @@ class DeviceLayer:
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        arrays = (*self.tall.arrays, *self.single.arrays, self.bias)
+        arrays = (*self.tall.arrays, *self.single.arrays)
         # Each array and the layer's entry in the table begin where a line does.
         object.__setattr__(self, "nbytes", 256 + sum(array.nbytes + 256 for array in arrays))
 
@@ -151,9 +156,11 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
 def _shared(layer: PanelLayer, samples: int) -> int:
     """Return the shared memory of a resident tile: its rows, and the results put aside."""
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
-    slices = -(-(len(layer.tall.starts) - 1) // LANES), -(-(len(layer.single.starts) - 1) // LANES)
-    tasks = slices[0] * max(samples // 8, 1) + -(-slices[1] // (TOTALS // samples))
-    return rows * samples * 4 + max(0, tasks - WARPS) * TOTALS * LANES * 4
+    tall, single = (-(-(len(part.starts) - 1) // LANES) for part in (layer.tall, layer.single))
+    totals = 16 if samples < 8 else 32  # values a lane has of a task, and neurons they are of
+    lists = totals // samples
+    tasks = tall * max(samples // 8, 1) + -(-single // lists)
+    return rows * samples * 4 + max(0, tasks - WARPS) * (totals + max(4, lists)) * LANES * 4
 
 
 def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
@@ -207,16 +214,16 @@ def _slices(panels: Panels, layer: PanelLayer, samples: int) -> DevicePanels:
         if panels.height == 1:
             values = values.reshape(-1, 2, LANES).transpose(0, 2, 1)
         weights = np.ascontiguousarray(values).ravel()
-    outputs = np.full((len(lanes), panels.height), -1, np.int32)
-    outputs[filled] = panels.outputs.reshape(-1, panels.height)[lanes[filled]]
+    targets = np.zeros((len(lanes), panels.height), TARGET)
+    targets["output"] = -1
+    targets[filled] = _targets(panels, layer)[lanes[filled]]
     pairs = (table * chunks).astype(np.uint16).reshape(-1, 2, LANES).transpose(0, 2, 1)
     return DevicePanels(
         height=panels.height,
-        starts=first // 2,
-        lengths=(lengths // 2).astype(np.int32),
+        lists=_list_table(first // 2, lengths // 2),
         indices=np.ascontiguousarray(pairs),
         weights=weights,
-        outputs=outputs,
+        targets=targets,
         slots=table.size * panels.height,
     )
 
@@ -265,10 +272,22 @@ def _lists(panels: Panels, layer: PanelLayer, index: Any) -> DevicePanels:
         weights = values.ravel()
     return DevicePanels(
         height=panels.height,
-        starts=starts,
-        lengths=counts.astype(np.int32),
+        lists=_list_table(starts, counts),
         indices=indices,
         weights=weights,
-        outputs=panels.outputs,
+        targets=_targets(panels, layer),
         slots=int(counts.sum()) * panels.height,
     )
+
+
+def _list_table(begin: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[Any]:
+    table = np.zeros(len(begin), LIST)
+    table["begin"], table["length"] = begin, length
+    return table
+
+
+def _targets(panels: Panels, layer: PanelLayer) -> NDArray[Any]:
+    """Return the neurons of each panel with their biases, shape (panels, height)."""
+    targets = np.zeros(len(panels.outputs), TARGET)
+    targets["output"], targets["bias"] = panels.outputs, layer.bias[panels.outputs]
+    return targets.reshape(-1, panels.height)

@@ -19,7 +19,7 @@ from teraedge.host import memory_bytes
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.plan import gpu
-from teraedge.plan.gpu import LANES, DeviceLayer
+from teraedge.plan.gpu import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.plan import Plan
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result
@@ -112,7 +112,7 @@ class CudaEngine(Engine):
         on_device = isinstance(features, DeviceFeatures)
         out = None
         if on_device:
-            out = self._device.allocate(max(samples * self.n_out, 1) * 4)
+            out = self._device.allocate(samples * self.n_out * 4)
             self._stream.fill(out, 0)
         blocks: list[LazyBlock] = []
         live = [np.empty(0, np.int64)]
@@ -123,14 +123,13 @@ class CudaEngine(Engine):
             counted.append(counters)
             number = len(self._ran)
             slots, order = int(counters.slots[number]), int(counters.order[number])
-            tiles = -(-slots // LANES)
-            rows = out or self._device.allocate(max(tiles * LANES * self.n_out, 1) * 4)
+            rows = out or self._device.allocate(_whole_words(slots) * self.n_out * 4)
             self._loader.store(state, number, self.n_out, rows, on_device)
             found = state.live(self._stream, number, slots, order)
             self._stream.synchronize()
             live.append(found.ids[found.nonzero])
             if not on_device:
-                shape = tiles * LANES, self.n_out
+                shape = _whole_words(slots), self.n_out
                 blocks.append((found.ids[found.used], Rows(rows, shape, found.used, self._stream)))
             if progress is not None:
                 progress(last / max(samples, 1))
@@ -151,7 +150,7 @@ class CudaEngine(Engine):
     def _prepare(self, samples: int) -> RunState:
         """Return memory for a batch of so many samples, or for as many as there is room for."""
         plan = self._plan
-        wanted = max(-(-samples // LANES) * LANES, LANES)
+        wanted = max(-(-samples // COLUMNS) * COLUMNS, COLUMNS)
         if self._state is not None and (self._state.samples >= wanted or self._state.is_largest):
             return self._state
         if self._state is not None:
@@ -160,10 +159,10 @@ class CudaEngine(Engine):
             self._state = None
         each = bytes_a_sample(plan.width, len(plan.origin)) + 4 * self.n_out
         taken = sum(layer.nbytes for layer in plan.resident) + 2 * plan.room * self._feeder.streams
-        room = int((self._budget - taken) / each) // LANES * LANES
-        if room < LANES:
+        room = int((self._budget - taken) / each) // COLUMNS * COLUMNS
+        if room < COLUMNS:
             raise DeviceError(
-                f"{LANES} samples of {plan.width} neurons do not fit into the {self._budget:,} "
+                f"{COLUMNS} samples of {plan.width} neurons do not fit into the {self._budget:,} "
                 "bytes of device memory there are; give Options(memory=...) more"
             )
         self._state = RunState(
@@ -223,3 +222,8 @@ class CudaEngine(Engine):
         if self._graph is not None:
             self._graph.free()
             self._graph = None
+
+
+def _whole_words(slots: int) -> int:
+    """Return the slots of whole words of masks."""
+    return -(-slots // LANES) * LANES

@@ -13,7 +13,7 @@ ALIGN = 256
 
 _PANELS = np.dtype(
     [("count", np.int64)]
-    + [(name, np.uint64) for name in ("starts", "lengths", "indices", "weights", "outputs")]
+    + [(name, np.uint64) for name in ("lists", "indices", "weights", "targets")]
 )
 LAYER = np.dtype(
     [
@@ -21,13 +21,13 @@ LAYER = np.dtype(
         ("n_out", np.int64),
         ("tall", _PANELS),
         ("single", _PANELS),
-        ("bias", np.uint64),
         ("value", np.float32),
         ("lower", np.float32),
         ("upper", np.float32),
         ("equal", np.int32),
         ("droppable", np.int32),
         ("wide", np.int32),
+        ("", "V8"),  # whole pieces of 16 bytes
     ]
 )
 """`struct Layer` of kernels/common.cuh."""
@@ -65,9 +65,8 @@ def pack(
             target[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
             offset += _aligned(array.nbytes)
         row["n_in"], row["n_out"] = layer.n_in, layer.n_out
-        row["tall"] = (layer.tall.count, *addresses[:5])
-        row["single"] = (layer.single.count, *addresses[5:10])
-        row["bias"] = addresses[10]
+        row["tall"] = (layer.tall.count, *addresses[:4])
+        row["single"] = (layer.single.count, *addresses[4:])
         row["value"] = layer.value or 0.0
         row["lower"], row["upper"] = layer.clamp
         row["equal"] = layer.value is not None
@@ -79,7 +78,6 @@ def pack(
 def _arrays(layer: DeviceLayer) -> Iterator[NDArray[Any]]:
     yield from layer.tall.arrays
     yield from layer.single.arrays
-    yield layer.bias
 
 
 def _aligned(nbytes: int) -> int:

@@ -6,7 +6,9 @@ Specialisation = tuple[str, dict[str, int | str], list[str]]
 """A file, its macros, and the kernels in it."""
 
 WIDE_TILES = 2
-"""Tiles of 32 samples that a warp of the wide kernel takes at a time."""
+"""Tiles that a warp of the wide kernel takes at a time."""
+WIDE_BLOCKS = 2
+"""Blocks of it that a multiprocessor holds at once, at least."""
 WIDE_THREADS = 256
 CENSUS_THREADS = 1024
 
@@ -18,7 +20,7 @@ def resident(samples: int) -> Specialisation:
 
 def wide() -> Specialisation:
     """Return the wide kernel."""
-    return "wide.cu", {"HEIGHT": WIDE_HEIGHT, "TILES": WIDE_TILES}, ["wide"]
+    return "wide.cu", {"HEIGHT": WIDE_HEIGHT, "TILES": WIDE_TILES, "BLOCKS": WIDE_BLOCKS}, ["wide"]
 
 
 def compact() -> Specialisation:

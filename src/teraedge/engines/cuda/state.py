@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cuda.driver import Device, Memory, Stream
-from teraedge.plan.gpu import LANES
+from teraedge.plan.gpu import COLUMNS, LANES
 
 SPARE_TILES = 4
 """Tiles past the last that the wide kernel may read."""
@@ -18,11 +18,11 @@ STATE = np.dtype(
         *[
             (name, np.uint64)
             for name in (
-                *("slots", "buffer", "order", "masks", "nonzero", "starts", "compacts"),
+                *("slots", "buffer", "order", "masks", "nonzero", "starts", "leaving", "compacts"),
                 *("tickets", "live", "ran", "nanos", "began", "invalid"),
             )
         ],
-        ("tiles", np.int64),
+        ("words", np.int64),
     ]
 )
 """`struct State` of kernels/common.cuh."""
@@ -68,7 +68,7 @@ def _counter_type(layers: int) -> np.dtype[Any]:
 
 def bytes_a_sample(width: int, layers: int) -> float:
     """Return the device memory that a sample takes."""
-    return 2 * width * 4 + 2 * 4 + (2 * (layers + 1) + 1) * 4 / LANES
+    return 2 * width * 4 + 2 * 4 + (2 * (layers + 1) + 2) * 4 / LANES
 
 
 class RunState:
@@ -100,14 +100,15 @@ class RunState:
     ) -> None:
         self.samples, self.is_largest = samples, is_largest
         self._memories: list[Memory] = []
-        tiles = self._tiles = -(-samples // LANES) + SPARE_TILES
+        tiles = -(-samples // COLUMNS) + SPARE_TILES
+        words = self._words = tiles * COLUMNS // LANES
         self._type = _counter_type(layers)
-        bits = (layers + 1) * tiles * 4
+        bits = (layers + 1) * words * 4
         begin = -(-self._type.itemsize // 256) * 256
         try:
-            self.rows = tuple(self._allocate(device, tiles * LANES * width * 4) for _ in range(2))
-            self.ids = tuple(self._allocate(device, tiles * LANES * 4) for _ in range(2))
-            starts = self._allocate(device, tiles * 4)
+            self.rows = tuple(self._allocate(device, tiles * COLUMNS * width * 4) for _ in range(2))
+            self.ids = tuple(self._allocate(device, tiles * COLUMNS * 4) for _ in range(2))
+            starts, leaving = (self._allocate(device, words * 4) for _ in range(2))
             # One piece, so that one fill clears it.
             self._cleared = self._allocate(device, begin + 2 * bits)
             self.struct = self._allocate(device, STATE.itemsize)
@@ -119,13 +120,13 @@ class RunState:
         table = np.zeros((), STATE)
         table["rows"] = [memory.address for memory in self.rows]
         table["ids"] = [memory.address for memory in self.ids]
-        table["starts"] = starts.address
+        table["starts"], table["leaving"] = starts.address, leaving.address
         table["masks"] = self._cleared.address + self._masks
         table["nonzero"] = self._cleared.address + self._nonzero
         for name in Counters._fields:
             offset = self._type.fields[name][1]  # type: ignore[index]
             table[name] = self._cleared.address + offset
-        table["tiles"] = tiles
+        table["words"] = words
         self._table = table
 
     def _allocate(self, device: Device, nbytes: int) -> Memory:
@@ -153,12 +154,12 @@ class RunState:
 
     def live(self, stream: Stream, segment: int, slots: int, order: int) -> "Live":
         """Return what is in the slots after the last segment, number `segment` - 1."""
-        tiles = -(-slots // LANES)
-        ids = np.empty(tiles * LANES, np.int32)
-        masks, nonzero = np.empty(tiles, np.uint32), np.empty(tiles, np.uint32)
+        words = -(-slots // LANES)
+        ids = np.empty(words * LANES, np.int32)
+        masks, nonzero = np.empty(words, np.uint32), np.empty(words, np.uint32)
         if slots:
             stream.to_host(ids, self.ids[order])
-            offset = segment * self._tiles * 4
+            offset = segment * self._words * 4
             stream.to_host(masks, self._cleared, self._masks + offset)
             stream.to_host(nonzero, self._cleared, self._nonzero + offset)
             stream.synchronize()

@@ -17,43 +17,53 @@
 constexpr int WARPS = THREADS / 32;
 constexpr int CHUNKS = SAMPLES / 4;
 constexpr int TALL = 4;
-constexpr int TOTALS = 32;              // sums a lane keeps for a task
+constexpr int TOTALS = SAMPLES < 8 ? 16 : 32; // sums a lane keeps for a task
 constexpr int LISTS = TOTALS / SAMPLES; // slices of single neurons in a task
+constexpr int OUTPUTS = LISTS > TALL ? LISTS : TALL; // neurons of a lane in a task
 constexpr int TALL_CHUNKS = CHUNKS < 2 ? 1 : 2;
 constexpr int TALL_SPLITS = CHUNKS / TALL_CHUNKS; // tasks a slice of tall panels makes
 constexpr int ZERO_ROWS = 8;                      // rows of zeros behind the last neuron: padding
 static_assert(SAMPLES % 4 == 0 && TOTALS % SAMPLES == 0, "a row is whole chunks, a task whole rows");
 
-extern __shared__ float4 tile[]; // [n + ZERO_ROWS][CHUNKS], then aside [task][TOTALS / 4][32]
+extern __shared__ float4 tile[]; // [n + ZERO_ROWS][CHUNKS], then aside [task][(TOTALS + OUTPUTS) / 4][32]
 
 // What a lane needs for a pair of edges: two indices in one word, and a weight a neuron for each.
-template <int HEIGHT> struct Pair;
-template <> struct Pair<1> {
+template <int HEIGHT> struct Pair {
     unsigned indices;
-    float w[2][1];
-    __device__ __forceinline__ void load_weights(const float *weights, i64 pair, int lane) {
-        const float2 both = __ldg(reinterpret_cast<const float2 *>(weights) + pair * 32 + lane);
-        w[0][0] = both.x, w[1][0] = both.y;
-    }
-};
-template <> struct Pair<TALL> {
-    unsigned indices;
-    float w[2][TALL];
-    __device__ __forceinline__ void load_weights(const float *weights, i64 pair, int lane) {
-#pragma unroll
-        for (int edge = 0; edge < 2; edge++) {
-            const float4 all = __ldg(reinterpret_cast<const float4 *>(weights) + (pair * 2 + edge) * 32 + lane);
-            w[edge][0] = all.x, w[edge][1] = all.y, w[edge][2] = all.z, w[edge][3] = all.w;
-        }
-    }
+    float w[2][HEIGHT];
 };
 
-template <int HEIGHT, bool EQUAL>
-__device__ __forceinline__ void load_pair(const Panels &panels, i64 pair, int lane, Pair<HEIGHT> &into) {
-    into.indices = __ldg(static_cast<const unsigned *>(panels.indices) + pair * 32 + lane);
-    if (!EQUAL)
-        into.load_weights(panels.weights, pair, lane);
-}
+// Where the lane's next pairs of edges are.
+template <int HEIGHT> struct Source {
+    const unsigned *indices;
+    const float *weights;
+
+    __device__ __forceinline__ Source(const Panels &panels, i64 pair, int lane)
+        : indices(static_cast<const unsigned *>(panels.indices) + pair * 32 + lane),
+          weights(panels.weights + pair * 64 * HEIGHT + lane * (HEIGHT == 1 ? 2 : HEIGHT)) {}
+
+    template <bool EQUAL> __device__ __forceinline__ void load(int pair, Pair<HEIGHT> &into) const {
+        into.indices = __ldg(indices + pair * 32);
+        if (EQUAL)
+            return;
+        if constexpr (HEIGHT == 1) {
+            const float2 both = __ldg(reinterpret_cast<const float2 *>(weights + pair * 64));
+            into.w[0][0] = both.x, into.w[1][0] = both.y;
+        } else {
+#pragma unroll
+            for (int edge = 0; edge < 2; edge++) {
+                const float4 all = __ldg(reinterpret_cast<const float4 *>(weights + (pair * 2 + edge) * 32 * HEIGHT));
+                into.w[edge][0] = all.x, into.w[edge][1] = all.y, into.w[edge][2] = all.z, into.w[edge][3] = all.w;
+            }
+        }
+    }
+
+    template <bool EQUAL> __device__ __forceinline__ void advance(int pairs) {
+        indices += pairs * 32;
+        if (!EQUAL)
+            weights += pairs * 64 * HEIGHT;
+    }
+};
 
 // Multiply one input's chunks into totals[HEIGHT][CHUNK_COUNT * 4]. An index counts chunks, so it is
 // the address of a row.
@@ -77,27 +87,30 @@ __device__ __forceinline__ void add_edge(unsigned row, float value, const float 
 // Sum the inputs of the lane's panel of a slice: CHUNK_COUNT chunks from `first` on, each xor-ed with
 // the lane's own.
 template <int HEIGHT, int CHUNK_COUNT, bool EQUAL>
-__device__ __forceinline__ void gather(const Panels &panels, i64 slice, int lane, int first, float value,
+__device__ __forceinline__ void gather(const Panels &panels, int slice, int lane, int first, float value,
                                        float *totals) {
     // Pairs of edges whose indices and weights are under way while those before are summed: the less
     // each reads from shared memory, the more must be in flight to hide the way to L2.
-    constexpr int AHEAD = HEIGHT * CHUNK_COUNT >= 8 ? 1 : HEIGHT * CHUNK_COUNT >= 4 ? 2 : 3;
-    const i64 begin = panels.starts[slice];
-    const int pairs = panels.lengths[slice];
+    constexpr int WORK = HEIGHT * CHUNK_COUNT;
+    constexpr int AHEAD = WORK >= 8 ? 1 : WORK >= 4 ? 2 : WORK >= 2 ? 4 : 4;
+    Source<HEIGHT> source(panels, panels.lists[slice].begin, lane);
+    const int pairs = panels.lists[slice].length;
     const unsigned swizzle = (lane & (CHUNKS - 1)) ^ first;
     Pair<HEIGHT> now[AHEAD], next[AHEAD];
 #pragma unroll
     for (int k = 0; k < AHEAD; k++)
         if (k < pairs)
-            load_pair<HEIGHT, EQUAL>(panels, begin + k, lane, now[k]);
-    for (int pair = 0; pair < pairs; pair += AHEAD) {
+            source.template load<EQUAL>(k, now[k]);
+#pragma unroll 1
+    for (int left = pairs; left > 0; left -= AHEAD) {
+        source.template advance<EQUAL>(AHEAD);
 #pragma unroll
         for (int k = 0; k < AHEAD; k++)
-            if (pair + AHEAD + k < pairs)
-                load_pair<HEIGHT, EQUAL>(panels, begin + pair + AHEAD + k, lane, next[k]);
+            if (AHEAD + k < left)
+                source.template load<EQUAL>(k, next[k]);
 #pragma unroll
         for (int k = 0; k < AHEAD; k++)
-            if (pair + k < pairs) {
+            if (k < left) {
                 const unsigned two = now[k].indices;
                 add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((two & 0xffff) ^ swizzle, value, now[k].w[0], totals);
                 add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((two >> 16) ^ swizzle, value, now[k].w[1], totals);
@@ -108,117 +121,177 @@ __device__ __forceinline__ void gather(const Panels &panels, i64 slice, int lane
     }
 }
 
-__device__ __forceinline__ i64 tall_tasks(const Layer &layer) { return layer.tall.count * TALL_SPLITS; }
+__device__ __forceinline__ int tall_tasks(const Layer &layer) { return static_cast<int>(layer.tall.count) * TALL_SPLITS; }
 
-__device__ __forceinline__ i64 task_count(const Layer &layer) {
-    return tall_tasks(layer) + (layer.single.count + LISTS - 1) / LISTS;
+__device__ __forceinline__ int task_count(const Layer &layer) {
+    return tall_tasks(layer) + (static_cast<int>(layer.single.count) + LISTS - 1) / LISTS;
 }
 
-template <bool EQUAL>
-__device__ __forceinline__ void sum_task(const Layer &layer, i64 task, int lane, float *totals) {
-#pragma unroll
-    for (int k = 0; k < TOTALS; k++)
-        totals[k] = 0.0f;
-    const i64 talls = tall_tasks(layer);
-    if (task < talls) {
-        const int first = static_cast<int>(task % TALL_SPLITS) * TALL_CHUNKS;
-        gather<TALL, TALL_CHUNKS, EQUAL>(layer.tall, task / TALL_SPLITS, lane, first, layer.value, totals);
-        return;
-    }
-#pragma unroll
-    for (int list = 0; list < LISTS; list++) {
-        const i64 slice = (task - talls) * LISTS + list;
-        if (slice < layer.single.count)
-            gather<1, CHUNKS, EQUAL>(layer.single, slice, lane, 0, layer.value, totals + list * SAMPLES);
-    }
+// The task of a warp in a round. Slices are sorted by length, so every other round goes backwards.
+__device__ __forceinline__ int task_of(int round, int warp) {
+    return round * WARPS + (round % 2 ? WARPS - 1 - warp : warp);
 }
 
-// Add the bias, apply the activation, write the rows of one panel; returns its nonzero samples.
-template <int HEIGHT, int CHUNK_COUNT>
-__device__ __forceinline__ unsigned finish(const Layer &layer, const Panels &panels, i64 slice, int lane,
-                                           int first, const float *totals) {
-    const int swizzle = (lane & (CHUNKS - 1)) ^ first;
+// Add the bias to the sums of one neuron and apply the activation, in place; with `look`, returns the
+// samples where that is nonzero.
+template <int CHUNK_COUNT>
+__device__ __forceinline__ unsigned finish(const Layer &layer, float bias, int swizzle, bool look, float *totals) {
     unsigned live = 0;
 #pragma unroll
-    for (int h = 0; h < HEIGHT; h++) {
-        const int output = panels.outputs[(slice * 32 + lane) * HEIGHT + h];
-        if (output >= 0) {
-            const float bias = layer.bias[output];
+    for (int k = 0; k < CHUNK_COUNT * 4; k++)
+        totals[k] = activate(layer, totals[k], bias);
+    if (look) {
 #pragma unroll
-            for (int j = 0; j < CHUNK_COUNT; j++) {
-                const float *sum = totals + (h * CHUNK_COUNT + j) * 4;
-                float4 y;
-                y.x = activate(layer, sum[0], bias);
-                y.y = activate(layer, sum[1], bias);
-                y.z = activate(layer, sum[2], bias);
-                y.w = activate(layer, sum[3], bias);
-                const int chunk = swizzle ^ j;
-                tile[output * CHUNKS + chunk] = y;
-                const unsigned some = (y.x != 0.0f) | (y.y != 0.0f) << 1 | (y.z != 0.0f) << 2 | (y.w != 0.0f) << 3;
-                live |= some << (chunk * 4);
-            }
+        for (int j = 0; j < CHUNK_COUNT; j++) {
+            const float *y = totals + 4 * j;
+            const unsigned some =
+                (y[0] != 0.0f) | (y[1] != 0.0f) << 1 | (y[2] != 0.0f) << 2 | (y[3] != 0.0f) << 3;
+            live |= some << ((swizzle ^ j) * 4);
         }
     }
     return live;
 }
 
-__device__ __forceinline__ unsigned finish_task(const Layer &layer, i64 task, int lane, const float *totals) {
-    const i64 talls = tall_tasks(layer);
-    if (task < talls) {
-        const int first = static_cast<int>(task % TALL_SPLITS) * TALL_CHUNKS;
-        return finish<TALL, TALL_CHUNKS>(layer, layer.tall, task / TALL_SPLITS, lane, first, totals);
-    }
+// Compute the values of one task, and which neurons they are of; returns its nonzero samples.
+template <bool EQUAL>
+__device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int lane, float *totals, int *outputs) {
     unsigned live = 0;
 #pragma unroll
+    for (int k = 0; k < TOTALS; k++)
+        totals[k] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < OUTPUTS; k++)
+        outputs[k] = -1;
+    const int talls = tall_tasks(layer);
+    if (task < talls) {
+        const int first = task % TALL_SPLITS * TALL_CHUNKS;
+        const int slice = task / TALL_SPLITS;
+        const Target *targets = layer.tall.targets + (slice * 32 + lane) * TALL;
+        touch(targets);
+        gather<TALL, TALL_CHUNKS, EQUAL>(layer.tall, slice, lane, first, layer.value, totals);
+#pragma unroll
+        for (int h = 0; h < TALL; h++) {
+            outputs[h] = targets[h].output;
+            const int swizzle = (lane & (CHUNKS - 1)) ^ first;
+            const unsigned some = finish<TALL_CHUNKS>(layer, targets[h].bias, swizzle, layer.droppable,
+                                                      totals + h * TALL_CHUNKS * 4);
+            live |= outputs[h] >= 0 ? some : 0;
+        }
+        return live;
+    }
+#pragma unroll
     for (int list = 0; list < LISTS; list++) {
-        const i64 slice = (task - talls) * LISTS + list;
-        if (slice < layer.single.count)
-            live |= finish<1, CHUNKS>(layer, layer.single, slice, lane, 0, totals + list * SAMPLES);
+        const int slice = (task - talls) * LISTS + list;
+        if (slice < layer.single.count) {
+            const Target *target = layer.single.targets + slice * 32 + lane;
+            touch(target);
+            gather<1, CHUNKS, EQUAL>(layer.single, slice, lane, 0, layer.value, totals + list * SAMPLES);
+            outputs[list] = target->output;
+            const unsigned some =
+                finish<CHUNKS>(layer, target->bias, lane & (CHUNKS - 1), layer.droppable, totals + list * SAMPLES);
+            live |= outputs[list] >= 0 ? some : 0;
+        }
     }
     return live;
 }
 
-__device__ __forceinline__ void put_aside(float4 *place, const float *totals) {
+// Write the rows of one task.
+__device__ __forceinline__ void write_task(bool tall, int first, int lane, const float *totals, const int *outputs) {
+    const int own = lane & (CHUNKS - 1);
+    if (tall) {
+#pragma unroll
+        for (int h = 0; h < TALL; h++)
+            if (outputs[h] >= 0)
+#pragma unroll
+                for (int j = 0; j < TALL_CHUNKS; j++) {
+                    const float *y = totals + (h * TALL_CHUNKS + j) * 4;
+                    tile[outputs[h] * CHUNKS + (own ^ first ^ j)] = make_float4(y[0], y[1], y[2], y[3]);
+                }
+        return;
+    }
+#pragma unroll
+    for (int list = 0; list < LISTS; list++)
+        if (outputs[list] >= 0)
+#pragma unroll
+            for (int j = 0; j < CHUNKS; j++) {
+                const float *y = totals + list * SAMPLES + j * 4;
+                tile[outputs[list] * CHUNKS + (own ^ j)] = make_float4(y[0], y[1], y[2], y[3]);
+            }
+}
+
+__device__ __forceinline__ void put_aside(float4 *place, const float *totals, const int *outputs) {
 #pragma unroll
     for (int k = 0; k < TOTALS / 4; k++)
         place[k * 32] = make_float4(totals[4 * k], totals[4 * k + 1], totals[4 * k + 2], totals[4 * k + 3]);
+    int4 *more = reinterpret_cast<int4 *>(place + TOTALS / 4 * 32);
+#pragma unroll
+    for (int k = 0; k < OUTPUTS / 4; k++)
+        more[k * 32] = make_int4(outputs[4 * k], outputs[4 * k + 1], outputs[4 * k + 2], outputs[4 * k + 3]);
 }
 
-__device__ __forceinline__ void take_back(const float4 *place, float *totals) {
+__device__ __forceinline__ void take_back(const float4 *place, float *totals, int *outputs) {
 #pragma unroll
     for (int k = 0; k < TOTALS / 4; k++) {
         const float4 four = place[k * 32];
         totals[4 * k] = four.x, totals[4 * k + 1] = four.y, totals[4 * k + 2] = four.z, totals[4 * k + 3] = four.w;
     }
+    const int4 *more = reinterpret_cast<const int4 *>(place + TOTALS / 4 * 32);
+#pragma unroll
+    for (int k = 0; k < OUTPUTS / 4; k++) {
+        const int4 four = more[k * 32];
+        outputs[4 * k] = four.x, outputs[4 * k + 1] = four.y, outputs[4 * k + 2] = four.z, outputs[4 * k + 3] = four.w;
+    }
 }
 
-// Take the tile through one layer; ors into `live` the samples with a nonzero output.
-template <bool EQUAL> __device__ __forceinline__ void run_layer(const Layer &layer, unsigned *live) {
-    const int lane = threadIdx.x % 32;
-    const i64 warp = threadIdx.x / 32, tasks = task_count(layer);
-    const i64 rows = layer.n_in > layer.n_out ? layer.n_in : layer.n_out;
-    float4 *aside = tile + (rows + ZERO_ROWS) * CHUNKS + lane;
-    constexpr int SIZE = TOTALS / 4 * 32;
-    float totals[TOTALS];
-    for (i64 task = warp; task < tasks; task += WARPS) {
-        sum_task<EQUAL>(layer, task, lane, totals);
-        if (task + WARPS < tasks)
-            put_aside(aside + task * SIZE, totals);
-    }
-    __syncthreads(); // every input has been read
-    if (warp >= tasks)
+// Have what a warp reads first in a layer brought near, while it waits for the others.
+__device__ __forceinline__ void touch_first(const Layer &layer, int warp, int lane) {
+    const int talls = tall_tasks(layer);
+    const bool tall = warp < talls;
+    const Panels &panels = tall ? layer.tall : layer.single;
+    const int slice = tall ? warp / TALL_SPLITS : (warp - talls) * LISTS;
+    if (slice >= panels.count)
         return;
+    const i64 pair = panels.lists[slice].begin + lane / 8; // 8 lanes of 16 bytes are a row of indices
+    touch(static_cast<const unsigned *>(panels.indices) + pair * 32);
+    if (!layer.equal)
+        touch(panels.weights + pair * 2 * 32 * (tall ? TALL : 1) + lane % 8 * 32);
+}
+
+// Take the tile through one layer; ors into `live` the samples with a nonzero output. `following` is
+// the next layer, if there is one; it is there once every input has been read.
+template <bool EQUAL>
+__device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, unsigned *live) {
+    constexpr int SIZE = (TOTALS + OUTPUTS) / 4 * 32;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int tasks = task_count(layer), talls = tall_tasks(layer);
+    const int rows = static_cast<int>(layer.n_in > layer.n_out ? layer.n_in : layer.n_out);
+    float4 *aside = tile + (rows + ZERO_ROWS) * CHUNKS + lane;
+    float totals[TOTALS];
+    int outputs[OUTPUTS];
     unsigned some = 0;
-    for (i64 task = warp + (tasks - 1 - warp) / WARPS * WARPS;;) {
-        some |= finish_task(layer, task, lane, totals);
-        task -= WARPS;
-        if (task < 0)
-            break;
-        take_back(aside + task * SIZE, totals);
+    int round = 0;
+    for (; task_of(round, warp) < tasks; round++) {
+        some |= run_task<EQUAL>(layer, task_of(round, warp), lane, totals, outputs);
+        const int after = task_of(round + 1, warp);
+        if (after < tasks)
+            put_aside(aside + (after - WARPS) * SIZE, totals, outputs);
     }
-    some = or_over_warp(some);
-    if (lane == 0 && some)
-        atomicOr(live, some);
+    if (layer.droppable) {
+        some = or_over_warp(some);
+        if (lane == 0 && some)
+            atomicOr(live, some);
+    }
+    wait_for_copies();
+    __syncthreads(); // every input has been read
+    if (following)
+        touch_first(*following, warp, lane);
+    while (round > 0) {
+        const int task = task_of(--round, warp);
+        const int first = task % TALL_SPLITS * TALL_CHUNKS;
+        write_task(task < talls, first, lane, totals, outputs);
+        if (round > 0)
+            take_back(aside + (task - WARPS) * SIZE, totals, outputs);
+    }
 }
 
 __device__ __forceinline__ void clear_zero_rows(i64 neurons) {
@@ -226,11 +299,17 @@ __device__ __forceinline__ void clear_zero_rows(i64 neurons) {
         tile[neurons * CHUNKS + k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
+// Bring a layer's sizes and addresses into shared memory, without waiting.
+__device__ __forceinline__ void load_layer(Layer *into, const Layer *layer) {
+    if (threadIdx.x < sizeof(Layer) / 16)
+        copy_async(reinterpret_cast<uint4 *>(into) + threadIdx.x, reinterpret_cast<const uint4 *>(layer) + threadIdx.x);
+}
+
 // Copy the rows of SAMPLES slots from `slot` on into the tile.
 __device__ __forceinline__ void load_tile(const float *rows, i64 slot, i64 neurons) {
-    const float4 *source = reinterpret_cast<const float4 *>(rows + slot / LINE * neurons * LINE + slot % LINE);
+    const float4 *source = reinterpret_cast<const float4 *>(rows + place(slot, 0, neurons));
     for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS)
-        tile[k] = __ldcs(source + k / CHUNKS * (LINE / 4) + k % CHUNKS);
+        tile[k] = __ldcs(source + k / CHUNKS * (COLUMNS / 4) + k % CHUNKS);
     clear_zero_rows(neurons);
 }
 
@@ -240,16 +319,16 @@ __device__ __forceinline__ void store_tile(float *rows, const int *slots, i64 ne
     const int slot = slots[threadIdx.x % SAMPLES];
     if (slot < 0)
         return;
-    float *target = rows + slot / LINE * neurons * LINE + slot % LINE;
+    float *target = rows + place(slot, 0, neurons);
     for (int k = threadIdx.x; k < neurons * SAMPLES; k += THREADS) // SAMPLES divides THREADS
-        target[k / SAMPLES * LINE] = values[k];
+        target[k / SAMPLES * COLUMNS] = values[k];
 }
 
 // Decide where each live sample of the tile goes, and move what belongs to it besides its row.
 __device__ __forceinline__ void claim_slots(const State &state, i64 segment, i64 slot, unsigned running,
                                             bool moves, int *slots) {
     const int order = state.order[segment];
-    unsigned *masks = state.masks + (segment + 1) * state.tiles;
+    unsigned *masks = state.masks + (segment + 1) * state.words;
     if (threadIdx.x >= 32)
         return;
     const int lane = threadIdx.x;
@@ -264,7 +343,7 @@ __device__ __forceinline__ void claim_slots(const State &state, i64 segment, i64
         if (stays) {
             if (moves)
                 state.ids[1 - order][base + rank] = state.ids[order][slot + lane];
-            atomicOr(masks + (base + rank) / LINE, 1u << (base + rank) % LINE);
+            atomicOr(masks + (base + rank) / WORD, 1u << (base + rank) % WORD);
         }
     }
 }
@@ -273,6 +352,7 @@ __device__ __forceinline__ void claim_slots(const State &state, i64 segment, i64
 // `moves`: dead samples are dropped at the end; else every sample keeps its slot.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     resident(const Layer *layers, i64 first, i64 count, const State *shared_state, i64 segment, i64 moves) {
+    __shared__ Layer loaded[2];
     __shared__ unsigned ticket, live[2];
     __shared__ int slots[SAMPLES];
     const State &state = *shared_state;
@@ -294,27 +374,33 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const i64 slot = static_cast<i64>(ticket) * SAMPLES;
         if (slot >= total)
             return;
-        const unsigned mask = state.masks[segment * state.tiles + slot / LINE];
-        unsigned running = mask >> slot % LINE & first_bits(SAMPLES);
+        const unsigned mask = state.masks[segment * state.words + slot / WORD];
+        unsigned running = mask >> slot % WORD & first_bits(SAMPLES);
         if (running == 0)
             continue;
+        load_layer(loaded, layers);
         load_tile(state.rows[from], slot, layers[0].n_in);
+        wait_for_copies();
         __syncthreads();
         i64 done = 0;
         u64 begin = nanoseconds();
         for (; done < count && running; done++) {
-            const Layer &layer = layers[done];
+            const Layer &layer = loaded[done % 2];
+            const Layer *following = done + 1 < count ? loaded + (done + 1) % 2 : nullptr;
+            if (following)
+                load_layer(loaded + (done + 1) % 2, layers + done + 1);
             const unsigned before = running;
+            const bool droppable = layer.droppable; // the layer after next overwrites this one
             unsigned *now = live + done % 2;
             if (layer.equal)
-                run_layer<true>(layer, now);
+                run_layer<true>(layer, following, now);
             else
-                run_layer<false>(layer, now);
+                run_layer<false>(layer, following, now);
             if (threadIdx.x == 0)
                 live[1 - done % 2] = 0; // read by all before this layer's first barrier
             clear_zero_rows(layer.n_out);
             __syncthreads();
-            if (layer.droppable)
+            if (droppable)
                 running &= *now;
             if (threadIdx.x == 0) {
                 const u64 end = nanoseconds();

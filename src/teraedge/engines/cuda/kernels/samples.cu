@@ -38,48 +38,48 @@ extern "C" __global__ void begin(const State *shared_state, i64 samples, i64 fir
     const i64 thread = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
     const i64 threads = static_cast<i64>(gridDim.x) * blockDim.x;
     for (i64 k = thread; k < samples; k += threads)
-        state.ids[0][k] = first + k;
-    for (i64 tile = thread; tile < state.tiles; tile += threads) {
-        const i64 rest = samples - tile * LINE;
-        state.masks[tile] = rest <= 0 ? 0 : first_bits(rest < LINE ? rest : LINE);
+        state.ids[0][k] = static_cast<int>(first + k);
+    for (i64 word = thread; word < state.words; word += threads) {
+        const i64 rest = samples - word * WORD;
+        state.masks[word] = rest <= 0 ? 0 : first_bits(rest < WORD ? static_cast<int>(rest) : WORD);
     }
     if (thread == 0)
-        state.slots[0] = samples;
+        state.slots[0] = static_cast<unsigned>(samples);
 }
 
 // Packed 0/1 features, `stride` bytes a sample, the first neuron in the highest bit. A warp takes
-// eight neurons of a tile, a lane a sample.
+// eight neurons of 32 samples.
 extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i64 samples, i64 n,
                                        const State *state) {
     float *rows = state->rows[0];
     const int lane = threadIdx.x % 32;
     const i64 bytes = (n + 7) / 8;
-    const i64 tiles = (samples + LINE - 1) / LINE;
+    const i64 words = words_of(static_cast<unsigned>(samples));
     const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
     const i64 warp = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
-    for (i64 item = warp; item < tiles * bytes; item += warps) {
-        const i64 tile = item / bytes, byte = item % bytes;
-        const i64 sample = tile * LINE + lane;
+    for (i64 item = warp; item < words * bytes; item += warps) {
+        const i64 byte = item % bytes;
+        const i64 sample = item / bytes * WORD + lane;
         const unsigned eight = sample < samples ? bits[sample * stride + byte] : 0;
-        float *target = rows + (tile * n + byte * 8) * LINE + lane;
+        float *target = rows + place(sample, byte * 8, n);
         for (int k = 0; k < 8 && byte * 8 + k < n; k++)
-            target[k * LINE] = eight >> (7 - k) & 1;
+            target[k * COLUMNS] = static_cast<float>(eight >> (7 - k) & 1);
     }
 }
 
-// A dense matrix of any strides, in elements. A block takes 32 neurons of a tile, through shared
-// memory, so that both its reads (along neurons) and its writes (along samples) are whole lines.
+// A dense matrix of any strides, in elements. A block takes 32 neurons of 32 samples, through
+// shared memory, so that both its reads (along neurons) and its writes (along samples) are whole lines.
 extern "C" __global__ void __launch_bounds__(256)
     load_dense(const void *data, i64 kind, i64 sample_stride, i64 neuron_stride, i64 samples, i64 n,
                const State *state) {
-    __shared__ float square[LINE][LINE + 1];
+    __shared__ float square[WORD][WORD + 1];
     float *rows = state->rows[0];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const i64 tiles = (samples + LINE - 1) / LINE, parts = (n + LINE - 1) / LINE;
-    for (i64 item = blockIdx.x; item < tiles * parts; item += gridDim.x) {
-        const i64 tile = item / parts, first = item % parts * LINE;
-        for (int k = warp; k < LINE; k += ROWS_A_BLOCK) {
-            const i64 sample = tile * LINE + k, neuron = first + lane;
+    const i64 words = words_of(static_cast<unsigned>(samples)), parts = (n + WORD - 1) / WORD;
+    for (i64 item = blockIdx.x; item < words * parts; item += gridDim.x) {
+        const i64 begin = item / parts * WORD, first = item % parts * WORD;
+        for (int k = warp; k < WORD; k += ROWS_A_BLOCK) {
+            const i64 sample = begin + k, neuron = first + lane;
             float value = 0.0f;
             if (sample < samples && neuron < n)
                 value = read_element(data, kind, sample * sample_stride + neuron * neuron_stride);
@@ -88,8 +88,8 @@ extern "C" __global__ void __launch_bounds__(256)
             square[lane][k] = value;
         }
         __syncthreads();
-        for (int k = warp; k < LINE && first + k < n; k += ROWS_A_BLOCK)
-            rows[(tile * n + first + k) * LINE + lane] = square[k][lane];
+        for (int k = warp; k < WORD && first + k < n; k += ROWS_A_BLOCK)
+            rows[place(begin + lane, first + k, n)] = square[k][lane];
         __syncthreads();
     }
 }
@@ -103,35 +103,35 @@ extern "C" __global__ void load_sparse(const i64 *indptr, const int *indices, co
     for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples;
          sample += warps)
         for (i64 entry = indptr[sample] + lane; entry < indptr[sample + 1]; entry += 32)
-            rows[(sample / LINE * n + indices[entry]) * LINE + sample % LINE] = data[entry];
+            rows[place(sample, indices[entry], n)] = data[entry];
 }
 
 // The rows of what is live before `segment`, row-major, in the order of slots or, for `by_id`, of
-// samples; and which of them have a nonzero: bits of a slot's tile.
+// samples; and which of them have a nonzero.
 extern "C" __global__ void __launch_bounds__(256)
     store_rows(const State *shared_state, i64 segment, i64 n, float *out, i64 by_id) {
-    __shared__ float square[LINE][LINE + 1];
+    __shared__ float square[WORD][WORD + 1];
     const State &state = *shared_state;
     const float *rows = state.rows[state.buffer[segment]];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const i64 used = (static_cast<i64>(state.slots[segment]) + LINE - 1) / LINE, parts = (n + LINE - 1) / LINE;
-    for (i64 item = blockIdx.x; item < used * parts; item += gridDim.x) {
-        const i64 tile = item / parts, first = item % parts * LINE;
-        const unsigned mask = state.masks[segment * state.tiles + tile];
-        const int *ids = state.ids[state.order[segment]] + tile * LINE;
+    const i64 words = words_of(state.slots[segment]), parts = (n + WORD - 1) / WORD;
+    for (i64 item = blockIdx.x; item < words * parts; item += gridDim.x) {
+        const i64 word = item / parts, begin = word * WORD, first = item % parts * WORD;
+        const unsigned mask = state.masks[segment * state.words + word];
+        const int *ids = state.ids[state.order[segment]] + begin;
         unsigned some = 0;
-        for (int k = warp; k < LINE && first + k < n; k += ROWS_A_BLOCK) {
-            const float value = rows[(tile * n + first + k) * LINE + lane];
+        for (int k = warp; k < WORD && first + k < n; k += ROWS_A_BLOCK) {
+            const float value = rows[place(begin + lane, first + k, n)];
             some |= nonzero_lanes(value);
             square[k][lane] = value;
         }
-        unsigned *seen = state.nonzero + segment * state.tiles + tile;
+        unsigned *seen = state.nonzero + segment * state.words + word;
         if (lane == 0 && (some & mask & ~*seen))
             atomicOr(seen, some & mask);
         __syncthreads();
-        for (int k = warp; k < LINE; k += ROWS_A_BLOCK)
+        for (int k = warp; k < WORD; k += ROWS_A_BLOCK)
             if (mask >> k & 1 && first + lane < n)
-                out[(by_id ? ids[k] : tile * LINE + k) * n + first + lane] = square[lane][k];
+                out[(by_id ? ids[k] : begin + k) * n + first + lane] = square[lane][k];
         __syncthreads();
     }
 }
