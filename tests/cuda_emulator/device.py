@@ -113,10 +113,6 @@ class EmulatedDevice:
     def finish(self):
         self.run_until(lambda: not any(stream.queue for stream in self.streams))
 
-    def pending(self):
-        """Tell whether work is queued."""
-        return any(stream.queue for stream in self.streams)
-
     def is_pinned(self, array):
         address = array.ctypes.data
         pinned = (made for made in self._made if isinstance(made, Pinned))
@@ -148,8 +144,6 @@ class Memory(Block):
         if not self.address:
             raise DeviceError("the memory was given back; run the samples again")
         _check_contiguous(array)
-        if self._device.pending():
-            raise EmulationError("read() of memory that queued work may still write to")
         ctypes.memmove(array.ctypes.data, self.range(0, array.nbytes), array.nbytes)
 
     def range(self, offset, nbytes):
