@@ -47,6 +47,16 @@ def test_fresh_memory_is_garbage(device):
     assert np.isnan(out).all()
 
 
+def test_asynchronous_copies_arrive_when_they_are_waited_for(device):
+    given = [np.arange(128, dtype=np.float32), np.zeros(32, np.float32)]
+    _, out = run(device, "copies", given, 1)
+    np.testing.assert_array_equal(out, given[0][1::4][::-1])
+    _, out = run(device, "copies", given, 0)
+    assert np.isnan(out).all()
+    with pytest.raises(EmulationError, match="not 4, 8 or 16 aligned bytes"):
+        run(device, "crooked", given[:1])
+
+
 @pytest.mark.parametrize(
     ("name", "arrays", "numbers", "message"),
     [

@@ -46,6 +46,7 @@ void start_block() {
                 fiber.wait = 0;
                 fiber.done = fiber.spins = false;
                 fiber.file = nullptr;
+                machine.copies[i].clear();
                 fiber.context.start(machine.stacks + i * (STACK + PAGE) + PAGE, fiber_main);
             }
     machine.alive = machine.threads;
@@ -202,6 +203,24 @@ void emulated_yield(const char* file, int line) {
     machine.current->file = file;
     machine.current->line = line;
     to_scheduler();
+}
+
+void emulated_copy_async(void* shared, const void* global, size_t nbytes) {
+    bool size = nbytes == 4 || nbytes == 8 || nbytes == 16;
+    if (!size || (uintptr_t(shared) | uintptr_t(global)) % nbytes)
+        emulated_fail("a copy of cp.async that is not 4, 8 or 16 aligned bytes", "", 0);
+    machine.copies[machine.current->number].push_back({shared, global, nbytes});
+}
+
+void emulated_wait_for_copies() {
+    std::vector<Copy>& copies = machine.copies[machine.current->number];
+    for (const Copy& copy : copies) std::memcpy(copy.to, copy.from, copy.nbytes);
+    copies.clear();
+}
+
+unsigned long long emulated_nanoseconds() {
+    static unsigned long long now = 0;
+    return ++now;
 }
 
 void* emulated_dynamic_shared() {

@@ -105,6 +105,7 @@ struct Fiber {
     const char* file;
     int line;
 };
+struct Copy { void* to; const void* from; size_t nbytes; };
 struct NamedBarrier { int arrived, threads; };
 
 struct Allocation { char* base; size_t mapped; char* start; size_t nbytes, padded; };
@@ -119,6 +120,7 @@ struct Machine {
     Fiber fibers[MOST_THREADS];
     int threads = 0, alive = 0, at_barrier = 0;
     NamedBarrier named[NAMED_BARRIERS];
+    std::vector<Copy> copies[MOST_THREADS];  // of each fiber, on their way
     Fiber* current = nullptr;
     Context scheduler;
     sigjmp_buf failed;

@@ -123,3 +123,18 @@ extern "C" __global__ void templated(float* out) {
 }
 
 extern "C" __global__ void add_one(float* values) { values[threadIdx.x] += 1.0f; }
+
+#ifdef TERAEDGE_EMULATED
+extern "C" __global__ void copies(const float* values, float* out, long long waits) {
+    __shared__ float4 tile[32];
+    emulated_copy_async(&tile[threadIdx.x], values + 4 * threadIdx.x, 16);
+    if (waits) emulated_wait_for_copies();
+    __syncthreads();
+    out[threadIdx.x] = tile[31 - threadIdx.x].y;
+}
+
+extern "C" __global__ void crooked(const float* values) {
+    __shared__ float4 tile[2];
+    emulated_copy_async(tile, values + 1, 16);
+}
+#endif
