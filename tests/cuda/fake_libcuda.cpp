@@ -17,17 +17,24 @@ u64 used = 0;
 int failing = OK;  // what synchronising says
 thread_local std::vector<void*> contexts;
 std::vector<std::pair<char*, u64>> blocks;
-struct Launch { std::string name; unsigned grid[3], block[3], shared; void* stream; u64 arguments[3]; };
+struct Launch {
+    std::string name;
+    unsigned grid[3], block[3], shared;
+    void* stream;
+    u64 arguments[3];
+};
 std::vector<Launch> launches;
 int highest_shared = 0, destroyed = 0;
 int context_word, graph_word;
 double now() {
-    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    auto since = std::chrono::steady_clock::now().time_since_epoch();
+    return std::chrono::duration<double>(since).count();
 }
 int launch(void* f, const unsigned* g, const unsigned* b, unsigned s, void* stream, void** values) {
     if (contexts.empty()) return 201;
     Launch l{static_cast<char*>(f), {g[0], g[1], g[2]}, {b[0], b[1], b[2]}, s, stream, {0, 0, 0}};
-    for (int i = 0; i < 3; ++i) std::memcpy(&l.arguments[i], values[i], 8);
+    const char* count = getenv("FAKE_ARGUMENTS");
+    for (int i = 0; i < (count ? atoi(count) : 3); ++i) std::memcpy(&l.arguments[i], values[i], 8);
     launches.push_back(l);
     return OK;
 }
@@ -49,7 +56,7 @@ int fake_cuGetProcAddress(const char* name, void** f, int version, u64 flags, in
     return cuGetProcAddress_v2(name, f, version, flags, status);
 }
 int fake_cuInit(unsigned) { return getenv("FAKE_NO_GPU") ? NO_DEVICE : OK; }
-int fake_cuDriverGetVersion(int* v) { *v = 13000; return OK; }
+int fake_cuDriverGetVersion(int* v) { *v = getenv("FAKE_OLD") ? 12040 : 13000; return OK; }
 int fake_cuGetErrorName(int e, const char** s) {
     *s = e == ILLEGAL ? "CUDA_ERROR_ILLEGAL_ADDRESS" : "CUDA_ERROR_OTHER";
     return OK;
@@ -106,6 +113,10 @@ int fake_cuMemcpyDtoHAsync(void* to, u64 from, size_t n, void*) {
     std::memcpy(to, reinterpret_cast<void*>(from), n);
     return OK;
 }
+int fake_cuMemcpyDtoH(void* to, u64 from, size_t n) {
+    std::memcpy(to, reinterpret_cast<void*>(from), n);
+    return OK;
+}
 int fake_cuMemcpyDtoDAsync(u64 to, u64 from, size_t n, void*) {
     std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<void*>(from), n);
     return OK;
@@ -136,7 +147,8 @@ int fake_cuGraphLaunch(void*, void* stream) {
 }
 int fake_cuGraphDestroy(void*) { ++destroyed; return OK; }
 int fake_cuGraphExecDestroy(void*) { ++destroyed; return OK; }
-int fake_cuLibraryLoadData(void** l, const void* code, void*, void*, unsigned, void*, void*, unsigned) {
+int fake_cuLibraryLoadData(void** l, const void* code, void*, void*, unsigned, void*, void*,
+                           unsigned) {
     *l = const_cast<void*>(code);
     return std::memcmp(code, "\177ELF", 4) ? 200 : OK;
 }
@@ -175,8 +187,9 @@ int fake_destroyed() { return destroyed; }
 int fake_launches() { return int(launches.size()); }
 const char* fake_launch(int i, unsigned* shape, u64* arguments) {
     const Launch& l = launches[i];
-    unsigned all[7] = {l.grid[0], l.grid[1], l.grid[2], l.block[0], l.block[1], l.block[2], l.shared};
-    std::memcpy(shape, all, sizeof all);
+    std::memcpy(shape, l.grid, sizeof l.grid);
+    std::memcpy(shape + 3, l.block, sizeof l.block);
+    shape[6] = l.shared;
     std::memcpy(arguments, l.arguments, sizeof l.arguments);
     return l.name.c_str();
 }

@@ -1,15 +1,14 @@
-"""The emulator itself: what kernels see on it, and that it finds what is wrong."""
+"""The emulator itself: what a GPU does not promise, and that it finds what is wrong."""
 
 import numpy as np
 import pytest
 from cuda_emulator import build
+from cuda_emulator.cases import kernel, run
 from cuda_emulator.device import EmulatedDevice, EmulationError
 
 from teraedge.errors import DeviceError
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=build.REASON)
-
-WIDTH = 64
 
 
 @pytest.fixture
@@ -20,37 +19,6 @@ def device():
     assert device.used == 0
 
 
-def kernel(device, name):
-    return device.kernels("samples.cu", {"WIDTH": WIDTH}, [name])[name]
-
-
-def run(device, name, arrays, *numbers, grid=1, block=32, shared=0):
-    """Copy arrays to the device, run a kernel on them, and return them as they are after it."""
-    stream = device.stream()
-    memories = [device.allocate(array.nbytes) for array in arrays]
-    for memory, array in zip(memories, arrays, strict=True):
-        stream.to_device(memory, array)
-    stream.launch(kernel(device, name), grid, block, shared, *memories, *numbers)
-    after = [np.empty_like(array) for array in arrays]
-    for memory, array in zip(memories, after, strict=True):
-        stream.to_host(array, memory)
-    stream.synchronize()
-    for memory in memories:
-        memory.free()
-    return after
-
-
-@pytest.mark.parametrize("count", [1, 33, 989])
-def test_shared_memory_and_barriers(device, count):
-    values = np.arange(count, dtype=np.float32)
-    blocks = -(-count // 256)
-    _, sums = run(
-        device, "block_sums", [values, np.zeros(blocks, np.float32)], count, grid=blocks, block=256
-    )
-    expected = [values[i : i + 256].sum() for i in range(0, count, 256)]
-    np.testing.assert_array_equal(sums, expected)
-
-
 def test_missing_barrier_shows(device):
     values = np.arange(256, dtype=np.float32)
     _, sums = run(
@@ -59,47 +27,12 @@ def test_missing_barrier_shows(device):
     assert sums[0] != values.sum()
 
 
-def test_warp_functions(device):
-    values = np.random.default_rng(0).integers(0, 100, 64).astype(np.int32)
-    _, out = run(device, "warps", [values, np.zeros((64, 8), np.int32)], block=64)
-    for thread, row in enumerate(out):
-        warp = values[thread // 32 * 32 :][:32]
-        lane = thread % 32
-        odd = sum(1 << i for i in range(32) if warp[i] % 2)
-        assert int(row[0]) & 0xFFFFFFFF == odd
-        assert row[1] == warp.sum()
-        assert row[2] == warp[max(lane - 1, 0)]
-        assert row[3] == warp[lane // 16 * 16]
-        assert row[4] == (warp[:lane] % 2).sum()
-        assert row[5] == (warp == 7).any()
-        assert row[6] == 1
-        assert row[7] == (warp[:8].sum() if lane < 8 else -1)
-
-
-def test_atomics(device):
-    values = np.random.default_rng(0).integers(0, WIDTH, 1000).astype(np.int32)
-    counts, total = np.zeros(WIDTH + 1, np.int32), np.zeros(1, np.float32)
-    _, counts, total = run(device, "histogram", [values, counts, total], 1000, grid=8, block=128)
-    np.testing.assert_array_equal(counts[:WIDTH], np.bincount(values, minlength=WIDTH))
-    assert (counts[WIDTH], total[0]) == (values.max(), 500)
-
-
 def test_blocks_run_in_an_order_of_their_own(device):
     ranks = np.zeros(40, np.int64)
     orders = [run(device, "order", [np.zeros(1, np.int64), ranks], grid=40)[1] for _ in range(2)]
     assert sorted(orders[0]) == list(range(40))
     assert not np.array_equal(orders[0], np.arange(40))
     assert not np.array_equal(orders[0], orders[1])
-
-
-def test_counting_barriers(device):
-    (out,) = run(device, "counted", [np.zeros(4, np.int64)], block=70)
-    assert out.tolist() == [35, 1, 1, 0]
-
-
-def test_templates_have_shared_memory_too(device):
-    (out,) = run(device, "templated", [np.zeros(WIDTH, np.float32)], block=WIDTH)
-    np.testing.assert_array_equal(out, np.arange(WIDTH)[::-1])
 
 
 def test_shared_memory_starts_as_garbage(device):
@@ -112,6 +45,16 @@ def test_fresh_memory_is_garbage(device):
     memory, out = device.allocate(40), np.zeros(10, np.float32)
     device.stream().to_host(out, memory)
     assert np.isnan(out).all()
+
+
+def test_asynchronous_copies_arrive_when_they_are_waited_for(device):
+    given = [np.arange(128, dtype=np.float32), np.zeros(32, np.float32)]
+    _, out = run(device, "copies", given, 1)
+    np.testing.assert_array_equal(out, given[0][1::4][::-1])
+    _, out = run(device, "copies", given, 0)
+    assert np.isnan(out).all()
+    with pytest.raises(EmulationError, match="not 4, 8 or 16 aligned bytes"):
+        run(device, "crooked", given[:1])
 
 
 @pytest.mark.parametrize(

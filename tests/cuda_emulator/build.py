@@ -102,6 +102,16 @@ def kernel_library(source, defines):
     return library
 
 
+@functools.cache
+def static_bytes(library, name):
+    """Return the bytes of static shared memory that a kernel declares in its own body."""
+    table = subprocess.run(
+        ["objdump", "-t", library], capture_output=True, text=True, check=True
+    ).stdout
+    local = re.compile(rf"\semulated_shared\s+([0-9a-f]+)\s+_ZZ{len(name)}{name}E")
+    return sum(int(size, 16) for size in local.findall(table))
+
+
 def parameters(source, name):
     """Return the parameters of a kernel as written, or None where the file does not show them."""
     text = re.sub(r"//[^\n]*|/\*.*?\*/", " ", source.read_text(), flags=re.DOTALL)

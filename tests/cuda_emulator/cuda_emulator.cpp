@@ -1,230 +1,30 @@
-// The machine under cuda_emulator.h: fibers, barriers, memory with guards, launches.
+// The machine under cuda_emulator.h: launches, blocks, memory with guards.
 //
 // One launch runs at a time. A block's threads are fibers that run until they wait; the scheduler
 // goes round them in an order that is shuffled anew for every block, so that code which needs a
 // barrier and has none gives other results. What goes wrong ends the launch with one line.
-#include <csetjmp>
-#include <csignal>
-#include <cstdarg>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <mutex>
-#include <string>
-#include <vector>
+#include <utility>
 
-#include <sys/mman.h>
-#include <unistd.h>
-#if !defined(__x86_64__)
-#include <ucontext.h>
-#endif
-
-#include "cuda_emulator.h"
-#undef assert
-
-extern "C" {
-uint3 emulated_thread, emulated_block;
-dim3 emulated_block_size, emulated_grid_size;
-}
+#include "machine.h"
+#include "waiting.h"
 
 namespace {
 
-const char* const WAITS[] = {
-    "", "__syncthreads", "__syncthreads_count", "__syncthreads_and", "__syncthreads_or",
-    "a named barrier", "__syncwarp", "__ballot_sync", "__shfl_sync", "__match_any_sync",
-    "__reduce_add_sync", "__reduce_min_sync", "__reduce_max_sync", "__reduce_and_sync",
-    "__reduce_or_sync",
-};
-constexpr size_t STACK = 256 << 10, PAGE = 4096, FENCE = 256 << 10, ALIGN = 256;
-constexpr unsigned char GARBAGE = 0xff;  // NaN as a float, -1 as an integer
-constexpr unsigned char GUARD = 0xa5;
-constexpr int MOST_THREADS = 1024, NAMED_BARRIERS = 16;
-constexpr uint64_t SPINS = 1 << 16;  // rounds in which everybody only spins
+constexpr size_t MOST_ARGUMENTS = 24;
 
-// ---------------------------------------------------------------- switching between stacks
-#if defined(__x86_64__)
-// Pushes what a function must keep, changes stacks, pops: about ten instructions.
-extern "C" void emulated_switch(void** from, void* to);
-asm(R"(
-.text
-.globl emulated_switch
-.type emulated_switch, @function
-emulated_switch:
-    pushq %rbp
-    pushq %rbx
-    pushq %r12
-    pushq %r13
-    pushq %r14
-    pushq %r15
-    movq %rsp, (%rdi)
-    movq %rsi, %rsp
-    popq %r15
-    popq %r14
-    popq %r13
-    popq %r12
-    popq %rbx
-    popq %rbp
-    ret
-.size emulated_switch, .-emulated_switch
-)");
-struct Context {
-    void* top = nullptr;
-    void start(char* stack, void (*entry)()) {
-        void** at = reinterpret_cast<void**>(stack + STACK) - 1;  // aligned as after a call
-        *at = nullptr;                                            // nowhere to return to
-        *--at = reinterpret_cast<void*>(entry);
-        at -= 6;
-        std::memset(at, 0, 6 * sizeof(void*));
-        top = at;
-    }
-    void enter(Context& from) { emulated_switch(&from.top, top); }
-};
-#else
-struct Context {
-    ucontext_t state;
-    void start(char* stack, void (*entry)()) {
-        getcontext(&state);
-        state.uc_stack.ss_sp = stack;
-        state.uc_stack.ss_size = STACK;
-        state.uc_link = nullptr;
-        makecontext(&state, entry, 0);
-    }
-    void enter(Context& from) { swapcontext(&from.state, &state); }
-};
-#endif
-
-struct Fiber {
-    Context context;
-    uint3 index;
-    int number;     // linear, x fastest
-    int wait;       // EmulatedWait, 0 if it can run
-    bool done, spins;
-    unsigned mask;  // of a warp function
-    uint64_t value, result;
-    int lane, barrier;  // lane read from; barrier: id and predicate
-    const char* file;
-    int line;
-};
-struct NamedBarrier { int arrived, threads; };
-
-struct Allocation { char* base; size_t mapped; char* start; size_t nbytes, padded; };
-
-using Function = void (*)();
-struct Machine {
-    std::mutex lock;
-    std::vector<Allocation> memory;
-    char* stacks = nullptr;
-    char* shared = nullptr;  // dynamic shared memory ends where a page without access begins
-    size_t shared_room = 0;
-    Fiber fibers[MOST_THREADS];
-    int threads = 0, alive = 0, at_barrier = 0;
-    NamedBarrier named[NAMED_BARRIERS];
-    Fiber* current = nullptr;
-    Context scheduler;
-    sigjmp_buf failed;
-    std::string error;
-    uint64_t random = 1;
-    // of the launch
-    Function function;
-    int count;
-    const uint64_t* arguments;
-    size_t dynamic_bytes, dynamic_padded;
-    std::vector<uint64_t> blocks;  // here since a failure jumps over destructors
-    std::vector<int> order;
-};
-Machine machine;
-
-uint64_t next_random() {  // splitmix64
-    uint64_t z = machine.random += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
-template <typename T> void shuffle(std::vector<T>& items) {
-    for (size_t i = items.size(); i > 1; --i) std::swap(items[i - 1], items[next_random() % i]);
-}
-
-// ---------------------------------------------------------------- failing
-[[noreturn]] void fail() { siglongjmp(machine.failed, 1); }
-
-std::string format(const char* text, ...) {
-    char buffer[600];
-    va_list arguments;
-    va_start(arguments, text);
-    vsnprintf(buffer, sizeof buffer, text, arguments);
-    va_end(arguments);
-    return buffer;
-}
-
-const char* base_name(const char* file) {
-    const char* slash = file ? std::strrchr(file, '/') : nullptr;
-    return slash ? slash + 1 : file ? file : "?";
-}
-
-std::string where(const Fiber& fiber) {
-    return format("block (%u, %u, %u), thread (%u, %u, %u)", emulated_block.x, emulated_block.y,
-                  emulated_block.z, fiber.index.x, fiber.index.y, fiber.index.z);
-}
-
-std::string waiting(const Fiber& fiber) {
-    if (fiber.done) return format("thread %d has exited", fiber.number);
-    std::string text = format("thread %d waits in %s at %s:%d", fiber.number,
-                              fiber.wait ? WAITS[fiber.wait] : "a loop", base_name(fiber.file),
-                              fiber.line);
-    if (fiber.wait >= EMULATED_SYNCWARP) text += format(" with mask %#x", fiber.mask);
-    return text;
-}
-
-void on_fault(int, siginfo_t* info, void*) {
-    machine.error = "access to address " + format("%p", info->si_addr) +
-                    ", which is in no allocation";
-    for (const Allocation& block : machine.memory) {
-        char* at = static_cast<char*>(info->si_addr);
-        if (at >= block.base && at < block.base + block.mapped)
-            machine.error = format("access %td bytes from the start of an allocation of %zu bytes",
-                                   at - block.start, block.nbytes);
-    }
-    char* at = static_cast<char*>(info->si_addr);
-    if (machine.shared && at >= machine.shared && at < machine.shared + machine.shared_room + PAGE)
-        machine.error = format("access %td bytes from the start of %zu bytes of dynamic shared memory",
-                               at - static_cast<char*>(emulated_dynamic_shared()),
-                               machine.dynamic_bytes);
-    if (machine.current) {
-        Fiber& fiber = *machine.current;
-        machine.error += " by " + where(fiber);
-        if (fiber.file)
-            machine.error += format(", after %s:%d", base_name(fiber.file), fiber.line);
-    }
-    fail();
-}
-
-// ---------------------------------------------------------------- fibers
-void to_scheduler() {
-    Fiber& fiber = *machine.current;
-    machine.scheduler.enter(fiber.context);
-}
-
-template <int... I> struct Indices {};
-template <int N, int... I> struct Count : Count<N - 1, N - 1, I...> {};
-template <int... I> struct Count<0, I...> { using type = Indices<I...>; };
-template <int> using Word = uint64_t;
-template <int... I> void call(Indices<I...>) {
+// A kernel is a function of so many 64-bit words, whatever it calls them.
+template <size_t> using Word = uint64_t;
+template <size_t... I> void call(std::index_sequence<I...>) {
     reinterpret_cast<void (*)(Word<I>...)>(machine.function)(machine.arguments[I]...);
 }
-template <int N> void call_with() { call(typename Count<N>::type()); }
-constexpr int MOST_ARGUMENTS = 24;
-template <int... I> void call_any(Indices<I...>) {
+template <size_t N> void call_with() { call(std::make_index_sequence<N>()); }
+template <size_t... I> void call_any(std::index_sequence<I...>) {
     static constexpr Function calls[] = {call_with<I>...};
     calls[machine.count]();
 }
 
-void release_barrier();
-void release_warp(const Fiber& arrived);
-
 void fiber_main() {
-    call_any(typename Count<MOST_ARGUMENTS + 1>::type());
+    call_any(std::make_index_sequence<MOST_ARGUMENTS + 1>());
     Fiber& fiber = *machine.current;
     fiber.done = true;
     --machine.alive;
@@ -232,107 +32,6 @@ void fiber_main() {
     release_warp(fiber);
     to_scheduler();
     std::abort();
-}
-
-void wait(int kind, const char* file, int line) {
-    Fiber& fiber = *machine.current;
-    fiber.wait = kind;
-    fiber.file = file;
-    fiber.line = line;
-}
-
-// Let the fibers of __syncthreads go once all of the block that still run are there.
-void release_barrier() {
-    if (!machine.at_barrier || machine.at_barrier < machine.alive) return;
-    Fiber* first = nullptr;
-    int sum = 0;
-    for (int i = 0; i < machine.threads; ++i) {
-        Fiber& fiber = machine.fibers[i];
-        if (fiber.done) continue;
-        if (!first) first = &fiber;
-        if (fiber.line != first->line || fiber.wait != first->wait ||
-            std::strcmp(fiber.file, first->file)) {
-            machine.error = "divergent barrier: " + waiting(*first) + ", but " + waiting(fiber);
-            fail();
-        }
-        sum += fiber.barrier;
-    }
-    int result = sum;
-    if (first->wait == EMULATED_SYNCTHREADS_AND) result = sum == machine.at_barrier;
-    if (first->wait == EMULATED_SYNCTHREADS_OR) result = sum != 0;
-    for (int i = 0; i < machine.threads; ++i) {
-        Fiber& fiber = machine.fibers[i];
-        if (fiber.done) continue;
-        fiber.wait = 0;
-        fiber.result = result;
-    }
-    machine.at_barrier = 0;
-}
-
-uint64_t reduce(int kind, int64_t a, int64_t b) {
-    switch (kind) {
-        case EMULATED_REDUCE_ADD: return a + b;
-        case EMULATED_REDUCE_MIN: return a < b ? a : b;
-        case EMULATED_REDUCE_MAX: return a > b ? a : b;
-        case EMULATED_REDUCE_AND: return a & b;
-        default: return a | b;
-    }
-}
-
-// Give every lane of a mask what its warp function returns.
-void finish(Fiber* lanes, unsigned mask, int kind) {
-    unsigned ballot = 0;
-    bool any = false;
-    uint64_t total = 0;
-    for (int i = 0; i < 32; ++i) {
-        if (!(mask >> i & 1u)) continue;
-        if (lanes[i].value) ballot |= 1u << i;
-        total = any ? reduce(kind, total, lanes[i].value) : lanes[i].value;
-        any = true;
-    }
-    for (int i = 0; i < 32; ++i) {
-        if (!(mask >> i & 1u)) continue;
-        Fiber& fiber = lanes[i];
-        fiber.result = total;
-        if (kind == EMULATED_BALLOT) fiber.result = ballot;
-        if (kind == EMULATED_SHFL)  // from a lane that takes no part: undefined, so garbage
-            fiber.result = mask >> fiber.lane & 1u ? lanes[fiber.lane].value : ~uint64_t(0);
-        if (kind == EMULATED_MATCH) {
-            fiber.result = 0;
-            for (int j = 0; j < 32; ++j)
-                if (mask >> j & 1u && lanes[j].value == fiber.value) fiber.result |= 1u << j;
-        }
-    }
-    for (int i = 0; i < 32; ++i)
-        if (mask >> i & 1u) lanes[i].wait = 0;
-}
-
-// Let the lanes of one lane's mask go, if all of them have come to the same warp function.
-void release_mask(Fiber* lanes, int width, const Fiber& fiber) {
-    unsigned there = 0;
-    for (int j = 0; j < width; ++j) {
-        if (!(fiber.mask >> j & 1u) || lanes[j].done) continue;
-        if (lanes[j].wait != fiber.wait || lanes[j].mask != fiber.mask) return;
-        there |= 1u << j;
-    }
-    finish(lanes, there, fiber.wait);
-}
-
-void release_warp(const Fiber& arrived) {
-    int warp = arrived.number / 32, width = std::min(32, machine.threads - 32 * warp);
-    Fiber* lanes = machine.fibers + 32 * warp;
-    if (!arrived.done) return release_mask(lanes, width, arrived);
-    for (int i = 0; i < width; ++i)  // one that exits may be the last that others wait for
-        if (!lanes[i].done && lanes[i].wait >= EMULATED_SYNCWARP)
-            release_mask(lanes, width, lanes[i]);
-}
-
-void release_named(int id) {
-    for (int i = 0; i < machine.threads; ++i) {
-        Fiber& fiber = machine.fibers[i];
-        if (fiber.wait == EMULATED_NAMED_BARRIER && fiber.barrier == id) fiber.wait = 0;
-    }
-    machine.named[id] = {0, 0};
 }
 
 // ---------------------------------------------------------------- blocks
@@ -347,6 +46,7 @@ void start_block() {
                 fiber.wait = 0;
                 fiber.done = fiber.spins = false;
                 fiber.file = nullptr;
+                machine.copies[i].clear();
                 fiber.context.start(machine.stacks + i * (STACK + PAGE) + PAGE, fiber_main);
             }
     machine.alive = machine.threads;
@@ -446,6 +146,29 @@ void prepare(size_t dynamic_bytes) {
     machine.dynamic_padded = (dynamic_bytes + 127) / 128 * 128;
 }
 
+void on_fault(int, siginfo_t* info, void*) {
+    machine.error = "access to address " + format("%p", info->si_addr) +
+                    ", which is in no allocation";
+    for (const Allocation& block : machine.memory) {
+        char* at = static_cast<char*>(info->si_addr);
+        if (at >= block.base && at < block.base + block.mapped)
+            machine.error = format("access %td bytes from the start of an allocation of %zu bytes",
+                                   at - block.start, block.nbytes);
+    }
+    char* at = static_cast<char*>(info->si_addr);
+    if (machine.shared && at >= machine.shared && at < machine.shared + machine.shared_room + PAGE)
+        machine.error =
+            format("access %td bytes from the start of %zu bytes of dynamic shared memory",
+                   at - static_cast<char*>(emulated_dynamic_shared()), machine.dynamic_bytes);
+    if (machine.current) {
+        Fiber& fiber = *machine.current;
+        machine.error += " by " + where(fiber);
+        if (fiber.file)
+            machine.error += format(", after %s:%d", base_name(fiber.file), fiber.line);
+    }
+    fail();
+}
+
 // Catches accesses outside of all memory while it lives.
 struct Faults {
     struct sigaction old_segv, old_bus;
@@ -475,49 +198,29 @@ char Faults::stack[1 << 16];
 // ---------------------------------------------------------------- what kernels call
 extern "C" {
 
-int emulated_barrier(int kind, int predicate, const char* file, int line) {
-    wait(kind, file, line);
-    machine.current->barrier = predicate;
-    ++machine.at_barrier;
-    release_barrier();
-    if (machine.current->wait) to_scheduler();
-    return int(machine.current->result);
-}
-
-void emulated_named_barrier(int id, int threads, int waits, const char* file, int line) {
-    if (id < 0 || id >= NAMED_BARRIERS)
-        emulated_fail("a named barrier that is not 0 to 15", file, line);
-    NamedBarrier& barrier = machine.named[id];
-    if (barrier.arrived && barrier.threads != threads)
-        emulated_fail("a named barrier with two numbers of threads", file, line);
-    barrier.threads = threads;
-    if (waits) {
-        wait(EMULATED_NAMED_BARRIER, file, line);
-        machine.current->barrier = id;
-    }
-    if (++barrier.arrived >= threads) release_named(id);
-    if (machine.current->wait) to_scheduler();
-}
-
-uint64_t emulated_collective(int kind, unsigned mask, uint64_t value, int lane, const char* file,
-                             int line) {
-    Fiber& fiber = *machine.current;
-    if (!(mask >> (fiber.number % 32) & 1u))
-        emulated_fail("a warp function whose mask lacks the calling lane", file, line);
-    wait(kind, file, line);
-    fiber.mask = mask;
-    fiber.value = value;
-    fiber.lane = lane & 31;
-    release_warp(fiber);
-    if (fiber.wait) to_scheduler();
-    return fiber.result;
-}
-
 void emulated_yield(const char* file, int line) {
     machine.current->spins = true;
     machine.current->file = file;
     machine.current->line = line;
     to_scheduler();
+}
+
+void emulated_copy_async(void* shared, const void* global, size_t nbytes) {
+    bool size = nbytes == 4 || nbytes == 8 || nbytes == 16;
+    if (!size || (uintptr_t(shared) | uintptr_t(global)) % nbytes)
+        emulated_fail("a copy of cp.async that is not 4, 8 or 16 aligned bytes", "", 0);
+    machine.copies[machine.current->number].push_back({shared, global, nbytes});
+}
+
+void emulated_wait_for_copies() {
+    std::vector<Copy>& copies = machine.copies[machine.current->number];
+    for (const Copy& copy : copies) std::memcpy(copy.to, copy.from, copy.nbytes);
+    copies.clear();
+}
+
+unsigned long long emulated_nanoseconds() {
+    static unsigned long long now = 0;
+    return ++now;
 }
 
 void* emulated_dynamic_shared() {
@@ -536,14 +239,14 @@ void emulated_fail(const char* message, const char* file, int line) {
 
 // ---------------------------------------------------------------- what device.py calls
 
-// Returns nullptr or what went wrong. `statics` is the static shared memory of the kernel's library.
+// Returns nullptr or what went wrong. `statics`: the static shared memory of the kernel's library.
 const char* emulate(void (*function)(), const unsigned* grid, const unsigned* block,
                     uint64_t dynamic_bytes, char* statics, uint64_t static_bytes, uint64_t seed,
                     int count, const uint64_t* arguments) {
     static thread_local std::string error;
     std::lock_guard<std::mutex> guard(machine.lock);
     machine.error.clear();
-    if (count > MOST_ARGUMENTS) return "more arguments than the emulator can pass";
+    if (size_t(count) > MOST_ARGUMENTS) return "more arguments than the emulator can pass";
     prepare(dynamic_bytes);
     machine.function = function;
     machine.count = count;

@@ -82,6 +82,10 @@ uint64_t emulated_collective(int kind, unsigned mask, uint64_t value, int lane, 
 // Let the other threads run: every loop that waits for a value in memory must call it.
 void emulated_yield(const char* file, int line);
 void* emulated_dynamic_shared();
+// As cp.async: the bytes arrive when the thread waits for its copies, not before.
+void emulated_copy_async(void* shared, const void* global, size_t nbytes);
+void emulated_wait_for_copies();
+unsigned long long emulated_nanoseconds();  // grows with every call
 unsigned emulated_active_mask();
 unsigned emulated_lane();
 [[noreturn]] void emulated_fail(const char* message, const char* file, int line);

@@ -8,7 +8,9 @@ import ctypes
 import random
 from collections import deque
 from contextlib import contextmanager
+from threading import RLock
 from time import perf_counter
+from weakref import WeakSet
 
 import numpy as np
 
@@ -63,8 +65,9 @@ class EmulatedDevice:
         self.launches = 0
         self.random = random.Random(seed)
         self.streams = []
+        self.lock = RLock()  # engines queue and wait in several threads
         self._folder = folder
-        self._made = []
+        self._made = WeakSet()
         self._runtime = build.runtime()
 
     def free_bytes(self):
@@ -73,10 +76,11 @@ class EmulatedDevice:
     def view(self, array, stream):
         return None  # nothing lies on it but what the engine put there
 
-    def allocate(self, nbytes):
+    def allocate(self, nbytes, *, outlives=False):
         if nbytes > self.free_bytes():
             raise out_of_memory(self.name, nbytes, self.free_bytes(), self.memory_bytes)
-        return self._keep(Memory(self, nbytes))
+        memory = Memory(self, nbytes)
+        return memory if outlives else self._keep(memory)
 
     def pinned(self, nbytes):
         return self._keep(Pinned(self, nbytes))
@@ -92,17 +96,19 @@ class EmulatedDevice:
         return {name: Kernel(self, library, self._folder / file, name) for name in names}
 
     def close(self):
-        for made in self._made:
+        for made in list(self._made):
             made.free()
-        self._made.clear()
 
     def run_until(self, done):
         """Run queued work of any stream, in random order, until a condition holds."""
-        while not done():
-            ready = [stream for stream in self.streams if stream.ready()]
-            if not ready:
-                raise EmulationError("streams wait for events that nothing records")
-            self.random.choice(ready).step()
+        while True:
+            with self.lock:
+                if done():
+                    return
+                ready = [stream for stream in self.streams if stream.ready()]
+                if not ready:
+                    raise EmulationError("streams wait for events that nothing records")
+                self.random.choice(ready).step()
 
     def finish(self):
         self.run_until(lambda: not any(stream.queue for stream in self.streams))
@@ -113,7 +119,7 @@ class EmulatedDevice:
         return any(p.first <= address < p.first + max(p.nbytes, 1) for p in pinned)
 
     def _keep(self, made):
-        self._made.append(made)
+        self._made.add(made)
         return made
 
 
@@ -133,6 +139,12 @@ class Memory(Block):
         self._device.used -= self.nbytes
         if self._device._runtime.emulated_free(address):
             raise EmulationError(f"something wrote after the end of {self.nbytes} bytes of memory")
+
+    def read(self, array):
+        if not self.address:
+            raise DeviceError("the memory was given back; run the samples again")
+        _check_contiguous(array)
+        ctypes.memmove(array.ctypes.data, self.range(0, array.nbytes), array.nbytes)
 
     def range(self, offset, nbytes):
         """Return the address at an offset, once it is checked that so many bytes follow."""
@@ -166,6 +178,7 @@ class Kernel:
             self.function = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
         except AttributeError:
             raise DeviceError(f"{source.name} has no kernel {name!r}") from None
+        self.static_bytes = build.static_bytes(library._name, name)
         self.parameters = build.parameters(source, name)
         wide = ("*", "i64", "u64", "long long", "int64_t", "uint64_t", "size_t")
         for parameter in self.parameters or ():
@@ -173,7 +186,7 @@ class Kernel:
                 raise EmulationError(f"{name}: parameter {parameter!r} is not 64 bits wide")
 
     def occupancy(self, block, shared):
-        per_block = shared + self.library.emulated_static_bytes() + 1024
+        per_block = shared + self.static_bytes + 1024
         return min(2048 // block, 32, 228 * 1024 // per_block)
 
 
@@ -215,6 +228,7 @@ class Stream(Block):
         self.device, self.handle = device, Stream._handles
         self.queue = deque()  # of (event to wait for or None, work)
         self.graph = None
+        self.closed = False
 
     def launch(self, kernel, grid, block, shared, *arguments):
         device = self.device
@@ -222,7 +236,7 @@ class Stream(Block):
         grid = (*grid, 1, 1)[:3]
         if min(grid) < 1 or not 1 <= block <= 1024 or max(grid[1:]) > 65535:
             raise DeviceError(f"{kernel.name}: a launch of {grid} blocks of {block} threads")
-        statics = kernel.library.emulated_static_bytes()
+        statics = kernel.static_bytes
         if shared + statics > device.shared_bytes or statics > 48 * 1024:
             raise DeviceError(f"{kernel.name}: {shared} + {statics} bytes of shared memory")
         if kernel.parameters is not None and len(kernel.parameters) != len(arguments):
@@ -240,7 +254,7 @@ class Stream(Block):
                 _LAUNCH(block, 1, 1),
                 shared,
                 kernel.library.emulated_statics(),
-                statics,
+                kernel.library.emulated_static_bytes(),
                 device.random.getrandbits(63),
                 len(values),
                 packed,
@@ -312,7 +326,8 @@ class Stream(Block):
         if event.graph is not None and event.graph.capturing:
             self.graph = event.graph  # as a capture spreads to streams that wait for it
         if not self.graph:
-            self.queue.append((event, lambda: None))
+            with self.device.lock:
+                self.queue.append((event, lambda: None))
             self._run_now()
 
     def synchronize(self):
@@ -336,12 +351,16 @@ class Stream(Block):
 
     def free(self):
         self.device.finish()
+        self.closed = True
 
     def enqueue(self, work):
+        if self.closed:
+            raise DeviceError("the stream was given back; compile the network again")
         if self.graph:
             self.graph.work.append(work)
         else:
-            self.queue.append((None, work))
+            with self.device.lock:
+                self.queue.append((None, work))
             self._run_now()
 
     def _run_now(self):

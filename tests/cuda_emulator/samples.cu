@@ -46,7 +46,8 @@ extern "C" __global__ void warps(const int* values, int* out) {
     __syncwarp();
 }
 
-extern "C" __global__ void histogram(const int* values, int* counts, float* total, long long count) {
+extern "C" __global__ void
+histogram(const int* values, int* counts, float* total, long long count) {
     long long i = blockIdx.x * (long long)blockDim.x + threadIdx.x;
     if (i >= count) return;
     atomicAdd(&counts[values[i]], 1);
@@ -117,6 +118,23 @@ extern "C" __global__ void spins_for_ever(volatile int* flag) {
 
 extern "C" __global__ void narrow(float* out, int count) { out[0] = (float)count; }
 
-extern "C" __global__ void templated(float* out) { out[threadIdx.x] = reversed<float>(threadIdx.x); }
+extern "C" __global__ void templated(float* out) {
+    out[threadIdx.x] = reversed<float>(threadIdx.x);
+}
 
 extern "C" __global__ void add_one(float* values) { values[threadIdx.x] += 1.0f; }
+
+#ifdef TERAEDGE_EMULATED
+extern "C" __global__ void copies(const float* values, float* out, long long waits) {
+    __shared__ float4 tile[32];
+    emulated_copy_async(&tile[threadIdx.x], values + 4 * threadIdx.x, 16);
+    if (waits) emulated_wait_for_copies();
+    __syncthreads();
+    out[threadIdx.x] = tile[31 - threadIdx.x].y;
+}
+
+extern "C" __global__ void crooked(const float* values) {
+    __shared__ float4 tile[2];
+    emulated_copy_async(tile, values + 1, 16);
+}
+#endif

@@ -12,6 +12,8 @@ from teraedge.host import memory_bytes, usable_cores
 
 PACKAGES = ("teraedge", "numpy", "scipy", "numba", "llvmlite", "safetensors")
 
+_LOADED = {"torch": "torch", "cuda.core": "cuda-core", "cuda.bindings": "cuda-bindings"}
+
 
 def cpu_model() -> str:
     """Return the name of the CPU as its maker writes it."""
@@ -43,8 +45,10 @@ def versions() -> dict[str, str | None]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    if "torch" in sys.modules:  # a rival that was measured beside us
-        found["torch"] = metadata.version("torch")
+    # A rival that was measured beside us, and what a GPU was used with.
+    for module, package in _LOADED.items():
+        if module in sys.modules:
+            found[package] = metadata.version(package)
     return found
 
 

@@ -16,7 +16,7 @@ from teraedge.engines.cuda.bindings import Context, describe, libraries
 from teraedge.engines.cuda.memory import Memory, Pinned
 from teraedge.engines.cuda.stream import Event, Graph, Kernel, Stream
 from teraedge.engines.cuda.views import View, view
-from teraedge.errors import DeviceError, OptionsError
+from teraedge.errors import DependencyError, DeviceError, OptionsError
 
 __all__ = [
     "Device",
@@ -106,12 +106,26 @@ def device_count() -> int:
             "nvidia-smi says, or run on device 'cpu'"
         )
     else:
+        _check_versions()
         count = int(driver.cuDeviceGetCount()[1])
     if not count:
         raise DeviceError(
             "the NVIDIA driver shows no GPU; see CUDA_VISIBLE_DEVICES, or run on device 'cpu'"
         )
     return count
+
+
+def _check_versions() -> None:
+    """Refuse libraries for a newer CUDA than the driver brings; within CUDA 13, say, all mix."""
+    from cuda import bindings
+
+    ours = int(bindings.__version__.partition(".")[0])
+    cuda = int(libraries().driver.cuDriverGetVersion()[1]) // 1000
+    if cuda < ours:
+        raise DependencyError(
+            f"the NVIDIA driver brings CUDA {cuda} and the installed cuda-bindings are for CUDA "
+            f"{ours}; pip install 'teraedge[cuda{cuda}]', or update the driver"
+        )
 
 
 class Device:
@@ -177,15 +191,23 @@ class Device:
             free, _ = self._context.check(self._context.driver.cuMemGetInfo())
         return int(free)
 
-    def allocate(self, nbytes: int) -> Memory:
+    def allocate(self, nbytes: int, *, outlives: bool = False) -> Memory:
         """Return `nbytes` of device memory, not set to anything, at a multiple of 256.
+
+        Parameters
+        ----------
+        nbytes : int
+        outlives : bool
+            Whether it stays when the device is closed, as results do: until it is freed or nobody
+            holds it any more.
 
         Raises
         ------
         DeviceError
             If there is not so much.
         """
-        return self._keep(Memory(self._context, nbytes))
+        memory = Memory(self._context, nbytes)
+        return memory if outlives else self._keep(memory)
 
     def pinned(self, nbytes: int) -> Pinned:
         """Return `nbytes` of page-locked host memory.
@@ -244,7 +266,10 @@ class Device:
         return view(array, stream, self._ordinal)
 
     def close(self) -> None:
-        """Give back all memory, streams and kernels of this device; again does nothing."""
+        """Give back what this device made, but for memory that outlives it.
+
+        Again does nothing.
+        """
         for made in list(self._made):
             made.free()
         with self._loading:

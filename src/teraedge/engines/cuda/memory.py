@@ -61,6 +61,25 @@ class Memory(Block):
                 raise out_of_memory(context.name, nbytes, free, total)
             self.address = int(context.check(result))
 
+    def read(self, array: NDArray[Any]) -> None:
+        """Copy the first bytes to a C-contiguous host array, and wait for it.
+
+        It needs no stream, which may be gone, and waits for none: what wrote the memory is over.
+
+        Raises
+        ------
+        DeviceError
+            If the memory was given back, or the device failed.
+        """
+        if not array.flags.c_contiguous or array.nbytes > self.nbytes:
+            raise ValueError(f"{array.nbytes} bytes in C order do not come from {self!r}")
+        if not self.address:
+            raise DeviceError("the memory was given back; run the samples again")
+        if array.nbytes:
+            with self._context.entered():
+                copy = self._context.driver.cuMemcpyDtoH
+                self._context.check(copy(array.ctypes.data, self.address, array.nbytes))
+
     def free(self) -> None:  # noqa: D102
         if self.address:
             address, self.address = self.address, 0
