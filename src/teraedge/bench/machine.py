@@ -51,14 +51,14 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             found[package] = None
     for module, package in (("cuda.core", "cuda-core"), ("cuda.bindings", "cuda-bindings")):
-        if module in sys.modules:
+        if sys.modules.get(module) is not None:
             found[package] = _version_of(module, package)
-    if "cuda.bindings" in sys.modules:
+    if "cuda-bindings" in found:
         found["nvrtc"] = _nvrtc_version()
     for rival in ("torch", "cupy"):  # by module: CuPy's packages have many names
-        if rival in sys.modules:
+        if sys.modules.get(rival) is not None:
             found[rival] = _version_of(rival, rival)
-    if "torch" in sys.modules:
+    if "torch" in found:
         cuda = getattr(getattr(sys.modules["torch"], "version", None), "cuda", None)
         found["torch cuda"] = None if cuda is None else str(cuda)
     return found
