@@ -53,7 +53,7 @@ class Case:
     @property
     def expected_seconds(self) -> float:
         """To draw, to lay out, and to run with all rivals; a rough guess."""
-        return 2 + self.edges * 4e-7 + self.edges * self.samples / 1e12 * 20
+        return 6 + self.edges * 4e-7 + self.edges * self.samples / 1e12 * 20
 
 
 @dataclass(frozen=True)

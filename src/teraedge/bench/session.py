@@ -93,15 +93,26 @@ class Session:
             write_results(self._output, self.rows, gpu=self._gpu, **self._more)
 
 
-def repetitions(seconds: float, total: float = 2.0, least: int = 10, most: int = 50) -> int:
+def repetitions(
+    seconds: float, total: float = 2.0, least: int = 10, most: int = 50, slow: float = 1.0
+) -> int:
     """Return how often to repeat a run of so many seconds.
+
+    Parameters
+    ----------
+    seconds : float
+    total : float
+        Seconds that all repetitions are to take, about.
+    least, most : int
+    slow : float
+        Runs of more than so many seconds are repeated only three times.
 
     Examples
     --------
     >>> repetitions(0.0005), repetitions(0.15), repetitions(0.9), repetitions(4.0)
     (50, 13, 10, 3)
     """
-    if seconds > 1:
+    if seconds > slow:
         return 3
     return max(least, min(most, int(total / max(seconds, 1e-9))))
 
@@ -114,11 +125,11 @@ def repeat(once: Callable[[], float], warm: int = 2, **rule: Any) -> list[float]
     once : callable
         Runs once and returns its seconds.
     warm : int
-        Runs before those that count; only one if it takes over a second.
+        Runs before those that count; only one if it is slow.
     **rule
         As for `repetitions`.
     """
     seconds = once()
-    for _ in range(warm - 1 if seconds < 1 else 0):
+    for _ in range(warm - 1 if seconds <= rule.get("slow", 1.0) else 0):
         seconds = once()
     return [once() for _ in range(repetitions(seconds, **rule))]
