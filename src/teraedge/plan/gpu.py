@@ -148,10 +148,12 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
         If a weight or bias is too large for float32.
     """
     room = shared_bytes - STATIC_SHARED
-    panels = panel_layer(layer, RESIDENT_HEIGHT, TALL_EDGE)
-    for samples in SAMPLES:
-        if (shared := _shared(panels, samples)) <= room:
-            return _resident(panels, samples, shared)
+    rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
+    if rows * min(SAMPLES, default=room) * 4 <= room:
+        panels = panel_layer(layer, RESIDENT_HEIGHT, TALL_EDGE)
+        for samples in SAMPLES:
+            if (shared := _shared(panels, samples)) <= room:
+                return _resident(panels, samples, shared)
     return _wide(panel_layer(layer, WIDE_HEIGHT, TALL_EDGE))
 
 
