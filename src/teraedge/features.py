@@ -43,7 +43,8 @@ class PackedFeatures:
 
     def __init__(self, bits: NDArray[np.uint8], neurons: int) -> None:
         on_gpu = not isinstance(bits, np.ndarray) and hasattr(bits, "__cuda_array_interface__")
-        if str(bits.dtype).rpartition(".")[2] != "uint8" or bits.ndim != 2 or bits.shape[1] != -(-neurons // 8):
+        is_bytes = str(bits.dtype).rpartition(".")[2] == "uint8"  # as "torch.uint8"
+        if not is_bytes or bits.ndim != 2 or bits.shape[1] != -(-neurons // 8):
             raise FeatureError(
                 f"packed bits have shape {bits.shape} and dtype {bits.dtype}; {neurons} neurons "
                 f"need uint8 of shape (samples, {-(-neurons // 8)})"
@@ -129,8 +130,8 @@ def as_features(features: Any, n_in: int) -> Features:
         features = _from_foreign(features)
     if isinstance(features, PackedFeatures) and not isinstance(features.bits, np.ndarray):
         raise FeatureError(
-            "packed bits lie on a GPU and the engine runs elsewhere; give them as a NumPy array, or "
-            "compile the network for that GPU"
+            "packed bits lie on a GPU and the engine runs elsewhere; give them as a NumPy array, "
+            "or compile the network for that GPU"
         )
     if features.ndim != 2 or features.shape[1] != n_in:
         hint = "; for one sample give features[None, :]" if features.ndim == 1 else ""

@@ -22,8 +22,9 @@ from teraedge.plan.panels import PanelLayer, Panels, panel_layer
 
 RESIDENT_HEIGHT, WIDE_HEIGHT = 4, 8
 """Neurons of a tall panel, by kernel."""
-TALL_EDGE = 2.0
-"""What an edge of a tall panel costs, in edges of a single neuron: multiply-adds against reads."""
+RESIDENT_TALL_EDGE, WIDE_TALL_EDGE = 1.5, 1.25
+"""What an edge of a tall panel costs, in edges of a single neuron: it takes as many reads of inputs,
+and more of weights."""
 SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
 THREADS = 512
@@ -150,11 +151,11 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     room = shared_bytes - STATIC_SHARED
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
     if rows * min(SAMPLES, default=room) * 4 <= room:
-        panels = panel_layer(layer, RESIDENT_HEIGHT, TALL_EDGE)
+        panels = panel_layer(layer, RESIDENT_HEIGHT, RESIDENT_TALL_EDGE)
         for samples in SAMPLES:
             if (shared := _shared(panels, samples)) <= room:
                 return _resident(panels, samples, shared)
-    return _wide(panel_layer(layer, WIDE_HEIGHT, TALL_EDGE))
+    return _wide(panel_layer(layer, WIDE_HEIGHT, WIDE_TALL_EDGE))
 
 
 def _totals(samples: int) -> int:
