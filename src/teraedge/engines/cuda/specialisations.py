@@ -1,6 +1,8 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
-from teraedge.plan.gpu import COLUMNS, SAMPLES, THREADS, WIDE_HEIGHT
+from teraedge.plan import staged as staged_layout
+from teraedge.plan.device import COLUMNS, THREADS
+from teraedge.plan.gpu import SAMPLES, WIDE_HEIGHT
 
 Specialisation = tuple[str, dict[str, int | str], list[str]]
 """A file, its macros, and the kernels in it."""
@@ -17,6 +19,12 @@ CENSUS_THREADS = 1024
 def resident(samples: int) -> Specialisation:
     """Return the resident kernel for tiles of so many samples."""
     return "resident.cu", {"SAMPLES": samples, "THREADS": THREADS}, ["resident"]
+
+
+def staged(buffers: int) -> Specialisation:
+    """Return the staged kernel with room for so many parts of the inputs."""
+    sizes = {"SAMPLES": staged_layout.SAMPLES, "TOTALS": staged_layout.TOTALS}
+    return "staged.cu", {**sizes, "BUFFERS": buffers, "THREADS": THREADS}, ["staged"]
 
 
 def wide_shared(height: int, stages: int) -> int:
@@ -48,4 +56,5 @@ def samples() -> Specialisation:
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     wides = (wide(height, stages) for height in (1, WIDE_HEIGHT) for stages in WIDE_STAGES)
-    return [*(resident(count) for count in SAMPLES), *wides, compact(), samples()]
+    stageds = (staged(buffers) for buffers in (1, 2))
+    return [*(resident(count) for count in SAMPLES), *stageds, *wides, compact(), samples()]
