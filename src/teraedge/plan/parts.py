@@ -13,10 +13,11 @@ import numpy as np
 from numba import types
 
 from teraedge.jit import jit
-from teraedge.plan.banks import FREE, color_edge
 
 CUTS = 8
 """Places looked at to cut neurons in two, along each part."""
+PARTS = 4
+"""Parts looked along: those with the most padding."""
 WINDOW = 64
 """Neurons looked at for each place of a group."""
 
@@ -59,6 +60,7 @@ def similar_slices(lengths, width):
             most = max(most, lengths[panel, part] + 1)
     first_of = np.zeros(most + 1, np.int64)
     slices = -(-panels // width)
+    longest, padding = np.zeros(parts, np.int64), np.zeros(parts, np.int64)
     below, above = np.zeros(parts, np.int64), np.zeros((CUTS + 1, parts), np.int64)
     stack = np.empty((64 + slices, 2), np.int64)
     stack[0, 0], stack[0, 1] = 0, slices
@@ -71,7 +73,15 @@ def similar_slices(lengths, width):
         begin, end = first * width, min(last * width, panels)
         best, best_cut = np.int64(2**62), first
         cuts = min(CUTS, last - first) - 1  # between as many pieces of about as many slices
-        for part in range(parts):
+        longest[:] = padding[:] = 0
+        for k in range(begin, end):
+            for part in range(parts):
+                padding[part] -= lengths[order[k], part]
+                longest[part] = max(longest[part], lengths[order[k], part])
+        padding += longest * (end - begin)
+        for _ in range(min(parts, PARTS)):
+            part = padding.argmax()
+            padding[part] = -1
             # By length in this part, longest first, those of equal length as they were.
             first_of[:] = 0
             for k in range(begin, end):
@@ -155,9 +165,13 @@ def mixed_groups(order, counts, width, size):
     return result
 
 
-@jit(_i64(_ints, _ints, _ints, _i64, _i64, _tables, _ints))
-def order_parts(lanes, starts, indices, size, part_rows, lengths, steps):
+@jit(_i64(_ints, _ints, _ints, _tables, _i64, _i64, _tables, _ints))
+def order_parts(lanes, starts, indices, counts, size, part_rows, lengths, steps):
     """Find the steps of all edges.
+
+    At each step, of the lanes with the most edges left first, each takes one of the residue that
+    has the most left and that no lane of the group has at this step. A lane that cannot wait takes
+    any.
 
     Parameters
     ----------
@@ -165,6 +179,8 @@ def order_parts(lanes, starts, indices, size, part_rows, lengths, steps):
         The panel of each lane, -1 for none; lanes k, k + 8 / size, ... of every eight are a group.
     starts, indices : ndarray of int64
         Inputs of each panel.
+    counts : ndarray of int64, shape (panels, parts * size)
+        Inputs of each panel by part and residue.
     size, part_rows : int
         Lanes of a group; rows of a part.
     lengths : ndarray of int64, shape (parts, slices)
@@ -179,57 +195,68 @@ def order_parts(lanes, starts, indices, size, part_rows, lengths, steps):
     """
     parts, slices = lengths.shape
     width, stride = len(lanes) // slices, 8 // size
-    degree = np.empty(2 * size, np.int64)
+    # The edges of each panel by part and residue.
+    edges, place = np.empty(len(indices), np.int64), np.empty(parts * size, np.int64)
+    for panel in range(len(starts) - 1):
+        at = starts[panel]
+        for k in range(parts * size):
+            place[k] = at
+            at += counts[panel, k]
+        for edge in range(starts[panel], starts[panel + 1]):
+            k = indices[edge] // part_rows * size + indices[edge] % size
+            edges[place[k]] = edge
+            place[k] += 1
+    following = np.zeros(size, np.int64)  # of each lane, the first edge of the part
+    left = np.zeros((size, size), np.int64)  # [lane][residue]
+    of_lane, of_residue = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    begins = np.zeros((size, size), np.int64)
+    taken, done = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
     meetings = 0
-    for first in range(0, len(lanes), 8):
-        for group in range(first, first + stride):
-            most = 0
-            for k in range(group, first + 8, stride):
-                if lanes[k] >= 0:
-                    most += starts[lanes[k] + 1] - starts[lanes[k]]
-            ends, path = np.empty((most, 2), np.int64), np.empty(most, np.int64)
-            edges = np.empty(most, np.int64)
-            for part in range(parts):
-                begin, end = part * part_rows, (part + 1) * part_rows
-                degree[:] = 0
-                count = 0
-                for k in range(size):
-                    panel = lanes[group + k * stride]
-                    if panel < 0:
-                        continue
-                    for edge in range(starts[panel], starts[panel + 1]):
-                        if begin <= indices[edge] < end:
-                            residue = indices[edge] % size
-                            ends[count, 0], ends[count, 1], edges[count] = k, residue, edge
-                            degree[k] += 1
-                            degree[size + residue] += 1
-                            count += 1
-                if count == 0:
-                    continue
-                length = degree.max()
-                by_lane = np.full((size, length), FREE)
-                by_residue = np.full((size, length), FREE)
-                for k in range(count):
-                    color_edge(by_lane, by_residue, ends, k, path)
-                room = lengths[part, first // width]
-                for lane in range(size):
-                    for step in range(length):
-                        edge = by_lane[lane, step]
-                        if edge == FREE:
+    for group in range(len(lanes) // size):
+        first = group // stride * 8 + group % stride
+        for k in range(size):
+            panel = lanes[first + k * stride]
+            following[k] = starts[panel] if panel >= 0 else 0
+        for part in range(parts):
+            of_residue[:] = 0
+            for k in range(size):
+                panel = lanes[first + k * stride]
+                of_lane[k] = 0
+                for residue in range(size):
+                    count = counts[panel, part * size + residue] if panel >= 0 else 0
+                    left[k, residue] = count
+                    begins[k, residue] = following[k]
+                    following[k] += count
+                    of_lane[k] += count
+                    of_residue[residue] += count
+            room = lengths[part, first // width]
+            for step in range(room):
+                taken[:] = False
+                done[:] = False
+                for _ in range(size):
+                    lane = -1
+                    for k in range(size):
+                        if not done[k] and (lane < 0 or of_lane[k] > of_lane[lane]):
+                            lane = k
+                    if of_lane[lane] == 0:
+                        break
+                    done[lane] = True
+                    best = other = -1
+                    for residue in range(size):
+                        if left[lane, residue] == 0:
                             continue
-                        if step < room:
-                            steps[edges[edge]] = step
+                        if taken[residue]:
+                            other = residue
+                        elif best < 0 or of_residue[residue] > of_residue[best]:
+                            best = residue
+                    if best < 0:
+                        if of_lane[lane] < room - step:
                             continue
-                        residue, to = ends[edge, 1], -1
-                        for other in range(room):
-                            if by_lane[lane, other] == FREE:
-                                to = other
-                                if by_residue[residue, other] == FREE:
-                                    break
-                        if by_residue[residue, to] == FREE:
-                            by_residue[residue, to] = edge
-                        else:
-                            meetings += 1
-                        by_lane[lane, to] = edge
-                        steps[edges[edge]] = to
+                        best = other
+                        meetings += 1
+                    taken[best] = True
+                    left[lane, best] -= 1
+                    of_lane[lane] -= 1
+                    of_residue[best] -= 1
+                    steps[edges[begins[lane, best] + left[lane, best]]] = step
     return meetings

@@ -4,7 +4,7 @@ Seconds a sample on an H200. Other GPUs are faster or slower, but their shared m
 cache have about the same ratio, so that the order stays.
 """
 
-from teraedge.plan.device import LANES, WARPS
+from teraedge.plan.device import LANES
 from teraedge.plan.panels import PanelLayer
 from teraedge.plan.staged import CHUNKS, SAMPLES, WIDTH, Staging
 
@@ -41,8 +41,7 @@ def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
     weights = layer.value is None
     steps = plan.slots / LANES
     reads = steps * (4 * CHUNKS + (1.5 if weights else 0.5)) / READS
-    blocks = -(-plan.slices // WARPS)
-    rows = blocks * layer.n_in * SAMPLES * 4 / STAGED_BYTES
+    rows = plan.blocks * layer.n_in * SAMPLES * 4 / STAGED_BYTES
     lists = plan.slots * (6 if weights else 2) / L2_BYTES
     if plan.buffers > 1:
         return max(reads, rows + lists) / SAMPLES

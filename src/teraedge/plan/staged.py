@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from teraedge.plan import parts
 from teraedge.plan.device import (
     LANES,
+    WARPS,
     ZERO_ROWS,
     DeviceLayer,
     DevicePanels,
@@ -25,10 +26,11 @@ from teraedge.plan.panels import PanelLayer
 
 SAMPLES = 8
 """Samples that a block takes at a time."""
-TOTALS = 64
-"""Sums a lane keeps: twice those of the resident kernel, because each row that is brought is then
-read twice as often; there are no registers for more."""
-LISTS = TOTALS // SAMPLES
+LISTS, SLICES = 4, 2
+"""Neurons of a lane in a slice, and slices of a warp. The product is all that registers have room
+for, twice that of the resident kernel, because every row that is brought then serves twice as many
+neurons. Fewer neurons a slice are padded less, but their lists end sooner, and each begins with a
+wait."""
 WIDTH = LISTS * LANES
 """Neurons of a slice."""
 CHUNKS = SAMPLES // 4
@@ -66,6 +68,11 @@ class Staging:
     def slices(self) -> int:
         """Slices of neurons."""
         return int(self.lengths.shape[1])
+
+    @property
+    def blocks(self) -> int:
+        """Output blocks: neurons that a block of threads works on at a time."""
+        return -(-self.slices // (WARPS * SLICES))
 
     @property
     def slots(self) -> int:
@@ -110,7 +117,7 @@ def lay_out_staged(layer: PanelLayer, plan: Staging) -> DeviceLayer:
     order = parts.mixed_groups(plan.order, plan.counts, WIDTH, GROUP)
     lanes = in_group_order(order, GROUP, WIDTH)
     steps = np.empty(len(indices), np.int64)
-    parts.order_parts(lanes, starts, indices, GROUP, rows, plan.lengths, steps)
+    parts.order_parts(lanes, starts, indices, plan.counts, GROUP, rows, plan.lengths, steps)
     lengths = plan.lengths.ravel()
     first = np.cumsum(lengths) - lengths
     slot = np.repeat(lanes_of(lanes, len(order)), np.diff(starts))

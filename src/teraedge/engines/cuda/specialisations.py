@@ -1,8 +1,9 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
-from teraedge.plan import staged as staged_layout
 from teraedge.plan.device import COLUMNS, THREADS
 from teraedge.plan.gpu import SAMPLES, WIDE_HEIGHT
+from teraedge.plan.staged import LISTS, SLICES
+from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
 Specialisation = tuple[str, dict[str, int | str], list[str]]
 """A file, its macros, and the kernels in it."""
@@ -23,7 +24,7 @@ def resident(samples: int) -> Specialisation:
 
 def staged(buffers: int) -> Specialisation:
     """Return the staged kernel with room for so many parts of the inputs."""
-    sizes = {"SAMPLES": staged_layout.SAMPLES, "TOTALS": staged_layout.TOTALS}
+    sizes = {"SAMPLES": STAGED_SAMPLES, "LISTS": LISTS, "SLICES": SLICES}
     return "staged.cu", {**sizes, "BUFFERS": buffers, "THREADS": THREADS}, ["staged"]
 
 

@@ -1,8 +1,8 @@
 // One layer over tiles in global memory, whose inputs come into shared memory part after part.
 //
 // For layers too wide for the resident kernel whose neurons share no inputs. A block takes SAMPLES
-// samples and one *output block* of neurons: a slice of LISTS * 32 neurons a warp. It brings some rows
-// of these samples into shared memory, a *part* of the inputs; every warp sums its edges from that
+// samples and one *output block* of neurons: SLICES slices of LISTS * 32 neurons a warp. It brings some
+// rows of these samples into shared memory, a *part* of the inputs; every warp sums its edges from that
 // part (see gather.cuh), and so part after part, while the sums stay in registers. A row that is
 // brought once serves all neurons of the output block, so that L2 gives out less than the wide kernel
 // asks of it by their edges from that row. That is why a lane keeps as many sums as there are
@@ -14,18 +14,18 @@
 //
 // Samples die, and are moved together, as after the wide kernel.
 //
-// Specialised by: SAMPLES (4, 8), TOTALS, BUFFERS (1, 2), THREADS.
+// Specialised by: SAMPLES (4, 8), LISTS, SLICES, BUFFERS (1, 2), THREADS.
 #include "gather.cuh"
 
 constexpr int WARPS = THREADS / 32;
-constexpr int LISTS = TOTALS / SAMPLES;     // neurons of a lane
-constexpr int GROUPS = COLUMNS / SAMPLES;   // groups of samples of a tile
-constexpr int STEP = THREADS / CHUNKS;      // rows that a block copies at a time
-static_assert(TOTALS % SAMPLES == 0 && SAMPLES < WORD, "a lane has whole rows, a word whole groups");
+constexpr int TOTALS = LISTS * SAMPLES;   // sums of a lane for a slice
+constexpr int GROUPS = COLUMNS / SAMPLES; // groups of samples of a tile
+constexpr int STEP = THREADS / CHUNKS;    // rows that a block copies at a time
+static_assert(SAMPLES % 4 == 0 && SAMPLES <= 8, "a row is whole chunks; see even_bits");
 
 extern __shared__ float4 tile[]; // [BUFFERS][part_rows + ZERO_ROWS][CHUNKS]
 
-// A piece of work, and the part of it that is meant. The blocks that run at the same time take the
+// A piece of work, and a part of its inputs. The blocks that run at the same time take the
 // groups of one tile, and then its output blocks, so that rows come from L2 and weights too.
 struct Place {
     unsigned item;
@@ -41,14 +41,16 @@ struct Job {
     unsigned *nonzero;     // of each tile, a word of even columns and one of odd ones
     unsigned items, blocks;
     int slices;
+    Place places[2]; // what is summed in even turns and in odd ones; set in the turn before
 };
 
 __device__ __forceinline__ unsigned slot_of(const Job &job, unsigned item) {
     return item / (job.blocks * GROUPS) * COLUMNS + item % GROUPS * SAMPLES;
 }
 
+// The first slice of a warp; some may not exist.
 __device__ __forceinline__ int slice_of(const Job &job, unsigned item, int warp) {
-    return static_cast<int>(item / GROUPS % job.blocks) * WARPS + warp;
+    return (static_cast<int>(item / GROUPS % job.blocks) * WARPS + warp) * SLICES;
 }
 
 // Go on to the next item with a live sample, `at` itself if it has one.
@@ -103,11 +105,10 @@ __device__ __forceinline__ unsigned even_bits(unsigned bits) {
     return (bits & 1) | (bits >> 1 & 2) | (bits >> 2 & 4) | (bits >> 3 & 8);
 }
 
-// Bias, activation, and out; marks the samples with a nonzero output.
-__device__ __forceinline__ void write_slice(const Job &job, unsigned item, int slice, int lane, float *totals) {
+// Bias, activation, and out; returns the samples with a nonzero output.
+__device__ __forceinline__ unsigned write_slice(const Job &job, unsigned slot, int slice, int lane, float *totals) {
     const Layer &layer = job.layer;
     const Target *targets = layer.single.targets + slice * LISTS * 32 + lane;
-    const unsigned slot = slot_of(job, item);
     const int own = lane & (CHUNKS - 1);
     float4 *out = reinterpret_cast<float4 *>(job.out + place(slot, 0, layer.n_out));
     unsigned live = 0;
@@ -124,56 +125,71 @@ __device__ __forceinline__ void write_slice(const Job &job, unsigned item, int s
             out[static_cast<i64>(target.output) * (COLUMNS / 4) + (own ^ j)] =
                 make_float4(y[4 * j], y[4 * j + 1], y[4 * j + 2], y[4 * j + 3]);
     }
-    if (!layer.droppable)
-        return;
+    return live;
+}
+
+// Mark the samples of a group with a nonzero output: of each tile, a word of even columns and one of
+// odd ones.
+__device__ __forceinline__ void mark(const Job &job, unsigned slot, int lane, unsigned live) {
     live = or_over_warp(live);
     unsigned *seen = job.nonzero + slot / COLUMNS * 2;
-    if (lane < 2) { // even columns, odd columns
+    if (lane < 2) {
         const unsigned bits = even_bits(live >> lane) << slot % COLUMNS / 2;
         if (bits & ~seen[lane]) // most slices tell nothing new
             atomicOr(seen + lane, bits);
     }
 }
 
-template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
+template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    Place now = {blockIdx.x, 0};
-    skip_dead(job, now);
-    Place ahead = now;
-    float4 *rows = tile, *other = tile + (BUFFERS - 1) * buffer_size(job);
-    bring(job, ahead, rows);
+    bring(job, job.places[0], tile);
+    int turn = 0; // parts so far
 #pragma unroll 1
-    while (now.item < job.items) {
-        const int slice = slice_of(job, now.item, warp);
-        float totals[TOTALS];
+    for (;;) {
+        const unsigned item = job.places[turn % 2].item;
+        if (item >= job.items)
+            return;
+        float totals[SLICES][TOTALS];
 #pragma unroll
-        for (int k = 0; k < TOTALS; k++)
-            totals[k] = 0.0f;
+        for (int s = 0; s < SLICES; s++)
+#pragma unroll
+            for (int k = 0; k < TOTALS; k++)
+                totals[s][k] = 0.0f;
+        const int slice = slice_of(job, item, warp);
 #pragma unroll 1
-        for (now.part = 0; now.part < job.layer.parts; now.part++) {
-            const int list = now.part * job.slices + slice;
+        for (int part = 0; part < job.layer.parts; part++) {
+            const int list = part * job.slices + slice;
             if (slice < job.slices)
                 touch_list(job, list, lane);
+            if (threadIdx.x == 0) {
+                Place next = job.places[turn % 2];
+                advance(job, next);
+                job.places[(turn + 1) % 2] = next;
+            }
             wait_for_copies();
             __syncthreads(); // the part is there, and all are done with the one before
-            if (BUFFERS > 1) {
-                advance(job, ahead);
-                bring(job, ahead, other);
-            }
-            if (slice < job.slices)
-                gather<LISTS, 1, CHUNKS, EQUAL>(rows, job.layer.single, list, lane, 0, job.layer.value, totals);
+            const float4 *const rows = tile + turn % BUFFERS * buffer_size(job);
+            turn++;
+            if (BUFFERS > 1)
+                bring(job, job.places[turn % 2], tile + turn % BUFFERS * buffer_size(job));
+#pragma unroll
+            for (int s = 0; s < SLICES; s++)
+                if (slice + s < job.slices)
+                    gather<LISTS, 1, CHUNKS, EQUAL>(rows, job.layer.single, list + s, lane, 0, job.layer.value,
+                                                    totals[s]);
             if (BUFFERS == 1) {
                 __syncthreads(); // all have read the part
-                advance(job, ahead);
-                bring(job, ahead, rows);
+                bring(job, job.places[turn % 2], tile);
             }
-            float4 *const read = rows;
-            rows = other;
-            other = read;
         }
-        if (slice < job.slices)
-            write_slice(job, now.item, slice, lane, totals);
-        now.item = ahead.item;
+        const unsigned slot = slot_of(job, item);
+        unsigned live = 0;
+#pragma unroll
+        for (int s = 0; s < SLICES; s++)
+            if (slice + s < job.slices)
+                live |= write_slice(job, slot, slice + s, lane, totals[s]);
+        if (job.layer.droppable)
+            mark(job, slot, lane, live);
     }
 }
 
@@ -193,8 +209,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         job.masks = state.masks + offset;
         job.nonzero = state.nonzero + offset;
         job.slices = static_cast<int>(job.layer.single.count) / job.layer.parts;
-        job.blocks = (job.slices + WARPS - 1) / WARPS;
+        job.blocks = (job.slices + WARPS * SLICES - 1) / (WARPS * SLICES);
         job.items = (state.slots[segment] + COLUMNS - 1) / COLUMNS * GROUPS * job.blocks;
+        job.places[0] = {blockIdx.x, 0};
+        skip_dead(job, job.places[0]);
     }
     note_begin(state, segment);
     __syncthreads();
