@@ -28,7 +28,7 @@ def buffers(request, monkeypatch):
 
     def stage(layer, room, seconds):
         plan = staged.staging(layer, SMALL * request.param, request.param)
-        return plan or staged.staging(layer, room, request.param)
+        return staged.settled(plan or staged.staging(layer, room, request.param))
 
     monkeypatch.setattr(gpu, "SAMPLES", ())
     monkeypatch.setattr(gpu.rates, "wide_seconds", lambda *_: np.inf)

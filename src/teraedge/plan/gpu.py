@@ -34,7 +34,7 @@ from teraedge.plan.device import (
     targets_of,
 )
 from teraedge.plan.panels import PanelLayer, Panels, panel_layer
-from teraedge.plan.staged import Staging, lay_out_staged, staging
+from teraedge.plan.staged import Staging, lay_out_staged, settled, staging
 
 RESIDENT_HEIGHT, WIDE_HEIGHT = 4, 8
 """Neurons of a tall panel, by kernel."""
@@ -93,12 +93,14 @@ def _all_single(layer: Layer, panels: PanelLayer) -> PanelLayer:
 
 def _best_staging(layer: PanelLayer, room: int, seconds: float) -> Staging | None:
     """Return the fastest way to stage a layer, if one takes less than some seconds."""
-    best = None
+    best, least = None, seconds
     for buffers in (1, 2):
         plan = staging(layer, room, buffers)
-        if plan is not None and (taken := rates.staged_seconds(layer, plan)) < seconds:
-            best, seconds = plan, taken
-    return best
+        if plan is not None and (taken := rates.staged_seconds(layer, plan)) < least:
+            best, least = plan, taken
+    if best is not None and rates.staged_seconds(layer, best := settled(best)) < seconds:
+        return best
+    return None
 
 
 def _totals(samples: int) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 from numba import types
 
 from teraedge.jit import jit
+from teraedge.plan.banks import FREE, color_edge
 
 CUTS = 8
 """Places looked at to cut neurons in two, along each part."""
@@ -20,6 +21,10 @@ PARTS = 4
 """Parts looked along: those with the most padding."""
 WINDOW = 64
 """Neurons looked at for each place of a group."""
+SWEEPS = 2
+"""Times that all neurons of a slice are tried to be swapped."""
+COLOURED = 64
+"""Steps of the longest lists that are coloured."""
 
 _i64, _ints, _tables = types.int64, types.int64[::1], types.int64[:, ::1]
 
@@ -165,13 +170,127 @@ def mixed_groups(order, counts, width, size):
     return result
 
 
+@jit(types.void(_ints, _tables, _tables, _i64, _i64))
+def swap_panels(panels, counts, lengths, width, size):
+    """Swap panels between groups of a slice where less reads will meet in a bank.
+
+    Parameters
+    ----------
+    panels : ndarray of int64, shape (panels,)
+        The panels, slice after slice, in each group after group; changed in place.
+    counts : ndarray of int64, shape (panels, parts * size)
+        Inputs of each panel by part and residue.
+    lengths : ndarray of int64, shape (parts, slices)
+        Steps of each list: edges of a residue beyond that meet others.
+    width, size : int
+        Panels of a slice and of a group.
+    """
+    kinds = counts.shape[1]
+    room = np.empty(kinds, np.int64)
+    load = np.empty((width // size, kinds), np.int64)
+    excess = np.empty(width // size, np.int64)
+    for begin in range(0, len(panels), width):
+        groups = (min(begin + width, len(panels)) - begin) // size
+        for k in range(kinds):
+            room[k] = lengths[k // size, begin // width]
+        for group in range(groups):
+            load[group] = 0
+            for place in range(begin + group * size, begin + group * size + size):
+                load[group] += counts[panels[place]]
+            excess[group] = np.maximum(load[group] - room, 0).sum()
+        for _ in range(SWEEPS):
+            for one in range(begin, begin + groups * size):
+                mine = (one - begin) // size
+                for other in range(begin, begin + groups * size):
+                    theirs = (other - begin) // size
+                    if excess[mine] == 0:
+                        break
+                    if mine == theirs:
+                        continue
+                    before = excess[mine] + excess[theirs]
+                    my_excess = their_excess = 0
+                    first, second = panels[one], panels[other]
+                    for k in range(kinds):
+                        change = counts[second, k] - counts[first, k]
+                        my_excess += max(0, load[mine, k] + change - room[k])
+                        their_excess += max(0, load[theirs, k] - change - room[k])
+                    if my_excess + their_excess < before:
+                        for k in range(kinds):
+                            change = counts[second, k] - counts[first, k]
+                            load[mine, k] += change
+                            load[theirs, k] -= change
+                        excess[mine], excess[theirs] = my_excess, their_excess
+                        panels[one], panels[other] = second, first
+
+
+@jit(_i64(_ints, _tables, _ints, _tables, _i64, _ints))
+def color_list(firsts, left, edges, used, room, steps):
+    """Find the steps of a group's edges in one part such that few reads meet.
+
+    Parameters
+    ----------
+    firsts : ndarray of int64, shape (size,)
+        Where the edges of each lane begin in `edges`, sorted by residue.
+    left : ndarray of int64, shape (size, size)
+        Edges by lane and residue.
+    edges : ndarray of int64
+    used : ndarray of int64, shape (2, size)
+        Edges by lane, and by residue.
+    room : int
+        Steps there are.
+    steps : ndarray of int64
+        Filled in.
+
+    Returns
+    -------
+    int
+        How many reads meet another.
+    """
+    size, count = len(firsts), used[0].sum()
+    length = used.max()
+    ends, path = np.empty((count, 2), np.int64), np.empty(count, np.int64)
+    numbers = np.empty(count, np.int64)
+    by_lane, by_residue = np.full((size, length), FREE), np.full((size, length), FREE)
+    count = 0
+    for lane in range(size):
+        at = firsts[lane]
+        for residue in range(size):
+            for _ in range(left[lane, residue]):
+                ends[count, 0], ends[count, 1], numbers[count] = lane, residue, edges[at]
+                color_edge(by_lane, by_residue, ends, count, path)
+                count += 1
+                at += 1
+    meetings = 0
+    for lane in range(size):
+        for step in range(length):
+            edge = by_lane[lane, step]
+            if edge == FREE:
+                continue
+            to = step
+            if step >= room:  # the residue has more edges than there are steps
+                to, residue = -1, ends[edge, 1]
+                for other in range(room):
+                    if by_lane[lane, other] == FREE:
+                        to = other
+                        if by_residue[residue, other] == FREE:
+                            break
+                if by_residue[residue, to] == FREE:
+                    by_residue[residue, to] = edge
+                else:
+                    meetings += 1
+                by_lane[lane, to] = edge
+            steps[numbers[edge]] = to
+    return meetings
+
+
 @jit(_i64(_ints, _ints, _ints, _tables, _i64, _i64, _tables, _ints))
 def order_parts(lanes, starts, indices, counts, size, part_rows, lengths, steps):
     """Find the steps of all edges.
 
-    At each step, of the lanes with the most edges left first, each takes one of the residue that
-    has the most left and that no lane of the group has at this step. A lane that cannot wait takes
-    any.
+    Short lists are coloured. Longer ones are filled step by step, which is faster, and loses less
+    the longer they are: the lanes with the most edges left come first, and each takes one of the
+    residue that has the most left and that no lane of the group has at this step. A lane that
+    cannot wait takes any.
 
     Parameters
     ----------
@@ -208,7 +327,9 @@ def order_parts(lanes, starts, indices, counts, size, part_rows, lengths, steps)
             place[k] += 1
     following = np.zeros(size, np.int64)  # of each lane, the first edge of the part
     left = np.zeros((size, size), np.int64)  # [lane][residue]
-    of_lane, of_residue = np.zeros(size, np.int64), np.zeros(size, np.int64)
+    used = np.zeros((2, size), np.int64)
+    of_lane, of_residue = used
+    firsts = np.zeros(size, np.int64)
     begins = np.zeros((size, size), np.int64)
     taken, done = np.zeros(size, np.bool_), np.zeros(size, np.bool_)
     meetings = 0
@@ -222,6 +343,7 @@ def order_parts(lanes, starts, indices, counts, size, part_rows, lengths, steps)
             for k in range(size):
                 panel = lanes[first + k * stride]
                 of_lane[k] = 0
+                firsts[k] = following[k]
                 for residue in range(size):
                     count = counts[panel, part * size + residue] if panel >= 0 else 0
                     left[k, residue] = count
@@ -230,6 +352,9 @@ def order_parts(lanes, starts, indices, counts, size, part_rows, lengths, steps)
                     of_lane[k] += count
                     of_residue[residue] += count
             room = lengths[part, first // width]
+            if 0 < room <= COLOURED:
+                meetings += color_list(firsts, left, edges, used, room, steps)
+                continue
             for step in range(room):
                 taken[:] = False
                 done[:] = False

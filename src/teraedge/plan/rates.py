@@ -6,7 +6,7 @@ cache have about the same ratio, so that the order stays.
 
 from teraedge.plan.device import LANES
 from teraedge.plan.panels import PanelLayer
-from teraedge.plan.staged import CHUNKS, SAMPLES, WIDTH, Staging
+from teraedge.plan.staged import CHUNKS, READS_A_STEP, SAMPLES, WIDTH, Staging
 
 READS = 2.2e11
 """Reads of 128 bytes that the shared memory of all multiprocessors serves in a second: 132 of them
@@ -34,13 +34,13 @@ def resident_four_seconds(layer: PanelLayer, tall_edge: float) -> float:
 def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
     """Return what the staged kernel takes.
 
-    It reads shared memory, for each step of 32 lanes the rows, and an index and a weight for two.
-    Before that, or at the same time where there is room for two parts, each output block gets all
-    rows, and the lists stream in besides.
+    Lists are read step by step, and reads that meet in a bank take turns. Before that, or at the
+    same time where there is room for two parts, each output block gets all rows, and the lists
+    stream in besides.
     """
     weights = layer.value is None
     steps = plan.slots / LANES
-    reads = steps * (4 * CHUNKS + (1.5 if weights else 0.5)) / READS
+    reads = (steps * (READS_A_STEP - (not weights)) + plan.meetings * CHUNKS) / READS
     rows = plan.blocks * layer.n_in * SAMPLES * 4 / STAGED_BYTES
     lists = plan.slots * (6 if weights else 2) / L2_BYTES
     if plan.buffers > 1:

@@ -36,6 +36,8 @@ WIDTH = LISTS * LANES
 CHUNKS = SAMPLES // 4
 GROUP = 8 // CHUNKS
 """Lanes that must read from different banks."""
+READS_A_STEP = 4 * CHUNKS + 1.5
+"""Reads of 128 bytes that a step of 32 lanes takes: rows, and an index and a weight for two."""
 MOST_PARTS = 32
 """With more, lists are a few edges long, and most of them padding."""
 
@@ -50,11 +52,13 @@ class Staging:
         Parts that there is room for at a time.
     parts, part_rows : int
     order : ndarray of int64, shape (n_out,)
-        The neurons, slice after slice.
+        The neurons, slice after slice; in a plan that is settled, in each group after group.
     counts : ndarray of int64, shape (n_out, parts * GROUP)
         Inputs of each neuron by part and residue.
     lengths : ndarray of int64, shape (parts, slices)
         Steps of each list, an even number.
+    meetings : int
+        Reads that cannot but meet another in a bank; known of plans that are settled.
     """
 
     buffers: int
@@ -63,6 +67,7 @@ class Staging:
     order: NDArray[np.int64]
     counts: NDArray[np.int64]
     lengths: NDArray[np.int64]
+    meetings: int = 0
 
     @property
     def slices(self) -> int:
@@ -110,17 +115,44 @@ def staging(layer: PanelLayer, room: int, buffers: int) -> Staging | None:
     return Staging(buffers, count, rows, order, counts, np.ascontiguousarray(lengths))
 
 
+def settled(plan: Staging) -> Staging:
+    """Put neurons into groups in which few reads meet in a bank, and tell how many do.
+
+    A list gets two steps more where that costs less than the reads that then meet no more.
+    """
+    order = parts.mixed_groups(plan.order, plan.counts, WIDTH, GROUP)
+    parts.swap_panels(order, plan.counts, plan.lengths, WIDTH, GROUP)
+    firsts = np.arange(0, len(order), GROUP)
+    load = np.add.reduceat(plan.counts[order], firsts, axis=0)
+    load = load.reshape(len(firsts), plan.parts, GROUP)
+    slices = np.arange(0, len(firsts), WIDTH // GROUP)
+    of_slice = np.arange(len(firsts)) // (WIDTH // GROUP)
+
+    def meetings(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        excess = np.maximum(load - lengths.T[of_slice, :, None], 0).sum(axis=2)
+        result: NDArray[np.int64] = np.add.reduceat(excess, slices, axis=0).T
+        return result
+
+    lengths, now = plan.lengths, meetings(plan.lengths)
+    while True:
+        longer = meetings(lengths + 2)
+        pays = (now - longer) * CHUNKS > 2 * LISTS * READS_A_STEP
+        if not pays.any():
+            return replace(plan, order=order, lengths=lengths, meetings=int(now.sum()))
+        lengths = lengths + 2 * pays
+        now = np.where(pays, longer, now)
+
+
 def lay_out_staged(layer: PanelLayer, plan: Staging) -> DeviceLayer:
     """Lay a layer out for the staged kernel."""
     panels, rows = layer.single, plan.part_rows
     starts, indices = panels.starts, panels.indices.astype(np.int64)
-    order = parts.mixed_groups(plan.order, plan.counts, WIDTH, GROUP)
-    lanes = in_group_order(order, GROUP, WIDTH)
+    lanes = in_group_order(plan.order, GROUP, WIDTH)
     steps = np.empty(len(indices), np.int64)
     parts.order_parts(lanes, starts, indices, plan.counts, GROUP, rows, plan.lengths, steps)
     lengths = plan.lengths.ravel()
     first = np.cumsum(lengths) - lengths
-    slot = np.repeat(lanes_of(lanes, len(order)), np.diff(starts))
+    slot = np.repeat(lanes_of(lanes, len(plan.order)), np.diff(starts))
     of_list = indices // rows * plan.slices + slot // WIDTH
     place = first[of_list] + steps, slot % WIDTH
     table = np.full((int(lengths.sum()), WIDTH), -1, np.int64)
