@@ -41,10 +41,12 @@ def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
     weights = layer.value is None
     steps = plan.slots / LANES
     reads = (steps * (READS_A_STEP - (not weights)) + plan.meetings * CHUNKS) / READS
-    rows = plan.blocks * layer.n_in * SAMPLES * 4 / STAGED_BYTES
+    row_bytes = plan.blocks * layer.n_in * SAMPLES * 4
+    rows = row_bytes / STAGED_BYTES
     lists = plan.slots * (6 if weights else 2) / L2_BYTES
     if plan.buffers > 1:
-        return max(reads, rows + lists) / SAMPLES
+        writes = row_bytes / 128 / READS  # to shared memory, which is busy with reads
+        return max(reads + writes, rows + lists) / SAMPLES
     return (max(reads, lists) + rows) / SAMPLES
 
 

@@ -4,7 +4,8 @@
 // reads the input's row as 16-byte chunks into registers. Lanes read *different* rows, and shared
 // memory serves eight 16-byte reads at once if they fall into different bank groups. Lane k therefore
 // starts with chunk k % CHUNKS, and of the lanes that are at the same chunk the plan has ordered the
-// edges so that their rows differ modulo 8 / CHUNKS: no two reads meet in a bank.
+// edges so that their rows differ modulo 8 / CHUNKS: no two reads meet in a bank (few, where that would
+// make lists much longer).
 //
 // Specialised by: SAMPLES (4, 8, 16, 32).
 #pragma once
