@@ -114,9 +114,10 @@ class CudaEngine(Engine):
         out = None
         if isinstance(features, DeviceFeatures):
             out = self._device.allocate(samples * self.n_out * 4, outlives=True)
-            self._stream.fill(out, 0)
+            if self._plan.droppable.any():  # else every row is written
+                self._stream.fill(out, 0)
         blocks: list[LazyBlock] = []
-        live = [np.empty(0, np.int64)]
+        live = np.zeros(samples, np.bool_)
         counted: list[Counters] = []
         for first in range(0, max(samples, 1), state.samples):
             last = min(first + state.samples, samples)
@@ -129,19 +130,21 @@ class CudaEngine(Engine):
             self._loader.store(state, number, self.n_out, rows, by_id=out is not None)
             found = state.live(self._stream, number, slots, order)
             self._stream.synchronize()
-            live.append(found.ids[found.nonzero])
+            live[found.ids[found.nonzero]] = True
             if out is None:
                 shape = _whole_words(slots), self.n_out
                 blocks.append((found.ids[found.used], Rows(rows, shape, found.used)))
             if progress is not None:
                 progress(last / max(samples, 1))
+        ids = np.flatnonzero(live)
+        seconds = perf_counter() - start
         trace = self._trace(counted)
         shape = samples, self.n_out
         fields: dict[str, Any] = {
-            "seconds": perf_counter() - start,
+            "seconds": seconds,
             "nominal_edges": samples * self.edges,
             "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
-            "live": np.sort(np.concatenate(live)),
+            "live": ids,
         }
         if out is not None and isinstance(features, DeviceFeatures):
             return DeviceResult(out, features, shape, trace, **fields)
@@ -203,20 +206,17 @@ class CudaEngine(Engine):
             self._ran.append(segment)
 
     def _trace(self, batches: list[Counters]) -> list[LayerTrace]:
+        live = np.sum([counters.live for counters in batches], axis=0).tolist()
+        edges = np.sum([counters.ran for counters in batches], axis=0) * np.array(self._edges)
+        blocks = np.concatenate(
+            [np.full(part.count, self._launcher.blocks_of(part)) for part in self._ran]
+        )
+        seconds = np.sum([counters.nanos for counters in batches], axis=0) / blocks / 1e9
         origin = self._plan.origin
         trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
-        for segment in self._ran:
-            blocks = self._launcher.blocks_of(segment)
-            for layer in range(segment.first, segment.first + segment.count):
-                live = sum(int(counters.live[layer]) for counters in batches)
-                ran = sum(int(counters.ran[layer]) for counters in batches)
-                nanos = sum(int(counters.nanos[layer]) for counters in batches)
-                before = trace[origin[layer]]  # a layer as given may run in several parts
-                trace[origin[layer]] = LayerTrace(
-                    live,
-                    before.edges + ran * self._edges[layer],
-                    before.seconds + nanos / 1e9 / blocks,
-                )
+        for layer, *row in zip(origin, live, edges.tolist(), seconds.tolist(), strict=True):
+            before = trace[layer]  # a layer as given may run in several parts
+            trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
         return trace
 
     def _free_graph(self) -> None:
