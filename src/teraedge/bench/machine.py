@@ -8,21 +8,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from teraedge.host import memory_bytes, usable_cores
+from teraedge.host import cpu_model, memory_bytes, usable_cores
 
 PACKAGES = ("teraedge", "numpy", "scipy", "numba", "llvmlite", "safetensors")
-
-
-def cpu_model() -> str:
-    """Return the name of the CPU as its maker writes it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return " ".join(value.split())
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine() or "unknown CPU"
 
 
 def peak_memory_bytes() -> int | None:

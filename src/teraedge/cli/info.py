@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from teraedge.cli.console import out, write_json
 from teraedge.cli.params import JsonOption, ModelArgument
 from teraedge.cli.progress import Stage
-from teraedge.cli.text import count, scaled
+from teraedge.text import count, scaled
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -57,4 +57,4 @@ def compile(  # noqa: A001 (the field's verb)
         )
     from teraedge.engines.cpu import CpuEngine
 
-    return CpuEngine(network, Options() if options is None else options)
+    return CpuEngine.compile(network, Options() if options is None else options)

@@ -9,6 +9,7 @@ from teraedge.result import Result
 
 if TYPE_CHECKING:
     from teraedge.options import Options
+    from teraedge.plan.explain import Explanation
 
 
 Progress: TypeAlias = Callable[[float], None]
@@ -58,6 +59,17 @@ class Engine(ABC):
         ------
         FeatureError
             If the features do not fit the network or are not finite.
+        """
+
+    @abstractmethod
+    def explain(self) -> "Explanation":
+        """Explain, for every layer, its layout and kernel, how long it takes, and why.
+
+        Returns
+        -------
+        Explanation
+            ``print`` it; `rows` and `to_json` have the figures. After a run its times are those
+            of the last run.
         """
 
     @abstractmethod

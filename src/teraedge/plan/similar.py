@@ -135,3 +135,37 @@ def _padded(columns: Columns, groups: NDArray[np.int64]) -> Columns:
         target = entries_of(groups[:, k], new_indptr)
         new.indices[target], new.weights[target] = keys % size, table[:, k]
     return new
+
+
+def fill_columns(columns: Columns, n_in: int, height: int) -> Columns:
+    """Give columns all inputs, as zeros where they have no edge, so that they fill whole panels.
+
+    Parameters
+    ----------
+    columns : Columns
+    n_in : int
+        Inputs of the layer.
+    height : int
+        Neurons of a panel; the columns with the fewest edges that are too many stay as they are.
+
+    Returns
+    -------
+    Columns
+    """
+    indptr, indices, weights = columns
+    counts = np.diff(indptr)
+    spared = np.argsort(counts, kind="stable")[: len(counts) % height]
+    full = np.setdiff1d(np.arange(len(counts)), spared)
+    new_counts = counts.copy()
+    new_counts[full] = n_in
+    new_indptr = np.concatenate(([0], np.cumsum(new_counts)))
+    new = Columns(
+        new_indptr, np.empty(new_indptr[-1], indices.dtype), np.zeros(new_indptr[-1], np.float32)
+    )
+    new.indices[entries_of(full, new_indptr)] = np.tile(np.arange(n_in), len(full))
+    source = entries_of(full, indptr)
+    target = np.repeat(new_indptr[full], counts[full]) + indices[source]
+    new.weights[target] = weights[source]
+    kept, old = entries_of(spared, new_indptr), entries_of(spared, indptr)
+    new.indices[kept], new.weights[kept] = indices[old], weights[old]
+    return new
