@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from teraedge.plan.cost import Limit
 from teraedge.text import count, number, scaled
@@ -66,7 +66,7 @@ class LastRun(NamedTuple):
     samples : int
         Given to the run.
     entered : sequence of int
-        Samples that went into each layer that runs.
+        Samples that went into each layer that runs, lanes that ran empty beside them included.
     seconds : sequence of float
         Wall time of each, workers side by side.
     workers : int
@@ -98,7 +98,7 @@ class Row:
     measured : float or None
         Seconds in the last run.
     limit : str
-        What keeps it from being faster.
+        What keeps it from being faster: "fma" (fused multiply-adds), "load" (of inputs), "memory".
     share : float
         The least time that limit allows, of the measured time, or of the predicted one.
     why : str
@@ -139,7 +139,7 @@ class Explanation:
         samples are taken to be live.
     rows : tuple of Row
     transfer : float
-        Predicted seconds to read features and write outputs.
+        Predicted seconds to read dense float32 features and write all outputs.
     """
 
     device: str
@@ -147,6 +147,8 @@ class Explanation:
     ran: bool
     rows: tuple[Row, ...]
     transfer: float
+    texts: ClassVar = frozenset({"layout", "kernel", "of limit", "why"})
+    """Columns of the table that are words; the others are numbers, set to the right."""
 
     @property
     def predicted(self) -> float:
@@ -174,7 +176,7 @@ class Explanation:
             f"{scaled(edges, ' edges')} of {scaled(given, ' given')}, "
             f"{scaled(sum(row.nbytes for row in self.rows), 'B')}; "
             f"layers predicted {_seconds(self.predicted)}{measured}; "
-            f"features and outputs predicted {_seconds(self.transfer)}"
+            f"float32 features and outputs predicted {_seconds(self.transfer)}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -224,16 +226,20 @@ class Explanation:
         return [*line, f"{row.share:.0%} {row.limit}", letter]
 
     def __str__(self) -> str:
-        header, lines, notes = self.table(shutil.get_terminal_size((NARROW, 24)).columns)
-        texts = {"layout", "kernel", "of limit", "why"}
+        width = shutil.get_terminal_size((NARROW, 24)).columns
+        header, lines, notes = self.table(width)
         sizes = [max(map(len, column)) for column in zip(header, *lines, strict=True)]
 
         def aligned(line: list[str]) -> str:
             cells = zip(header, line, sizes, strict=True)
-            return "  ".join(
-                text.ljust(size) if name in texts else text.rjust(size)
-                for name, text, size in cells
-            ).rstrip()
+            return (
+                (" " if width < NARROW else "  ")
+                .join(
+                    text.ljust(size) if name in self.texts else text.rjust(size)
+                    for name, text, size in cells
+                )
+                .rstrip()
+            )
 
         table = [aligned(header), *map(aligned, lines)]
         return "\n".join([self.title, "", *table, "", *notes, self.summary])
@@ -306,7 +312,7 @@ def _row(
         measured=measured,
         limit=max(least, key=lambda name: least[name]),
         share=_share(sum(least.values()), measured if ran else predicted),
-        why=("in parts: " if len(parts) > 1 else "") + "; ".join(whys),
+        why=(f"in {len(parts)} parts: " if len(parts) > 1 else "") + "; ".join(whys),
     )
 
 

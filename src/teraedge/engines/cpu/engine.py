@@ -193,8 +193,10 @@ class CpuEngine(Engine):
         executed = np.sum([pool.executed for pool in used], axis=0)
         edges = np.array([max(part.edges, 1) for part in self._plan.parts])
         nanos = np.sum([pool.nanos for pool in used], axis=0)
-        entered = (executed // edges).tolist()
-        return LastRun(samples, entered, (nanos / (1e9 * threads)).tolist(), threads)
+        registers = -(-executed // (edges * LANES))
+        return LastRun(
+            samples, (registers * LANES).tolist(), (nanos / (1e9 * threads)).tolist(), threads
+        )
 
     def _trace(self, threads: int) -> list[LayerTrace]:
         used = self._pools[:threads]
