@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
@@ -70,6 +71,22 @@ class Engine(ABC):
         Explanation
             ``print`` it; `rows` and `to_json` have the figures. After a run its times are those
             of the last run.
+        """
+
+    @abstractmethod
+    def save(self, path: str | Path) -> None:
+        """Write the compiled plan, all layers included, for `teraedge.load_plan`.
+
+        Parameters
+        ----------
+        path : path
+            ``*.safetensors``; a large plan becomes several files beside it and an index, as a
+            model does. A plan of that name is replaced once the new one is complete.
+
+        Raises
+        ------
+        FormatError
+            If the file cannot be written.
         """
 
     @abstractmethod

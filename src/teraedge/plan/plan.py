@@ -124,7 +124,7 @@ class Plan(Generic[L]):
             len(network),
             len(self.origin),
             len(self.resident),
-            _nbytes(self.resident) / 1e6,
+            nbytes_of(self.resident) / 1e6,
             ", ".join(f"{count:,} by {name}" for name, count in self.saved.items()) or "none",
         )
 
@@ -158,10 +158,10 @@ class Plan(Generic[L]):
     def streamed(self) -> Iterator[tuple[int, list[L]]]:
         """Yield (first layer, layers) for what is not resident, as many at a time as have room."""
         first = len(self.resident)
-        room = self._budget - _nbytes(self.resident)
+        room = self._budget - nbytes_of(self.resident)
         segment: list[L] = []
         for part in self._later():
-            if segment and _nbytes(segment) + part.nbytes > room:
+            if segment and nbytes_of(segment) + part.nbytes > room:
                 yield first, segment
                 first, segment = first + len(segment), []
             segment.append(part)
@@ -201,7 +201,8 @@ def _facts(layer: LaidOut, origin: int) -> Part:
     return Part(origin, layer.n_in, layer.n_out, layer.edges, layer.nbytes, layer.choice)
 
 
-def _nbytes(layers: Iterable[LaidOut]) -> int:
+def nbytes_of(layers: Iterable[LaidOut]) -> int:
+    """Return the bytes of layers that are laid out."""
     return sum(layer.nbytes for layer in layers)
 
 

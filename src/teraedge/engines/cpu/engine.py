@@ -3,6 +3,8 @@
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter
 from typing import Any, Self
@@ -14,7 +16,7 @@ from teraedge.engines.cpu import kernels
 from teraedge.engines.cpu.calibrate import constants
 from teraedge.engines.cpu.pool import Pool, Runner, Samples, runner
 from teraedge.engines.cpu.program import Program
-from teraedge.engines.cpu.simd import LANES, TILE
+from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
 from teraedge.engines.cpu.state import State
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError
@@ -23,13 +25,18 @@ from teraedge.host import cpu_model, memory_bytes, usable_cores
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.plan.explain import Explanation, LastRun, explain
+from teraedge.plan.packing import VERSION, pack_panels, unpack_panels
 from teraedge.plan.panels import PanelLayer, panel_layer
 from teraedge.plan.plan import Plan
+from teraedge.plan.saved import LoadedPlan, SavedPlan, save_plan
 from teraedge.result import LayerTrace, Result
 from teraedge.rounding import statements
 from teraedge.text import count
 
 _UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
+
+_ENGINE = {"device": "cpu", "layout": VERSION, "lanes": LANES, "tile": TILE, "height": HEIGHT}
+"""What a saved plan must have been made for."""
 
 _ROUNDING = [
     "the even and the odd edges of a neuron without a panel are summed apart",
@@ -76,6 +83,17 @@ class CpuEngine(Engine):
             return panel_layer(layer, speeds)
 
         return cls(Plan(network, options, lay_out, _memory(options)), options, start)
+
+    @classmethod
+    def load(cls, saved: SavedPlan, options: Options) -> Self:
+        """Go on from a saved plan."""
+        start = perf_counter()
+        saved.check_engine(_ENGINE)
+        unpack = partial(unpack_panels, height=HEIGHT)
+        return cls(LoadedPlan(saved, _memory(options), unpack), options, start)
+
+    def save(self, path: str | Path) -> None:  # noqa: D102
+        save_plan(path, self._plan, self.options, _ENGINE, pack_panels)
 
     def run(self, features: Any, *, progress: Progress | None = None) -> Result:  # noqa: D102
         with self._lock:
