@@ -38,14 +38,14 @@ def factor(draft: Draft) -> Factored | None:
     rows, group = np.unique(first[read], return_inverse=True)
     if len(rows) == len(read):
         return None
-    kernel = given[rows]
-    if kernel.nnz + len(rows) * (1 + NEURON_COST) >= draft.edges:
+    edges = int(np.diff(given.indptr)[rows].sum())
+    if edges + len(rows) * (1 + NEURON_COST) >= draft.edges:
         return None  # there is at least one adding edge a group
     adding = sp.csr_array(
         (np.ones(len(read)), (draft.inputs.source[read], group)),
         shape=(draft.inputs.running, len(rows)),
     )  # duplicates are added: an input that runs may stand for several of a group
     adding.sum_duplicates()
-    if adding.nnz + kernel.nnz + len(rows) * NEURON_COST >= draft.edges:
+    if adding.nnz + edges + len(rows) * NEURON_COST >= draft.edges:
         return None
-    return Factored(adding, kernel)
+    return Factored(adding, given[rows])
