@@ -1,6 +1,6 @@
 """Result: what a run gives back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Block = tuple[NDArray[np.int64], NDArray[Any]]
 """Sample ids, and a row a sample."""
+
+LazyBlock = tuple[NDArray[np.int64], NDArray[Any] | Callable[[], NDArray[Any]]]
+"""The same, where the rows may be fetched when they are first asked for."""
 
 
 class LayerTrace(NamedTuple):
@@ -45,7 +48,8 @@ class Result:
     shape : (int, int)
         (samples, n_out) of the whole answer.
     blocks : sequence of (ids, rows)
-        0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order.
+        0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order; or a
+        function that returns the rows, called when they are first asked for.
     trace : sequence of LayerTrace
         One a layer.
     seconds : float
@@ -60,12 +64,14 @@ class Result:
         The passes that found something, and the edges a sample that each saved.
     rounding : sequence of str
         What makes the last bits differ from those of the reference, a sentence each.
+    live : ndarray of int64, optional
+        The ids with a nonzero last row, ascending, where they are known without the rows.
     """
 
     def __init__(
         self,
         shape: tuple[int, int],
-        blocks: Sequence[Block],
+        blocks: Sequence[LazyBlock],
         trace: Sequence[LayerTrace],
         *,
         seconds: float,
@@ -74,6 +80,7 @@ class Result:
         same_as: NDArray[np.int64] | None = None,
         passes: Mapping[str, int] | None = None,
         rounding: Sequence[str] = (),
+        live: NDArray[np.int64] | None = None,
     ) -> None:
         self.shape = shape
         self.trace = tuple(trace)
@@ -82,9 +89,8 @@ class Result:
         self.exact = tuple(exact)
         self.passes = dict(passes or {})
         self.rounding = tuple(rounding)
-        self._blocks = [block for block in blocks if len(block[0])]
-        if same_as is not None:
-            self._blocks = _with_equals(self._blocks, same_as)
+        self._lazy_blocks: Sequence[LazyBlock] | None = blocks
+        self._same_as, self._live = same_as, live
 
     @property
     def samples(self) -> int:
@@ -97,6 +103,13 @@ class Result:
         return sum(layer.edges for layer in self.trace)
 
     @cached_property
+    def _blocks(self) -> list[Block]:
+        """The rows there are, fetched."""
+        lazy, self._lazy_blocks = self._lazy_blocks or (), None  # fetched once, then given back
+        blocks = [(ids, rows() if callable(rows) else rows) for ids, rows in lazy if len(ids)]
+        return blocks if self._same_as is None else _with_equals(blocks, self._same_as)
+
+    @cached_property
     def _live_rows(self) -> tuple[NDArray[np.int64], list[NDArray[np.int64]]]:
         """Ids with a nonzero last row, sorted, and the positions of those rows in each block."""
         kept = [np.flatnonzero(rows.any(axis=1)) for _, rows in self._blocks]
@@ -107,7 +120,7 @@ class Result:
     @property
     def live(self) -> NDArray[np.int64]:
         """0-based ids of the samples whose last row is nonzero, ascending, shape (live,)."""
-        return self._live_rows[0]
+        return self._live_rows[0] if self._live is None else self._live
 
     @cached_property
     def live_outputs(self) -> NDArray[Any]:

@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from engine_devices import options_for
 from engines_networks import NETWORKS, chain, make_features, weights
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +16,6 @@ import teraedge
 from teraedge import ClippedReLU, Identity, Layer, Network, Options, PackedFeatures, ReLU
 from teraedge.errors import DeviceError, FeatureError, ModelError, OptionsError
 
-DEVICES = ["cpu"]
 SAMPLES = [0, 1, 19, 33, 989]
 OPTIONS = {
     "a": Options.mode("a"),
@@ -27,8 +27,6 @@ OPTIONS = {
     "half resident": Options(memory="20KB"),
 }
 
-pytestmark = pytest.mark.parametrize("device", DEVICES)
-
 
 @pytest.mark.parametrize("samples", SAMPLES)
 @pytest.mark.parametrize("name", NETWORKS)
@@ -36,7 +34,7 @@ def test_equals_reference(device, name, samples):
     network = NETWORKS[name]
     features = make_features(network, samples)
     expected = teraedge.reference.run(network, features)
-    for label, options in OPTIONS.items():
+    for label, options in options_for(device, OPTIONS).items():
         with teraedge.compile(network, device, options) as engine:
             result = engine.run(features)
         assert result.outputs.dtype == np.float32, label
@@ -377,6 +375,7 @@ def test_exact_names_only_what_happened(device):
     )
 
 
-def test_unknown_device(device):
-    with pytest.raises(OptionsError, match="'tpu'; allowed: 'cpu'"):
-        teraedge.compile(NETWORKS["rectangular"], "tpu")
+@pytest.mark.parametrize("name", ["tpu", "cuda:", "cuda:-1", "cuda:01", "CUDA", 0, None])
+def test_unknown_device(name):
+    with pytest.raises(OptionsError, match="allowed: 'cpu', 'cuda'"):
+        teraedge.compile(NETWORKS["rectangular"], name)

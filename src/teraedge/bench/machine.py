@@ -12,6 +12,8 @@ from teraedge.host import cpu_model, memory_bytes, usable_cores
 
 PACKAGES = ("teraedge", "numpy", "scipy", "numba", "llvmlite", "safetensors")
 
+_LOADED = {"torch": "torch", "cuda.core": "cuda-core", "cuda.bindings": "cuda-bindings"}
+
 
 def peak_memory_bytes() -> int | None:
     """Return the most memory this process has had so far, or None where the system does not say."""
@@ -31,8 +33,10 @@ def versions() -> dict[str, str | None]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    if "torch" in sys.modules:  # a rival that was measured beside us
-        found["torch"] = metadata.version("torch")
+    # A rival that was measured beside us, and what a GPU was used with.
+    for module, package in _LOADED.items():
+        if module in sys.modules:
+            found[package] = metadata.version(package)
     return found
 
 

@@ -11,8 +11,8 @@ def check_device(device: str) -> None:
 
     Raises
     ------
-    OptionsError
-        If there is no such device.
+    OptionsError, DeviceError, DependencyError
+        If there is no such device, or what it needs is not installed.
     """
     if device == "cpu":
         return

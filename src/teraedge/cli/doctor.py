@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import typer
 from rich.text import Text
 
 from teraedge import host
 from teraedge.bench import machine
+from teraedge.cli import doctor_cuda
 from teraedge.cli.console import out, write_json
+from teraedge.cli.finding import Finding
 from teraedge.cli.params import JsonOption
 from teraedge.cli.progress import Stage
 from teraedge.text import count, scaled, seconds
@@ -21,31 +22,10 @@ from teraedge.text import count, scaled, seconds
 _SIMD = ("avx2", "fma", "avx512f", "avx512bf16", "avx512fp16", "amx-tile", "neon", "sve", "sve2")
 
 
-class Finding(NamedTuple):
-    """One line of the report.
-
-    Attributes
-    ----------
-    name : str
-        What was looked at.
-    value : object
-        What was found, as plain values.
-    text : str
-        The same, for people.
-    ok : bool or None
-        Whether it is as it must be; None where nothing depends on it.
-    """
-
-    name: str
-    value: Any
-    text: str
-    ok: bool | None = None
-
-
 def doctor(as_json: JsonOption = False) -> None:
-    """Show what is found here, and test the CPU engine.
+    """Show what is found here, and test the engines.
 
-    The exit status is 0 where the CPU engine works.
+    The exit status is 0 where the CPU engine and every GPU that is found work.
     """
     with Stage("looking and testing"):
         findings = list(_findings())
@@ -70,7 +50,9 @@ def _show(findings: list[Finding], healthy: bool) -> None:
         style = {True: "green", False: "bold red", None: ""}[finding.ok]
         table.add_row(finding.name, Text(finding.text, style))
     out().print(table)
-    verdict = "The CPU engine works." if healthy else "Something is wrong: see the lines in red."
+    engines = [finding.name for finding in findings if finding.name.endswith(" engine")]
+    works = "The CPU engine works." if len(engines) == 1 else "The CPU and CUDA engines work."
+    verdict = works if healthy else "Something is wrong: see the lines in red."
     out().print(verdict, style="bold green" if healthy else "bold red")
 
 
@@ -78,8 +60,11 @@ def _findings() -> Iterator[Finding]:
     yield from _software()
     yield from _hardware()
     yield from _folders()
-    yield _gpu()
+    gpus = list(doctor_cuda.findings())
+    yield from gpus
     yield _self_test()
+    if any(gpu.name.startswith("cuda:") and gpu.ok for gpu in gpus):
+        yield _self_test("cuda")
 
 
 def _software() -> Iterator[Finding]:
@@ -93,7 +78,7 @@ def _extras() -> dict[str, list[str]]:
     extras: dict[str, list[str]] = {}
     for line in metadata.requires("teraedge") or []:
         match = re.match(r"([\w.-]+)[^;]*;\s*extra\s*==\s*['\"](\w+)['\"]", line)
-        if match and match[2] != "dev":
+        if match and match[2] not in ("dev", "cuda12", "cuda13"):  # these have their own lines
             extras.setdefault(match[2], []).append(match[1])
     return extras
 
@@ -161,21 +146,18 @@ def _mnist(folder: Path) -> Finding:
     return Finding("MNIST", str(folder), f"found in {folder}, checked")
 
 
-def _gpu() -> Finding:
-    return Finding("gpu", None, "not supported by this version; everything runs on the CPU")
-
-
-def _self_test() -> Finding:
-    """Run a small network on the CPU engine and compare it with the reference."""
-    with Stage("testing the CPU engine") as stage:
-        error = _difference()
+def _self_test(device: str = "cpu") -> Finding:
+    """Run a small network on a device and compare it with the reference."""
+    name = f"{device} engine"
+    with Stage(f"testing the {name}") as stage:
+        error = _difference(device)
     if error is None:
-        return Finding("cpu engine", True, f"works ({seconds(stage.seconds)})", True)
-    return Finding("cpu engine", False, error, False)
+        return Finding(name, True, f"works ({seconds(stage.seconds)})", True)
+    return Finding(name, False, error, False)
 
 
-def _difference() -> str | None:
-    """Return what is wrong with the CPU engine, or None."""
+def _difference(device: str) -> str | None:
+    """Return what is wrong with the engine of a device, or None."""
     import numpy as np
 
     import teraedge
@@ -193,7 +175,7 @@ def _difference() -> str | None:
     network = teraedge.Network(layers)
     features = random.random((100, 19)) < 0.2
     try:
-        with teraedge.compile(network, "cpu") as engine:
+        with teraedge.compile(network, device) as engine:
             result = engine.run(features)
     except Exception as error:  # whatever it is, it is the finding
         return f"fails: {type(error).__name__}: {error}"

@@ -24,7 +24,10 @@ class Mode(StrEnum):
         return Options.mode(self.value, threads=threads)
 
 
-DeviceOption: TypeAlias = Annotated[str, typer.Option("--device", help="Where to run: cpu.")]
+DeviceOption: TypeAlias = Annotated[
+    str,
+    typer.Option("--device", help="Where to run: cpu, cuda (the first GPU), cuda:1, ..."),
+]
 ModeOption: TypeAlias = Annotated[
     Mode,
     typer.Option(

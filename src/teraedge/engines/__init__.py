@@ -1,5 +1,6 @@
 """Engines: what runs a plan on a device."""
 
+import re
 from pathlib import Path
 
 from teraedge.engines.engine import Engine
@@ -8,6 +9,8 @@ from teraedge.network import Network
 from teraedge.options import Options
 
 __all__ = ["Engine", "compile", "load_plan"]
+
+_DEVICES = re.compile(r"cpu|cuda(:(0|[1-9]\d*))?")
 
 
 def compile(  # noqa: A001 (the field's verb)
@@ -19,8 +22,8 @@ def compile(  # noqa: A001 (the field's verb)
     ----------
     network : Network
         Its layers are read one at a time.
-    device : {"cpu"}
-        Where to run.
+    device : str, default "cpu"
+        Where to run: "cpu", "cuda" (the first GPU) or "cuda:1" (the second), and so on.
     options : Options, optional
         By default ``Options()``: everything that is exact is on.
 
@@ -32,6 +35,10 @@ def compile(  # noqa: A001 (the field's verb)
     ------
     OptionsError
         If the device or the options are not known.
+    DeviceError
+        If there is no such GPU.
+    DependencyError
+        If a GPU is asked for and ``teraedge[cuda13]`` is not installed.
     ModelError
         If a layer cannot be represented in the precision asked for.
 
@@ -46,12 +53,17 @@ def compile(  # noqa: A001 (the field's verb)
     >>> result.live
     array([0])
     """
-    if device != "cpu":
-        raise OptionsError(f"device is {device!r}; allowed: 'cpu'")
+    if not isinstance(device, str) or not _DEVICES.fullmatch(device):
+        raise OptionsError(f"device is {device!r}; allowed: 'cpu', 'cuda', 'cuda:1', ...")
     _check(network, options)
-    from teraedge.engines.cpu import CpuEngine
+    options = Options() if options is None else options
+    if device == "cpu":
+        from teraedge.engines.cpu import CpuEngine
 
-    return CpuEngine.compile(network, Options() if options is None else options)
+        return CpuEngine.compile(network, options)
+    from teraedge.engines.cuda.engine import CudaEngine
+
+    return CudaEngine(network, options, device)
 
 
 def load_plan(

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from teraedge.errors import DeviceError
 from teraedge.result import Result
 
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ class Engine(ABC):
             of the last run.
         """
 
-    @abstractmethod
     def save(self, path: str | Path) -> None:
         """Write the compiled plan, all layers included, for `teraedge.load_plan`.
 
@@ -87,7 +87,12 @@ class Engine(ABC):
         ------
         FormatError
             If the file cannot be written.
+        DeviceError
+            If plans of this device cannot be saved.
         """
+        raise DeviceError(
+            f"plans for {self.device!r} cannot be saved; save the network, or compile for 'cpu'"
+        )
 
     @abstractmethod
     def close(self) -> None:

@@ -6,9 +6,9 @@ where it runs.
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from teraedge.plan.cost import Limit
 from teraedge.text import count, number, scaled
@@ -29,9 +29,10 @@ class Choice:
     ----------
     layout, kernel : str
         Their names.
-    seconds : float
-        Predicted for one sample on one worker: a core, or a whole GPU.
-    limit : Limit
+    seconds : float or None
+        Predicted for one sample on one worker: a core, or a whole GPU. None where the device has
+        no measured constants to predict from.
+    limit : Limit or None
         What keeps it from being faster, and the least seconds a sample that it allows.
     why : str
         One sentence, without numbers that differ from layer to layer.
@@ -41,10 +42,14 @@ class Choice:
 
     layout: str
     kernel: str
-    seconds: float
-    limit: Limit
+    seconds: float | None
+    limit: Limit | None
     why: str
     candidates: Mapping[str, float] = field(default_factory=dict)
+
+    def without_times(self, kernel: str) -> Self:
+        """Return the choice for a kernel of a device whose times are not predicted."""
+        return replace(self, kernel=kernel, seconds=None, limit=None, candidates={})
 
 
 class Part(NamedTuple):
@@ -93,13 +98,13 @@ class Row:
         Of the network as given, and after the passes.
     layout, kernel : str
     nbytes : int
-    predicted : float
+    predicted : float or None
         Seconds for the samples of the explanation.
     measured : float or None
         Seconds in the last run.
-    limit : str
+    limit : str or None
         What keeps it from being faster: "fma" (fused multiply-adds), "load" (of inputs), "memory".
-    share : float
+    share : float or None
         The least time that limit allows, of the measured time, or of the predicted one.
     why : str
     """
@@ -112,10 +117,10 @@ class Row:
     layout: str
     kernel: str
     nbytes: int
-    predicted: float
+    predicted: float | None
     measured: float | None
-    limit: str
-    share: float
+    limit: str | None
+    share: float | None
     why: str
 
     @property
@@ -138,7 +143,7 @@ class Explanation:
         Whether they are those of the last run, with the samples that were live in it; else all
         samples are taken to be live.
     rows : tuple of Row
-    transfer : float
+    transfer : float or None
         Predicted seconds to read dense float32 features and write all outputs.
     """
 
@@ -146,19 +151,19 @@ class Explanation:
     samples: int
     ran: bool
     rows: tuple[Row, ...]
-    transfer: float
+    transfer: float | None
     texts: ClassVar = frozenset({"layout", "kernel", "of limit", "why"})
     """Columns of the table that are words; the others are numbers, set to the right."""
 
     @property
-    def predicted(self) -> float:
+    def predicted(self) -> float | None:
         """Seconds predicted for all layers."""
-        return sum(row.predicted for row in self.rows)
+        return _sum(row.predicted for row in self.rows)
 
     @property
     def measured(self) -> float | None:
         """Seconds of all layers in the last run, None before it."""
-        return sum(row.measured or 0.0 for row in self.rows) if self.ran else None
+        return _sum(row.measured for row in self.rows)
 
     @property
     def title(self) -> str:
@@ -171,12 +176,13 @@ class Explanation:
     def summary(self) -> str:
         """The sums, in one line."""
         edges, given = (sum(getattr(row, n) for row in self.rows) for n in ("edges", "edges_given"))
-        measured = "" if self.measured is None else f", measured {_seconds(self.measured)}"
+        times = {"layers predicted": self.predicted, "measured": self.measured}
+        times["float32 features and outputs predicted"] = self.transfer
         return (
             f"{scaled(edges, ' edges')} of {scaled(given, ' given')}, "
-            f"{scaled(sum(row.nbytes for row in self.rows), 'B')}; "
-            f"layers predicted {_seconds(self.predicted)}{measured}; "
-            f"float32 features and outputs predicted {_seconds(self.transfer)}"
+            f"{scaled(sum(row.nbytes for row in self.rows), 'B')}"
+        ) + "".join(
+            f"; {name} {_seconds(value)}" for name, value in times.items() if value is not None
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -222,8 +228,8 @@ class Explanation:
         line = [row.layers, ">".join(map(str, row.widths)), _short(row.edges_given)]
         line += [_short(row.edges), row.layout]
         line += [row.kernel, scaled(row.nbytes, "B")] * wide + [_seconds(row.predicted)]
-        line += ["-" if row.measured is None else _seconds(row.measured)] * self.ran
-        return [*line, f"{row.share:.0%} {row.limit}", letter]
+        line += [_seconds(row.measured)] * self.ran
+        return [*line, "-" if row.share is None else f"{row.share:.0%} {row.limit}", letter]
 
     def __str__(self) -> str:
         width = shutil.get_terminal_size((NARROW, 24)).columns
@@ -251,7 +257,7 @@ def explain(
     *,
     device: str,
     workers: int,
-    transfer: float,
+    transfer: float | None,
     last: LastRun | None,
 ) -> Explanation:
     """Explain a plan.
@@ -266,7 +272,7 @@ def explain(
         Where it runs, in words.
     workers : int
         That share the samples, before the first run.
-    transfer : float
+    transfer : float or None
         Predicted seconds a sample to read features and write outputs, on one worker.
     last : LastRun or None
         The last run, if there was one.
@@ -283,7 +289,7 @@ def explain(
         if rows and _alike(rows[-1]) == _alike(row):
             row = _joined(rows.pop(), row)
         rows.append(row)
-    seconds = transfer * run.samples / run.workers
+    seconds = None if transfer is None else transfer * run.samples / run.workers
     return Explanation(device, run.samples, last is not None, tuple(rows), seconds)
 
 
@@ -292,12 +298,13 @@ def _row(
 ) -> Row:
     """Return the row of one layer as given."""
     parts = [part for part, _, _ in members]
-    predicted = sum(part.choice.seconds * entered for part, entered, _ in members) / workers
+    times = [(part.choice.seconds, entered / workers) for part, entered, _ in members]
+    predicted = _sum(None if each is None else each * count for each, count in times)
     measured = sum(seconds for _, _, seconds in members) if ran else None
     least: dict[str, float] = {}
     for part, entered, _ in members:
-        limit = part.choice.limit
-        least[limit.name] = least.get(limit.name, 0.0) + limit.seconds * entered / workers
+        if (limit := part.choice.limit) is not None:
+            least[limit.name] = least.get(limit.name, 0.0) + limit.seconds * entered / workers
     whys = dict.fromkeys(part.choice.why for part in parts)
     return Row(
         first=origin + 1,
@@ -310,8 +317,8 @@ def _row(
         nbytes=sum(part.nbytes for part in parts),
         predicted=predicted,
         measured=measured,
-        limit=max(least, key=lambda name: least[name]),
-        share=_share(sum(least.values()), measured if ran else predicted),
+        limit=max(least, key=lambda name: least[name], default=None),
+        share=_share(sum(least.values()), measured if ran else predicted) if least else None,
         why=(f"in {len(parts)} parts: " if len(parts) > 1 else "") + "; ".join(whys),
     )
 
@@ -332,29 +339,30 @@ def _alike(row: Row) -> tuple[Any, ...]:
 
 def _joined(one: Row, other: Row) -> Row:
     """Return one row for neighbours."""
-    predicted = one.predicted + other.predicted
-    measured = None
-    if one.measured is not None and other.measured is not None:
-        measured = one.measured + other.measured
-    least = sum(
-        row.share * (row.predicted if row.measured is None else row.measured)
-        for row in (one, other)
-    )
-    return Row(
-        first=one.first,
+    predicted = _sum((one.predicted, other.predicted))
+    measured = _sum((one.measured, other.measured))
+    share = None
+    if one.share is not None and other.share is not None:
+        times = [row.predicted if row.measured is None else row.measured for row in (one, other)]
+        least = one.share * (times[0] or 0.0) + other.share * (times[1] or 0.0)
+        share = _share(least, predicted if measured is None else measured)
+    return replace(
+        one,
         last=other.last,
-        widths=one.widths,
         edges_given=one.edges_given + other.edges_given,
         edges=one.edges + other.edges,
-        layout=one.layout,
-        kernel=one.kernel,
         nbytes=one.nbytes + other.nbytes,
         predicted=predicted,
         measured=measured,
-        limit=one.limit,
-        share=_share(least, predicted if measured is None else measured),
-        why=one.why,
+        share=share,
     )
+
+
+def _sum(values: Iterable[float | None]) -> float | None:
+    """Return the sum, None where a value is not known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return sum(known) if len(known) == len(found) else None
 
 
 def _shown(rows: Sequence[Row]) -> list[Row]:
@@ -374,8 +382,10 @@ def _short(edges: int) -> str:
     return f"{edges}" if edges < 10_000 else scaled(edges, "").strip()
 
 
-def _seconds(value: float) -> str:
+def _seconds(value: float | None) -> str:
     """Return a time span in few letters."""
+    if value is None:
+        return "-"
     for factor, unit in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")):
         if value >= factor:
             return f"{number(value / factor)} {unit}"

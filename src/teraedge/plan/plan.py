@@ -93,6 +93,10 @@ class Plan(Generic[L]):
         through every layer from there on, so that its sample is dead: f(b) = 0 in all of them.
     saved : Counter
         Edges a sample need no longer execute, by pass.
+    streamed_bytes : int
+        Bytes of all layers that do not stay.
+    room : int
+        Bytes that `streamed` yields together, at most.
     """
 
     n_in: int
@@ -106,6 +110,8 @@ class Plan(Generic[L]):
     resident: list[L]
     droppable: NDArray[np.bool_]
     saved: Counter[str]
+    streamed_bytes: int
+    room: int
 
     def __init__(
         self, network: Network, options: Options, lay_out: Callable[[Layer], L], memory: int
@@ -131,7 +137,7 @@ class Plan(Generic[L]):
     def _read(self) -> list[bool]:
         """Lay the network out; returns for each layer that runs whether zero rows stay zero."""
         quiet: list[bool] = []
-        held, cut_layers = 0, 0
+        held = cut_layers = largest = 0
         rewriter, fingerprint = Rewriter(self._passes, self._cut[1]), Fingerprint()
         for index, (layer, following) in enumerate(_windows(self._network)):
             fingerprint.add(layer)
@@ -140,6 +146,7 @@ class Plan(Generic[L]):
                 self._cut, cut_layers = (index, rewriter.inputs), len(self.origin)
             for part in self._lay_out(rewriter, layer, following, index):
                 held += part.nbytes
+                largest = max(largest, part.nbytes)
                 if held <= self._budget:
                     self.resident.append(part)
                 quiet.append(_keeps_zero(part))
@@ -151,6 +158,8 @@ class Plan(Generic[L]):
             self.n_out = layer.n_out
         if held > self._budget:
             del self.resident[cut_layers:]
+        self.streamed_bytes = held - nbytes_of(self.resident)
+        self.room = max(self._budget - nbytes_of(self.resident), largest)
         self.saved = +rewriter.saved  # without zeros
         self.fingerprint = fingerprint.hexdigest()
         return quiet
@@ -158,10 +167,9 @@ class Plan(Generic[L]):
     def streamed(self) -> Iterator[tuple[int, list[L]]]:
         """Yield (first layer, layers) for what is not resident, as many at a time as have room."""
         first = len(self.resident)
-        room = self._budget - nbytes_of(self.resident)
         segment: list[L] = []
         for part in self._later():
-            if segment and nbytes_of(segment) + part.nbytes > room:
+            if segment and nbytes_of(segment) + part.nbytes > self.room:
                 yield first, segment
                 first, segment = first + len(segment), []
             segment.append(part)

@@ -31,7 +31,7 @@ from teraedge.formats._spec import read_json
 from teraedge.options import Options
 from teraedge.plan.cost import Limit
 from teraedge.plan.explain import Choice, Part
-from teraedge.plan.plan import LaidOut, Plan, nbytes_of
+from teraedge.plan.plan import LaidOut, Plan
 
 FORMAT = {"format": "teraedge-plan", "format_version": "1"}
 SHARD = 512_000_000
@@ -209,7 +209,7 @@ def _part(values: Any) -> Part:
     origin, n_in, n_out, edges, nbytes = map(int, numbers)
     if min(origin, edges, nbytes) < 0 or min(n_in, n_out) < 1:
         raise ValueError("a layer has sizes below 0")
-    limit = Limit(str(choice["limit"][0]), float(choice["limit"][1]))
+    limit = choice["limit"] and Limit(str(choice["limit"][0]), float(choice["limit"][1]))
     return Part(origin, n_in, n_out, edges, nbytes, Choice(**{**choice, "limit": limit}))
 
 
@@ -255,7 +255,7 @@ class LoadedPlan(Plan[L]):
         unpack: Callable[[Part, Arrays, Mapping[str, Any]], L],
     ) -> None:
         network = saved.network
-        self._saved, self._unpack, self._budget = saved, unpack, memory
+        self._saved, self._unpack = saved, unpack
         self.n_in, self.n_out = network["n_in"], network["n_out"]
         self.edges_given = network["edges"]
         self.edges = sum(self.edges_given)
@@ -265,14 +265,14 @@ class LoadedPlan(Plan[L]):
         self.width = max(self.n_in, *(part.n_out for part in self.parts))
         self.droppable = np.array(network["droppable"], np.bool_)
         self.saved = Counter(network["saved"])
-        self.resident = []
-        all_fit = sum(part.nbytes for part in self.parts) <= memory
-        for index in range(len(self.parts)):
-            layer = self._layer(index)
-            held = nbytes_of(self.resident) if not all_fit else 0
-            if not all_fit and held + layer.nbytes > memory * 3 // 4:
-                break  # the rest needs room to come several at a time
-            self.resident.append(layer)
+        sizes = np.array([part.nbytes for part in self.parts])
+        held = np.cumsum(sizes)
+        # Where not all fits, the rest needs room to come several at a time.
+        fitting = held <= (memory if held[-1] <= memory else memory * 3 // 4)
+        self.resident = [self._layer(index) for index in range(int(fitting.sum()))]
+        rest = sizes[len(self.resident) :]
+        self.streamed_bytes = int(rest.sum())
+        self.room = max(memory - int(sizes.sum()) + self.streamed_bytes, int(rest.max(initial=0)))
 
     def _later(self) -> Iterator[L]:
         for index in range(len(self.resident), len(self.parts)):

@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from teraedge import __version__
 from teraedge.cache import atomic_write, cache_dir
 from teraedge.engines.cpu import feeding, kernels
-from teraedge.engines.cpu.jit import SOURCE_KEY
 from teraedge.engines.cpu.peaks import load_peak, multiply_add_peak
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
 from teraedge.errors import DataError, OptionsError
 from teraedge.host import cache_bytes, cpu_model
+from teraedge.jit import SOURCE_KEY
 from teraedge.plan.cost import Constants, Levels, Limit
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels

@@ -2,10 +2,10 @@
 
 from numba import types
 
-from teraedge.engines.cpu.jit import jit
 from teraedge.engines.cpu.kernels import advance, find_tile
 from teraedge.engines.cpu.simd import TILE, spread_bits
 from teraedge.engines.cpu.state import FREE, layers_type, row_type, scratch_type, state_type
+from teraedge.jit import jit
 
 _i64 = types.int64
 _bytes = types.Array(types.uint8, 2, "C", readonly=True)

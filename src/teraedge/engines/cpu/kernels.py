@@ -10,7 +10,6 @@ moved a few times in a whole run, and layers always run on tiles that are at lea
 import numpy as np
 from numba import types
 
-from teraedge.engines.cpu.jit import jit
 from teraedge.engines.cpu.simd import (
     HEIGHT,
     LANES,
@@ -29,6 +28,7 @@ from teraedge.engines.cpu.state import (
     row_type,
     state_type,
 )
+from teraedge.jit import jit
 
 ONE, ALL = np.uint64(1), np.uint64(2**64 - 1)
 HASH = np.uint32(0x9E3779B1)  # 2**32 / golden ratio

@@ -15,8 +15,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from teraedge.engines.cpu.jit import jit
 from teraedge.engines.cpu.simd import LANES, fused_multiply_add, splat
+from teraedge.jit import jit
 
 CHAINS = 12
 """Independent accumulators: latency times width of a machine's multiply-add units, or more."""

@@ -11,9 +11,10 @@ from teraedge.cache import cache_dir
 
 
 def _source_key() -> str:
-    """Hash this folder's sources: numba alone would not see a change in an imported file."""
+    """Hash the sources of what is compiled: numba would not see a change in an imported file."""
     digest = hashlib.sha256(numba.__version__.encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    here = Path(__file__).parent
+    for path in sorted([here / "plan" / "banks.py", *(here / "engines" / "cpu").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -35,4 +36,4 @@ def jit(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 SOURCE_KEY = _source_key()
-"""Changes with any of this folder's sources and with numba."""
+"""Changes with any source of what is compiled and with numba."""

@@ -1,0 +1,245 @@
+"""The driver of the CUDA kernels: features in, segments of layers, rows out."""
+
+from threading import Lock
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from teraedge.engines.cuda import driver
+from teraedge.engines.cuda.feeder import Chunk, Feeder
+from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
+from teraedge.engines.cuda.launcher import Launcher, layer_address
+from teraedge.engines.cuda.output import DeviceArray, DeviceResult, Rows, as_caller_array
+from teraedge.engines.cuda.program import pack, packed_size
+from teraedge.engines.cuda.state import Counters, RunState, bytes_a_sample
+from teraedge.engines.engine import Engine, Progress
+from teraedge.errors import DeviceError, FeatureError
+from teraedge.host import memory_bytes
+from teraedge.network import Layer, Network
+from teraedge.options import Options, parse_bytes
+from teraedge.plan import gpu
+from teraedge.plan.explain import Explanation, LastRun, explain
+from teraedge.plan.gpu import COLUMNS, LANES, DeviceLayer
+from teraedge.plan.plan import Plan
+from teraedge.plan.segments import Segment, segments
+from teraedge.result import LayerTrace, LazyBlock, Result
+
+SHARE = 0.9
+"""Of the free device memory, what we take by default."""
+HOST_SHARE = 4
+"""Layers that stream are kept on the host if they take at most this part of its memory."""
+
+
+class CudaEngine(Engine):
+    """Runs a plan on one NVIDIA GPU; made by `teraedge.compile`.
+
+    All that a run does is queued on one stream, and the host waits only for the result. Where all
+    layers are on the device, the launches are one CUDA graph. Runs of one engine that are started
+    from several threads queue up.
+    """
+
+    def __init__(self, network: Network, options: Options, device: str) -> None:
+        start = perf_counter()
+        self.device, self.options = device, options
+        self._closed = False
+        self._lock = Lock()
+        self._device = driver.open_device(device)
+        try:
+            self._compile(network)
+        except BaseException:
+            self.close()
+            raise
+        self.compile_seconds = perf_counter() - start
+
+    def _compile(self, network: Network) -> None:
+        memory = self.options.memory
+        free = self._device.free_bytes()
+        self._budget = int(free * SHARE) if memory is None else min(free, parse_bytes(memory))
+        self._edges: list[int] = []  # of the layers that run
+        self._plan = Plan(network, self.options, self._lay_out, self._budget // 3)
+        self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
+        self._edges = self._edges[: len(self._plan.origin)]
+        self._stream = self._device.stream()
+        self._launcher = Launcher(self._device)
+        self._loader = Loader(self._device, self._stream)
+        self._state: RunState | None = None
+        self._graph: driver.Graph | None = None
+        self._chunk = self._send_resident()
+        self._ran: list[Segment] = []
+        self._last: LastRun | None = None
+        host_bytes = (memory_bytes() or 0) // HOST_SHARE
+        self._feeder = Feeder(self._device, self._plan, host_bytes)
+
+    def run(self, features: Any, *, progress: Progress | None = None) -> Result:  # noqa: D102
+        with self._lock:
+            if self._closed:
+                raise DeviceError("the engine is closed; compile the network again")
+            start = perf_counter()
+            return self._run(
+                as_given(features, self.n_in, self._device, self._stream), start, progress
+            )
+
+    def explain(self) -> Explanation:  # noqa: D102
+        plan = self._plan
+        return explain(
+            plan.parts,
+            plan.edges_given,
+            device=f"{self.device}: {self._device.name}",
+            workers=1,
+            transfer=None,
+            last=self._last,
+        )
+
+    def close(self) -> None:  # noqa: D102
+        with self._lock:
+            self._closed = True
+            self._device.close()
+
+    def _lay_out(self, layer: Layer) -> DeviceLayer:
+        laid_out = gpu.lay_out(layer, self._device.shared_bytes)
+        self._edges.append(layer.edges)
+        return laid_out
+
+    def _send_resident(self) -> Chunk | None:
+        """Bring the layers that stay to the device."""
+        layers = self._plan.resident
+        if not layers:
+            return None
+        droppable = self._plan.droppable[1 : 1 + len(layers)].tolist()
+        nbytes = packed_size(layers)
+        self._layers = self._device.allocate(nbytes)
+        packed = np.empty(nbytes, np.uint8)
+        pack(layers, droppable, self._layers.address, packed)
+        self._stream.to_device(self._layers, packed)
+        self._stream.synchronize()
+        chunk = Chunk(0, list(segments(layers, droppable, 0)), self._layers.address)
+        for segment in chunk.segments:
+            self._launcher.prepare(segment)
+        return chunk
+
+    def _run(self, features: Given, start: float, progress: Progress | None) -> Result:
+        """Take all samples through the network, as many at a time as there is memory for."""
+        samples = features.shape[0]
+        state = self._prepare(samples)
+        on_device = isinstance(features, DeviceFeatures)
+        out = None
+        if on_device:
+            out = self._device.allocate(samples * self.n_out * 4)
+            self._stream.fill(out, 0)
+        blocks: list[LazyBlock] = []
+        live = [np.empty(0, np.int64)]
+        counted: list[Counters] = []
+        for first in range(0, max(samples, 1), state.samples):
+            last = min(first + state.samples, samples)
+            counters = self._run_batch(features, first, last, state)
+            counted.append(counters)
+            number = len(self._ran)
+            slots, order = int(counters.slots[number]), int(counters.order[number])
+            rows = out or self._device.allocate(_whole_words(slots) * self.n_out * 4)
+            self._loader.store(state, number, self.n_out, rows, on_device)
+            found = state.live(self._stream, number, slots, order)
+            self._stream.synchronize()
+            live.append(found.ids[found.nonzero])
+            if not on_device:
+                shape = _whole_words(slots), self.n_out
+                blocks.append((found.ids[found.used], Rows(rows, shape, found.used, self._stream)))
+            if progress is not None:
+                progress(last / max(samples, 1))
+        trace = self._trace(samples, counted)
+        shape = samples, self.n_out
+        fields: dict[str, Any] = {
+            "seconds": perf_counter() - start,
+            "nominal_edges": samples * self.edges,
+            "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
+            "live": np.sort(np.concatenate(live)),
+        }
+        if out is None:
+            return Result(shape, blocks, trace, **fields)
+        matrix = as_caller_array(DeviceArray(out, shape), features.owner)
+        whole = [(np.arange(samples), Rows(out, shape, np.ones(samples, np.bool_), self._stream))]
+        return DeviceResult(matrix, shape, whole, trace, **fields)
+
+    def _prepare(self, samples: int) -> RunState:
+        """Return memory for a batch of so many samples, or for as many as there is room for."""
+        plan = self._plan
+        wanted = max(-(-samples // COLUMNS) * COLUMNS, COLUMNS)
+        if self._state is not None and (self._state.samples >= wanted or self._state.is_largest):
+            return self._state
+        if self._state is not None:
+            self._free_graph()
+            self._state.free()
+            self._state = None
+        each = bytes_a_sample(plan.width, len(plan.origin)) + 4 * self.n_out
+        taken = sum(layer.nbytes for layer in plan.resident) + 2 * plan.room * self._feeder.streams
+        room = int((self._budget - taken) / each) // COLUMNS * COLUMNS
+        if room < COLUMNS:
+            raise DeviceError(
+                f"{COLUMNS} samples of {plan.width} neurons do not fit into the {self._budget:,} "
+                "bytes of device memory there are; give Options(memory=...) more"
+            )
+        self._state = RunState(
+            self._device, plan.width, len(plan.origin), min(wanted, room), wanted >= room
+        )
+        self._state.install(self._stream)
+        return self._state
+
+    def _run_batch(self, features: Given, first: int, last: int, state: RunState) -> Counters:
+        """Take some samples through all layers; returns what was counted."""
+        state.clear(self._stream)
+        kept = self._loader.load(features, first, last, self.n_in, state)
+        self._ran = []
+        if self._chunk is not None:
+            if self._graph is None:
+                with self._stream.capture() as graph:
+                    self._launch(self._chunk, state)
+                self._graph = graph
+                self._ran = []
+            self._graph.launch(self._stream)
+            self._ran += self._chunk.segments
+        if self._feeder.streams:
+            self._feeder.run(self._stream, lambda chunk: self._launch(chunk, state))
+        counters = state.counters(self._stream)
+        del kept
+        if counters.invalid[0]:
+            raise FeatureError(
+                "features hold NaN, infinity or values beyond fp32; give finite numbers"
+            )
+        return counters
+
+    def _launch(self, chunk: Chunk, state: RunState) -> None:
+        """Queue the segments of a chunk, after those of the chunks before."""
+        for segment in chunk.segments:
+            address = layer_address(chunk.table, segment.first - chunk.first)
+            self._launcher.launch(self._stream, segment, address, state, len(self._ran))
+            self._ran.append(segment)
+
+    def _trace(self, samples: int, batches: list[Counters]) -> list[LayerTrace]:
+        origin = self._plan.origin
+        trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
+        entered, seconds = [0] * len(origin), [0.0] * len(origin)
+        for segment in self._ran:
+            blocks = self._launcher.blocks_of(segment)
+            for layer in range(segment.first, segment.first + segment.count):
+                live = sum(int(counters.live[layer]) for counters in batches)
+                ran = sum(int(counters.ran[layer]) for counters in batches)
+                nanos = sum(int(counters.nanos[layer]) for counters in batches)
+                entered[layer], seconds[layer] = ran, nanos / 1e9 / blocks
+                before = trace[origin[layer]]  # a layer as given may run in several parts
+                trace[origin[layer]] = LayerTrace(
+                    live,
+                    before.edges + ran * self._edges[layer],
+                    before.seconds + seconds[layer],
+                )
+        self._last = LastRun(samples, entered, seconds, 1)
+        return trace
+
+    def _free_graph(self) -> None:
+        if self._graph is not None:
+            self._graph.free()
+            self._graph = None
+
+
+def _whole_words(slots: int) -> int:
+    """Return the slots of whole words of masks."""
+    return -(-slots // LANES) * LANES

@@ -1,0 +1,143 @@
+"""Features into tiles on the device, from the host or from the device."""
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+import scipy.sparse as sp
+
+from teraedge.engines.cuda.driver import Device, Memory, Stream
+from teraedge.engines.cuda.specialisations import samples as sample_kernels
+from teraedge.engines.cuda.state import RunState
+from teraedge.errors import FeatureError
+from teraedge.features import Features, PackedFeatures, as_features
+
+KINDS = ("f4", "f8", "f2", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8")
+"""Element types in the order of `enum Kind` of kernels/samples.cu."""
+BLOCK = 256
+
+
+@dataclass(frozen=True)
+class DeviceFeatures:
+    """A matrix of features that lies on the device.
+
+    Attributes
+    ----------
+    address : int
+    shape : (int, int)
+    strides : (int, int)
+        In elements.
+    dtype : numpy.dtype
+    owner : object
+        What the caller gave, kept alive; results come back as its kind.
+    """
+
+    address: int
+    shape: tuple[int, int]
+    strides: tuple[int, int]
+    dtype: np.dtype[Any]
+    owner: Any
+
+
+Given: TypeAlias = Features | DeviceFeatures
+
+
+def as_given(features: Any, n_in: int, device: Device, stream: Stream) -> Given:
+    """Check features; those on the device stay where they are, after what they wait for.
+
+    Raises
+    ------
+    FeatureError
+        If the kind, shape or dtype does not fit, or they lie on another device.
+    """
+    view = device.view(features, stream)
+    if view is None:
+        return as_features(features, n_in)
+    shape, strides, dtype = view.shape, view.strides, view.dtype
+    if len(shape) != 2 or shape[1] != n_in:
+        hint = "; for one sample give features[None, :]" if len(shape) == 1 else ""
+        raise FeatureError(
+            f"features have shape {tuple(shape)}; the network reads (samples, {n_in}){hint}"
+        )
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise FeatureError(f"features have dtype {dtype}; give bool, integers or real numbers")
+    return DeviceFeatures(view.address, (shape[0], shape[1]), strides, dtype, features)
+
+
+class Loader:
+    """Queues the loading of features on a stream."""
+
+    def __init__(self, device: Device, stream: Stream) -> None:
+        self._device, self._stream = device, stream
+        file, defines, names = sample_kernels()
+        self._kernels = device.kernels(file, defines, names)
+        self._grid = device.multiprocessors * 8
+
+    def load(self, features: Given, first: int, last: int, n: int, state: RunState) -> Any:
+        """Queue samples `first` to `last` as the samples of a run.
+
+        Returns
+        -------
+        object
+            To be kept until the stream has come so far.
+        """
+        count = last - first
+        self._launch("begin", state.struct, count, first)
+        if count == 0:
+            return None
+        if isinstance(features, DeviceFeatures):
+            itemsize = features.dtype.itemsize
+            address = features.address + first * features.strides[0] * itemsize
+            self._dense(address, features.dtype, features.strides, count, n, state)
+            return features.owner
+        piece = features[first:last]
+        if isinstance(piece, PackedFeatures):
+            bits = np.ascontiguousarray(piece.bits)
+            self._stream.to_device(state.rows[1], bits)
+            self._launch("load_packed", state.rows[1], bits.shape[1], count, n, state.struct)
+            return bits
+        if isinstance(piece, sp.csr_array):
+            return self._sparse(piece, n, state)
+        with np.errstate(over="ignore"):
+            dense = np.ascontiguousarray(piece, np.float32)
+        self._stream.to_device(state.rows[1], dense)
+        self._dense(state.rows[1].address, dense.dtype, (n, 1), count, n, state)
+        return dense
+
+    def store(self, state: RunState, segment: int, n: int, rows: Memory, by_id: bool) -> None:
+        """Queue the rows before a segment, row-major, into `rows`."""
+        self._launch("store_rows", state.struct, segment, n, rows, by_id)
+
+    def _dense(
+        self,
+        address: int,
+        dtype: np.dtype[Any],
+        strides: tuple[int, int],
+        count: int,
+        n: int,
+        state: RunState,
+    ) -> None:
+        kind = "u1" if dtype.kind == "b" else f"{dtype.kind}{dtype.itemsize}"
+        self._launch("load_dense", address, KINDS.index(kind), *strides, count, n, state.struct)
+
+    def _sparse(self, piece: sp.csr_array, n: int, state: RunState) -> Any:
+        arrays = (
+            piece.indptr.astype(np.int64),
+            piece.indices.astype(np.int32),
+            piece.data.astype(np.float32),
+        )
+        memories = [self._device.allocate(array.nbytes) for array in arrays]
+        for memory, array in zip(memories, arrays, strict=True):
+            self._stream.to_device(memory, array)
+        self._stream.fill(state.rows[0], 0)
+        self._launch("load_sparse", *memories, piece.shape[0], n, state.struct)
+        return memories
+
+    def _launch(self, name: str, *arguments: int | Memory) -> None:
+        self._stream.launch(self._kernels[name], self._grid, BLOCK, 0, *arguments)
+
+
+def check_valid(invalid: bool) -> None:
+    """Raise if a kernel found a feature that is not a finite float32."""
+    if invalid:
+        raise FeatureError("features hold NaN, infinity or values beyond fp32; give finite numbers")

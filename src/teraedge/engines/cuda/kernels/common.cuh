@@ -1,0 +1,98 @@
+// What all kernels share: layers and the state of a run, as the host lays them out.
+//
+// Activations lie in *tiles* of 64 samples: rows[tile][neuron][64], fp32, so that a neuron's values
+// for 64 samples are 256 bytes in one piece: L2 gives out pieces of 128 bytes a fifth more slowly. A
+// sample's place is its *slot*: tile = slot / 64, column = slot % 64. Masks have a bit a slot, in
+// *words* of 32. A network runs as a row of *segments*, each one launch or a few; what is between two
+// segments s - 1 and s is described by slots[s], buffer[s], order[s] and masks[s].
+//
+// Every kernel argument is 64 bits wide: an address or a long long.
+#pragma once
+
+#include "async.cuh"
+
+typedef long long i64;
+typedef unsigned long long u64;
+
+constexpr int COLUMNS = 64; // samples of a tile
+constexpr int WORD = 32;    // samples of a mask, and threads of a warp
+constexpr unsigned ALL_LANES = 0xffffffffu;
+
+// The edges of a slice or a panel.
+struct List {
+    i64 begin; // in pairs of edges (resident kernel), or in edges (wide kernel)
+    int length;
+    int unused;
+};
+
+struct Target {
+    int output; // the neuron; -1 where there is none
+    float bias;
+};
+
+// Panels of one height: neurons of a panel read the same inputs.
+struct Panels {
+    i64 count;             // slices (resident kernel), or panels (wide kernel)
+    const List *lists;     // device, count
+    const void *indices;   // device: the inputs, 2 or 4 bytes each
+    const float *weights;  // device, `height` an edge; absent where all weights of the layer are equal
+    const Target *targets; // device, `height` a panel
+};
+
+struct alignas(16) Layer {
+    i64 n_in, n_out;
+    Panels tall, single;
+    float value; // the weight, where all are equal
+    float lower, upper;
+    int equal;     // all weights are `value`
+    int droppable; // a row that is zero after this layer is zero for good
+    int wide;      // indices take 4 bytes
+};
+
+static_assert(sizeof(Layer) == 128, "eight copies of 16 bytes");
+
+// What a run keeps on the device. The arrays over segments have one entry more than segments.
+struct State {
+    float *rows[2];     // activations, before and after a segment in turn
+    int *ids[2];        // the sample in each slot, before and after samples are moved in turn
+    unsigned *slots;    // [segment] slots in use before it
+    int *buffer;        // [segment] which of rows holds the activations before it
+    int *order;         // [segment] which of ids holds the samples before it
+    unsigned *masks;    // [segment][words] live samples before it
+    unsigned *nonzero;  // [segment][words] samples with a nonzero in the rows it wrote
+    unsigned *starts;   // [words] where compacting puts the first live sample of each word
+    unsigned *leaving;  // [words] the live samples that compacting moves
+    int *compacts;      // [segment] whether the samples after it are moved together
+    unsigned *tickets;  // [segment] pieces of work taken so far
+    u64 *live, *ran;    // [layer] samples live after it, and that went into it
+    u64 *nanos;         // [layer] time spent in it; by the resident kernel, that of all blocks
+    u64 *began;         // [segment] when the wide kernel began
+    int *invalid;       // set where a feature is not finite
+    i64 words;          // the most a run may have, an even number
+};
+
+__device__ __forceinline__ unsigned first_bits(int count) {
+    return count >= 32 ? ALL_LANES : (1u << count) - 1;
+}
+
+__device__ __forceinline__ float activate(const Layer &layer, float sum, float bias) {
+    return fminf(fmaxf(sum + bias, layer.lower), layer.upper);
+}
+
+__device__ __forceinline__ unsigned or_over_warp(unsigned bits) {
+    for (int step = 16; step; step >>= 1)
+        bits |= __shfl_xor_sync(ALL_LANES, bits, step);
+    return bits;
+}
+
+// Which of 32 values are nonzero where each lane holds one (-0 is zero).
+__device__ __forceinline__ unsigned nonzero_lanes(float value) {
+    return __ballot_sync(ALL_LANES, value != 0.0f);
+}
+
+__device__ __forceinline__ i64 words_of(unsigned slots) { return (static_cast<i64>(slots) + WORD - 1) / WORD; }
+
+// Where the value of a neuron for a slot lies, n neurons a sample.
+__device__ __forceinline__ i64 place(i64 slot, i64 neuron, i64 n) {
+    return (slot / COLUMNS * n + neuron) * COLUMNS + slot % COLUMNS;
+}

@@ -1,0 +1,413 @@
+// Several layers at a time over a tile of samples that never leaves shared memory.
+//
+// A block holds SAMPLES samples of all neurons in shared memory, a row of SAMPLES floats a neuron,
+// and takes them through layer after layer; only weights and indices stream in from L2. A lane works
+// on one neuron (or one panel of TALL neurons that read the same inputs): for each edge it reads the
+// input's row as 16-byte chunks into registers. Lanes read *different* rows, and shared memory
+// serves eight 16-byte reads at once if they fall into different bank groups. Lane k therefore starts
+// with chunk k % CHUNKS, and of the lanes that are at the same chunk the plan has ordered the
+// edges so that their rows differ modulo 8 / CHUNKS: no two reads ever meet in a bank.
+//
+// Results overwrite the tile once every lane has read its last input. Those of the last task of each
+// warp wait in registers, those of the tasks before it in shared memory behind the tile (*aside*).
+//
+// Specialised by: SAMPLES (4, 8, 16, 32), THREADS.
+#include "common.cuh"
+
+constexpr int WARPS = THREADS / 32;
+constexpr int CHUNKS = SAMPLES / 4;
+constexpr int TALL = 4;
+constexpr int TOTALS = SAMPLES < 8 ? 16 : 32; // sums a lane keeps for a task
+constexpr int LISTS = TOTALS / SAMPLES; // single neurons of a lane in a task
+constexpr int OUTPUTS = LISTS > TALL ? LISTS : TALL; // neurons of a lane in a task
+constexpr int TALL_CHUNKS = CHUNKS < 2 ? 1 : 2;
+constexpr int TALL_SPLITS = CHUNKS / TALL_CHUNKS; // tasks a slice of tall panels makes
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr int TALL_AHEAD = 1; // two multiply-adds an instruction there want more registers
+#else
+constexpr int TALL_AHEAD = 2; // pairs of edges of a tall panel on their way
+#endif
+constexpr int ZERO_ROWS = 8;                      // rows of zeros behind the last neuron: padding
+static_assert(SAMPLES % 4 == 0 && TOTALS % SAMPLES == 0, "a row is whole chunks, a task whole rows");
+
+extern __shared__ float4 tile[]; // [n + ZERO_ROWS][CHUNKS], then aside [task][(TOTALS + OUTPUTS) / 4][32]
+
+// What a lane needs for a pair of edges of a panel: two indices in a word, and the weights. In memory,
+// weights lie as [pair][2 HEIGHT / v][32 lanes][v], v of them a load.
+template <int HEIGHT> struct Pair {
+    unsigned indices;
+    float weights[2][HEIGHT]; // [edge][neuron]
+
+    template <bool EQUAL>
+    __device__ __forceinline__ void load(const unsigned *all_indices, const float *all_weights, int pair) {
+        indices = __ldg(all_indices + pair * 32);
+        if (EQUAL)
+            return;
+        all_weights += pair * 64 * HEIGHT;
+        if constexpr (HEIGHT == 1) {
+            const float2 both = __ldg(reinterpret_cast<const float2 *>(all_weights));
+            weights[0][0] = both.x, weights[1][0] = both.y;
+        } else {
+#pragma unroll
+            for (int edge = 0; edge < 2; edge++) {
+                const float4 four = __ldg(reinterpret_cast<const float4 *>(all_weights) + edge * 32);
+                weights[edge][0] = four.x, weights[edge][1] = four.y;
+                weights[edge][2] = four.z, weights[edge][3] = four.w;
+            }
+        }
+    }
+};
+
+// Multiply one input's chunks into totals[HEIGHT][CHUNK_COUNT * 4]. An index counts chunks, so it is
+// the address of a row.
+template <int HEIGHT, int CHUNK_COUNT, bool EQUAL>
+__device__ __forceinline__ void add_edge(unsigned row, float value, const float *weights, float *totals) {
+#pragma unroll
+    for (int j = 0; j < CHUNK_COUNT; j++) {
+        const float4 x = tile[row ^ j];
+#pragma unroll
+        for (int h = 0; h < HEIGHT; h++) {
+            const float w = EQUAL ? value : weights[h];
+            float *sum = totals + (h * CHUNK_COUNT + j) * 4;
+            sum[0] = fmaf(x.x, w, sum[0]);
+            sum[1] = fmaf(x.y, w, sum[1]);
+            sum[2] = fmaf(x.z, w, sum[2]);
+            sum[3] = fmaf(x.w, w, sum[3]);
+        }
+    }
+}
+
+// Sum the inputs of a lane's PANELS panels of a slice, taking a pair of edges of each in turn:
+// CHUNK_COUNT chunks from `first` on, each xor-ed with the lane's own. The next AHEAD pairs are on
+// their way while one is summed; the less that takes, the more there must be.
+template <int PANELS, int HEIGHT, int CHUNK_COUNT, bool EQUAL>
+__device__ __forceinline__ void gather(const Panels &panels, int slice, int lane, int first, float value,
+                                       float *totals) {
+    constexpr int AHEAD = HEIGHT > 1 ? TALL_AHEAD : CHUNK_COUNT > 1 ? 4 : 8;
+    static_assert(AHEAD % PANELS == 0 || PANELS == 1, "each place is of one panel");
+    const List list = panels.lists[slice];
+    const unsigned *indices = static_cast<const unsigned *>(panels.indices) + list.begin * (32 * PANELS) + lane;
+    const float *weights =
+        panels.weights + list.begin * (64 * HEIGHT * PANELS) + lane * (HEIGHT == 1 ? 2 : HEIGHT);
+    const unsigned swizzle = (lane & (CHUNKS - 1)) ^ first;
+    Pair<HEIGHT> pairs[AHEAD];
+    int left = list.length * PANELS;
+#pragma unroll
+    for (int k = 0; k < AHEAD; k++)
+        if (k < left)
+            pairs[k].template load<EQUAL>(indices, weights, k);
+#pragma unroll 1
+    for (; left > 0; left -= AHEAD) {
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (k < left) {
+                float *sums = totals + k % PANELS * HEIGHT * CHUNK_COUNT * 4;
+                const unsigned both = pairs[k].indices;
+                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((both & 0xffff) ^ swizzle, value, pairs[k].weights[0], sums);
+                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((both >> 16) ^ swizzle, value, pairs[k].weights[1], sums);
+                if (AHEAD + k < left)
+                    pairs[k].template load<EQUAL>(indices, weights, AHEAD + k);
+            }
+        indices += AHEAD * 32;
+        if (!EQUAL)
+            weights += AHEAD * 64 * HEIGHT;
+    }
+}
+
+__device__ __forceinline__ int tall_tasks(const Layer &layer) { return static_cast<int>(layer.tall.count) * TALL_SPLITS; }
+
+__device__ __forceinline__ int task_count(const Layer &layer) {
+    return tall_tasks(layer) + static_cast<int>(layer.single.count);
+}
+
+// The task of a warp in a round. Slices are sorted by length, so every other round goes backwards.
+__device__ __forceinline__ int task_of(int round, int warp) {
+    return round * WARPS + (round % 2 ? WARPS - 1 - warp : warp);
+}
+
+// Add the bias to the sums of one neuron and apply the activation, in place; with `look`, returns the
+// samples where that is nonzero.
+template <int CHUNK_COUNT>
+__device__ __forceinline__ unsigned finish(const Layer &layer, float bias, int swizzle, bool look, float *totals) {
+    unsigned live = 0;
+#pragma unroll
+    for (int k = 0; k < CHUNK_COUNT * 4; k++)
+        totals[k] = activate(layer, totals[k], bias);
+    if (look) {
+#pragma unroll
+        for (int j = 0; j < CHUNK_COUNT; j++) {
+            const float *y = totals + 4 * j;
+            const unsigned some =
+                (y[0] != 0.0f) | (y[1] != 0.0f) << 1 | (y[2] != 0.0f) << 2 | (y[3] != 0.0f) << 3;
+            live |= some << ((swizzle ^ j) * 4);
+        }
+    }
+    return live;
+}
+
+// Compute the values of one task, and which neurons they are of; returns its nonzero samples.
+template <bool EQUAL>
+__device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int lane, float *totals, int *outputs) {
+    unsigned live = 0;
+#pragma unroll
+    for (int k = 0; k < TOTALS; k++)
+        totals[k] = 0.0f;
+#pragma unroll
+    for (int k = 0; k < OUTPUTS; k++)
+        outputs[k] = -1;
+    const int talls = tall_tasks(layer);
+    if (task < talls) {
+        const int first = task % TALL_SPLITS * TALL_CHUNKS;
+        const int slice = task / TALL_SPLITS;
+        const Target *targets = layer.tall.targets + (slice * 32 + lane) * TALL;
+        touch(targets);
+        gather<1, TALL, TALL_CHUNKS, EQUAL>(layer.tall, slice, lane, first, layer.value, totals);
+#pragma unroll
+        for (int h = 0; h < TALL; h++) {
+            outputs[h] = targets[h].output;
+            const int swizzle = (lane & (CHUNKS - 1)) ^ first;
+            const unsigned some = finish<TALL_CHUNKS>(layer, targets[h].bias, swizzle, layer.droppable,
+                                                      totals + h * TALL_CHUNKS * 4);
+            live |= outputs[h] >= 0 ? some : 0;
+        }
+        return live;
+    }
+    const int slice = task - talls;
+    const Target *targets = layer.single.targets + slice * LISTS * 32 + lane;
+#pragma unroll
+    for (int list = 0; list < LISTS; list++)
+        touch(targets + list * 32);
+    gather<LISTS, 1, CHUNKS, EQUAL>(layer.single, slice, lane, 0, layer.value, totals);
+#pragma unroll
+    for (int list = 0; list < LISTS; list++) {
+        const Target target = targets[list * 32];
+        outputs[list] = target.output;
+        const unsigned some =
+            finish<CHUNKS>(layer, target.bias, lane & (CHUNKS - 1), layer.droppable, totals + list * SAMPLES);
+        live |= outputs[list] >= 0 ? some : 0;
+    }
+    return live;
+}
+
+// Write the rows of one task.
+__device__ __forceinline__ void write_task(bool tall, int first, int lane, const float *totals, const int *outputs) {
+    const int own = lane & (CHUNKS - 1);
+    if (tall) {
+#pragma unroll
+        for (int h = 0; h < TALL; h++)
+            if (outputs[h] >= 0)
+#pragma unroll
+                for (int j = 0; j < TALL_CHUNKS; j++) {
+                    const float *y = totals + (h * TALL_CHUNKS + j) * 4;
+                    tile[outputs[h] * CHUNKS + (own ^ first ^ j)] = make_float4(y[0], y[1], y[2], y[3]);
+                }
+        return;
+    }
+#pragma unroll
+    for (int list = 0; list < LISTS; list++)
+        if (outputs[list] >= 0)
+#pragma unroll
+            for (int j = 0; j < CHUNKS; j++) {
+                const float *y = totals + list * SAMPLES + j * 4;
+                tile[outputs[list] * CHUNKS + (own ^ j)] = make_float4(y[0], y[1], y[2], y[3]);
+            }
+}
+
+__device__ __forceinline__ void put_aside(float4 *place, const float *totals, const int *outputs) {
+#pragma unroll
+    for (int k = 0; k < TOTALS / 4; k++)
+        place[k * 32] = make_float4(totals[4 * k], totals[4 * k + 1], totals[4 * k + 2], totals[4 * k + 3]);
+    int4 *more = reinterpret_cast<int4 *>(place + TOTALS / 4 * 32);
+#pragma unroll
+    for (int k = 0; k < OUTPUTS / 4; k++)
+        more[k * 32] = make_int4(outputs[4 * k], outputs[4 * k + 1], outputs[4 * k + 2], outputs[4 * k + 3]);
+}
+
+__device__ __forceinline__ void take_back(const float4 *place, float *totals, int *outputs) {
+#pragma unroll
+    for (int k = 0; k < TOTALS / 4; k++) {
+        const float4 four = place[k * 32];
+        totals[4 * k] = four.x, totals[4 * k + 1] = four.y, totals[4 * k + 2] = four.z, totals[4 * k + 3] = four.w;
+    }
+    const int4 *more = reinterpret_cast<const int4 *>(place + TOTALS / 4 * 32);
+#pragma unroll
+    for (int k = 0; k < OUTPUTS / 4; k++) {
+        const int4 four = more[k * 32];
+        outputs[4 * k] = four.x, outputs[4 * k + 1] = four.y, outputs[4 * k + 2] = four.z, outputs[4 * k + 3] = four.w;
+    }
+}
+
+// Have what a warp reads first in a layer brought near, while it waits for the others.
+__device__ __forceinline__ void touch_first(const Layer &layer, int warp, int lane) {
+    const int talls = tall_tasks(layer);
+    const bool tall = warp < talls;
+    const Panels &panels = tall ? layer.tall : layer.single;
+    const int slice = tall ? warp / TALL_SPLITS : warp - talls;
+    if (slice >= panels.count)
+        return;
+    const i64 pair = panels.lists[slice].begin * (tall ? 1 : LISTS);
+    touch(static_cast<const unsigned *>(panels.indices) + pair * 32 + lane * 8); // lines of two pairs or more
+    if (!layer.equal)
+        touch(panels.weights + pair * 2 * 32 * (tall ? TALL : 1) + lane * 16);
+}
+
+// Take the tile through one layer; ors into `live` the samples with a nonzero output. `following` is
+// the next layer, if there is one; it is there once every input has been read.
+template <bool EQUAL>
+__device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, unsigned *live) {
+    constexpr int SIZE = (TOTALS + OUTPUTS) / 4 * 32;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int tasks = task_count(layer), talls = tall_tasks(layer);
+    const int rows = static_cast<int>(layer.n_in > layer.n_out ? layer.n_in : layer.n_out);
+    float4 *aside = tile + (rows + ZERO_ROWS) * CHUNKS + lane;
+    float totals[TOTALS];
+    int outputs[OUTPUTS];
+    unsigned some = 0;
+    int round = 0;
+    for (; task_of(round, warp) < tasks; round++) {
+        some |= run_task<EQUAL>(layer, task_of(round, warp), lane, totals, outputs);
+        const int after = task_of(round + 1, warp);
+        if (after < tasks)
+            put_aside(aside + (after - WARPS) * SIZE, totals, outputs);
+    }
+    if (layer.droppable) {
+        some = or_over_warp(some);
+        if (lane == 0 && some)
+            atomicOr(live, some);
+    }
+    wait_for_copies();
+    __syncthreads(); // every input has been read
+    if (following)
+        touch_first(*following, warp, lane);
+    while (round > 0) {
+        const int task = task_of(--round, warp);
+        const int first = task % TALL_SPLITS * TALL_CHUNKS;
+        write_task(task < talls, first, lane, totals, outputs);
+        if (round > 0)
+            take_back(aside + (task - WARPS) * SIZE, totals, outputs);
+    }
+}
+
+__device__ __forceinline__ void clear_zero_rows(i64 neurons) {
+    for (int k = threadIdx.x; k < ZERO_ROWS * CHUNKS; k += THREADS)
+        tile[neurons * CHUNKS + k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+// Bring a layer's sizes and addresses into shared memory, without waiting.
+__device__ __forceinline__ void load_layer(Layer *into, const Layer *layer) {
+    if (threadIdx.x < sizeof(Layer) / 16)
+        copy_async(reinterpret_cast<uint4 *>(into) + threadIdx.x, reinterpret_cast<const uint4 *>(layer) + threadIdx.x);
+}
+
+// Copy the rows of SAMPLES slots from `slot` on into the tile.
+__device__ __forceinline__ void load_tile(const float *rows, i64 slot, i64 neurons) {
+    const float4 *source = reinterpret_cast<const float4 *>(rows + place(slot, 0, neurons));
+    for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS)
+        tile[k] = __ldcs(source + k / CHUNKS * (COLUMNS / 4) + k % CHUNKS);
+    clear_zero_rows(neurons);
+}
+
+// Write the rows of samples with a slot of 0 or more to their slots.
+__device__ __forceinline__ void store_tile(float *rows, const int *slots, i64 neurons) {
+    const float *values = reinterpret_cast<const float *>(tile);
+    const int slot = slots[threadIdx.x % SAMPLES];
+    if (slot < 0)
+        return;
+    float *target = rows + place(slot, 0, neurons);
+    for (int k = threadIdx.x; k < neurons * SAMPLES; k += THREADS) // SAMPLES divides THREADS
+        target[k / SAMPLES * COLUMNS] = values[k];
+}
+
+// Decide where each live sample of the tile goes, and move what belongs to it besides its row.
+__device__ __forceinline__ void claim_slots(const State &state, i64 segment, i64 slot, unsigned running,
+                                            bool moves, int *slots) {
+    const int order = state.order[segment];
+    unsigned *masks = state.masks + (segment + 1) * state.words;
+    if (threadIdx.x >= 32)
+        return;
+    const int lane = threadIdx.x;
+    unsigned base = static_cast<unsigned>(slot);
+    if (moves && lane == 0)
+        base = atomicAdd(state.slots + segment + 1, __popc(running));
+    base = __shfl_sync(ALL_LANES, base, 0);
+    if (lane < SAMPLES) {
+        const unsigned rank = moves ? __popc(running & first_bits(lane)) : lane;
+        const bool stays = (running >> lane & 1) != 0;
+        slots[lane] = stays ? static_cast<int>(base + rank) : -1;
+        if (stays) {
+            if (moves)
+                state.ids[1 - order][base + rank] = state.ids[order][slot + lane];
+            atomicOr(masks + (base + rank) / WORD, 1u << (base + rank) % WORD);
+        }
+    }
+}
+
+// Run layers[0] to layers[count - 1], number `first` and following of the network, as `segment`.
+// `moves`: dead samples are dropped at the end; else every sample keeps its slot.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    resident(const Layer *layers, i64 first, i64 count, const State *shared_state, i64 segment, i64 moves) {
+    __shared__ Layer loaded[2];
+    __shared__ unsigned ticket, live[2];
+    __shared__ int slots[SAMPLES];
+    const State &state = *shared_state;
+    const unsigned total = state.slots[segment];
+    const int from = state.buffer[segment];
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        state.buffer[segment + 1] = 1 - from;
+        state.order[segment + 1] = moves ? 1 - state.order[segment] : state.order[segment];
+        if (!moves)
+            state.slots[segment + 1] = total;
+    }
+    for (;;) {
+        __syncthreads(); // of the tile before
+        if (threadIdx.x == 0) {
+            ticket = atomicAdd(state.tickets + segment, 1);
+            live[0] = live[1] = 0;
+        }
+        __syncthreads();
+        const i64 slot = static_cast<i64>(ticket) * SAMPLES;
+        if (slot >= total)
+            return;
+        const unsigned mask = state.masks[segment * state.words + slot / WORD];
+        unsigned running = mask >> slot % WORD & first_bits(SAMPLES);
+        if (running == 0)
+            continue;
+        load_layer(loaded, layers);
+        load_tile(state.rows[from], slot, layers[0].n_in);
+        wait_for_copies();
+        __syncthreads();
+        u64 begin = nanoseconds();
+#pragma unroll 1
+        for (int done = 0; done < static_cast<int>(count) && running; done++) {
+            const Layer &layer = loaded[done % 2];
+            const Layer *following = done + 1 < count ? loaded + (done + 1) % 2 : nullptr;
+            if (following)
+                load_layer(loaded + (done + 1) % 2, layers + done + 1);
+            const unsigned before = running;
+            const bool droppable = layer.droppable; // the layer after next overwrites this one
+            unsigned *now = live + done % 2;
+            if (layer.equal)
+                run_layer<true>(layer, following, now);
+            else
+                run_layer<false>(layer, following, now);
+            if (threadIdx.x == 0)
+                live[1 - done % 2] = 0; // read by all before this layer's first barrier
+            clear_zero_rows(layer.n_out);
+            __syncthreads();
+            if (droppable)
+                running &= *now;
+            if (threadIdx.x == 0) {
+                const u64 end = nanoseconds();
+                atomicAdd(state.ran + first + done, static_cast<u64>(__popc(before)));
+                atomicAdd(state.live + first + done, static_cast<u64>(__popc(running)));
+                atomicAdd(state.nanos + first + done, end - begin);
+                begin = end;
+            }
+        }
+        if (running == 0)
+            continue;
+        claim_slots(state, segment, slot, running, moves, slots);
+        __syncthreads();
+        store_tile(state.rows[1 - from], slots, layers[count - 1].n_out);
+    }
+}

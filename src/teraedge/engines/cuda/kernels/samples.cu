@@ -1,0 +1,137 @@
+// Features into tiles at the start of a run, and rows out of them at the end.
+#include "common.cuh"
+
+constexpr int ROWS_A_BLOCK = 8; // warps of a block
+
+// The kinds of feature elements, as the host numbers them.
+enum Kind { F32, F64, F16, U8, I8, I16, U16, I32, U32, I64, U64 };
+
+__device__ __forceinline__ float half_value(unsigned short bits) {
+    const unsigned exponent = bits >> 10 & 31, fraction = bits & 1023;
+    const float sign = bits >> 15 ? -1.0f : 1.0f;
+    if (exponent == 0)
+        return sign * fraction * 5.9604644775390625e-8f; // 2^-24
+    if (exponent == 31)
+        return fraction ? __int_as_float(0x7fc00000) : sign * __int_as_float(0x7f800000);
+    return __int_as_float((bits >> 15) << 31 | (exponent + 112) << 23 | fraction << 13);
+}
+
+__device__ __forceinline__ float read_element(const void *data, i64 kind, i64 at) {
+    switch (kind) {
+    case F32: return static_cast<const float *>(data)[at];
+    case F64: return static_cast<const double *>(data)[at];
+    case F16: return half_value(static_cast<const unsigned short *>(data)[at]);
+    case U8: return static_cast<const unsigned char *>(data)[at];
+    case I8: return static_cast<const signed char *>(data)[at];
+    case I16: return static_cast<const short *>(data)[at];
+    case U16: return static_cast<const unsigned short *>(data)[at];
+    case I32: return static_cast<const int *>(data)[at];
+    case U32: return static_cast<const unsigned *>(data)[at];
+    case I64: return static_cast<const i64 *>(data)[at];
+    default: return static_cast<const u64 *>(data)[at];
+    }
+}
+
+// Start a run of `samples` samples, numbered from `first` on: all of them live, in order.
+extern "C" __global__ void begin(const State *shared_state, i64 samples, i64 first) {
+    const State &state = *shared_state;
+    const i64 thread = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
+    const i64 threads = static_cast<i64>(gridDim.x) * blockDim.x;
+    for (i64 k = thread; k < samples; k += threads)
+        state.ids[0][k] = static_cast<int>(first + k);
+    for (i64 word = thread; word < state.words; word += threads) {
+        const i64 rest = samples - word * WORD;
+        state.masks[word] = rest <= 0 ? 0 : first_bits(rest < WORD ? static_cast<int>(rest) : WORD);
+    }
+    if (thread == 0)
+        state.slots[0] = static_cast<unsigned>(samples);
+}
+
+// Packed 0/1 features, `stride` bytes a sample, the first neuron in the highest bit. A warp takes
+// eight neurons of 32 samples.
+extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i64 samples, i64 n,
+                                       const State *state) {
+    float *rows = state->rows[0];
+    const int lane = threadIdx.x % 32;
+    const i64 bytes = (n + 7) / 8;
+    const i64 words = words_of(static_cast<unsigned>(samples));
+    const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    const i64 warp = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
+    for (i64 item = warp; item < words * bytes; item += warps) {
+        const i64 byte = item % bytes;
+        const i64 sample = item / bytes * WORD + lane;
+        const unsigned eight = sample < samples ? bits[sample * stride + byte] : 0;
+        float *target = rows + place(sample, byte * 8, n);
+        for (int k = 0; k < 8 && byte * 8 + k < n; k++)
+            target[k * COLUMNS] = static_cast<float>(eight >> (7 - k) & 1);
+    }
+}
+
+// A dense matrix of any strides, in elements. A block takes 32 neurons of 32 samples, through
+// shared memory, so that both its reads (along neurons) and its writes (along samples) are whole lines.
+extern "C" __global__ void __launch_bounds__(256)
+    load_dense(const void *data, i64 kind, i64 sample_stride, i64 neuron_stride, i64 samples, i64 n,
+               const State *state) {
+    __shared__ float square[WORD][WORD + 1];
+    float *rows = state->rows[0];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const i64 words = words_of(static_cast<unsigned>(samples)), parts = (n + WORD - 1) / WORD;
+    for (i64 item = blockIdx.x; item < words * parts; item += gridDim.x) {
+        const i64 begin = item / parts * WORD, first = item % parts * WORD;
+        for (int k = warp; k < WORD; k += ROWS_A_BLOCK) {
+            const i64 sample = begin + k, neuron = first + lane;
+            float value = 0.0f;
+            if (sample < samples && neuron < n)
+                value = read_element(data, kind, sample * sample_stride + neuron * neuron_stride);
+            if (!(fabsf(value) <= 3.402823466e38f))
+                *state->invalid = 1;
+            square[lane][k] = value;
+        }
+        __syncthreads();
+        for (int k = warp; k < WORD && first + k < n; k += ROWS_A_BLOCK)
+            rows[place(begin + lane, first + k, n)] = square[k][lane];
+        __syncthreads();
+    }
+}
+
+// CSR features, float32 values; the rows must have been filled with zeros. A warp takes a sample.
+extern "C" __global__ void load_sparse(const i64 *indptr, const int *indices, const float *data, i64 samples,
+                                       i64 n, const State *state) {
+    float *rows = state->rows[0];
+    const int lane = threadIdx.x % 32;
+    const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples;
+         sample += warps)
+        for (i64 entry = indptr[sample] + lane; entry < indptr[sample + 1]; entry += 32)
+            rows[place(sample, indices[entry], n)] = data[entry];
+}
+
+// The rows of what is live before `segment`, row-major, in the order of slots or, for `by_id`, of
+// samples; and which of them have a nonzero.
+extern "C" __global__ void __launch_bounds__(256)
+    store_rows(const State *shared_state, i64 segment, i64 n, float *out, i64 by_id) {
+    __shared__ float square[WORD][WORD + 1];
+    const State &state = *shared_state;
+    const float *rows = state.rows[state.buffer[segment]];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const i64 words = words_of(state.slots[segment]), parts = (n + WORD - 1) / WORD;
+    for (i64 item = blockIdx.x; item < words * parts; item += gridDim.x) {
+        const i64 word = item / parts, begin = word * WORD, first = item % parts * WORD;
+        const unsigned mask = state.masks[segment * state.words + word];
+        const int *ids = state.ids[state.order[segment]] + begin;
+        unsigned some = 0;
+        for (int k = warp; k < WORD && first + k < n; k += ROWS_A_BLOCK) {
+            const float value = rows[place(begin + lane, first + k, n)];
+            some |= nonzero_lanes(value);
+            square[k][lane] = value;
+        }
+        unsigned *seen = state.nonzero + segment * state.words + word;
+        if (lane == 0 && (some & mask & ~*seen))
+            atomicOr(seen, some & mask);
+        __syncthreads();
+        for (int k = warp; k < WORD; k += ROWS_A_BLOCK)
+            if (mask >> k & 1 && first + lane < n)
+                out[(by_id ? ids[k] : begin + k) * n + first + lane] = square[lane][k];
+        __syncthreads();
+    }
+}

@@ -1,0 +1,94 @@
+"""Which kernels a segment launches, and with what grid."""
+
+from teraedge.engines.cuda.driver import Device, Kernel, Stream
+from teraedge.engines.cuda.program import LAYER
+from teraedge.engines.cuda.specialisations import (
+    CENSUS_THREADS,
+    WIDE_THREADS,
+    compact,
+    resident,
+    wide,
+)
+from teraedge.engines.cuda.state import RunState
+from teraedge.plan.gpu import THREADS
+from teraedge.plan.segments import Segment
+
+MOVE_BELOW = 176
+"""Live columns of 256 at which samples are moved together: moving costs a layer or two."""
+
+
+class Launcher:
+    """Launches segments on a device; kernels are compiled when a segment first needs them."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._resident: dict[int, Kernel] = {}
+        self._wide: Kernel | None = None
+        self._compact = device.kernels(*compact())
+
+    def prepare(self, segment: Segment) -> None:
+        """Compile what a segment needs."""
+        if segment.samples:
+            self._resident_kernel(segment.samples)
+        else:
+            self._wide_kernel()
+
+    def launch(
+        self, stream: Stream, segment: Segment, layers: int, state: RunState, number: int
+    ) -> None:
+        """Queue a segment.
+
+        Parameters
+        ----------
+        stream : Stream
+        segment : Segment
+        layers : int
+            Device address of the table entry of its first layer.
+        state : RunState
+        number : int
+            Of the segment in the run.
+        """
+        if segment.samples:
+            kernel = self._resident_kernel(segment.samples)
+            stream.launch(
+                kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
+                layers, segment.first, segment.count, state.struct, number, segment.moves,
+            )  # fmt: skip
+            return
+        kernel = self._wide_kernel()
+        grid = self._blocks(kernel, WIDE_THREADS, 0)
+        stream.launch(kernel, grid, WIDE_THREADS, 0, layers, state.struct, number)
+        stream.launch(
+            self._compact["census"], 1, CENSUS_THREADS, 0,
+            layers, segment.first, state.struct, number, MOVE_BELOW,
+        )  # fmt: skip
+        if segment.moves:
+            grid = self._blocks(self._compact["compact"], 256, 0)
+            stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)
+
+    def blocks_of(self, segment: Segment) -> int:
+        """Return the blocks that share the time of a segment's layers."""
+        if not segment.samples:
+            return 1  # its time is taken as a whole
+        return self._blocks(self._resident_kernel(segment.samples), THREADS, segment.shared)
+
+    def _resident_kernel(self, samples: int) -> Kernel:
+        if samples not in self._resident:
+            file, defines, names = resident(samples)
+            self._resident[samples] = self._device.kernels(file, defines, names)[names[0]]
+        return self._resident[samples]
+
+    def _wide_kernel(self) -> Kernel:
+        if self._wide is None:
+            file, defines, names = wide()
+            self._wide = self._device.kernels(file, defines, names)[names[0]]
+        return self._wide
+
+    def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
+        """Return a grid that fills the device once."""
+        return self._device.multiprocessors * max(1, kernel.occupancy(threads, shared))
+
+
+def layer_address(table: int, index: int) -> int:
+    """Return the address of an entry of a table of layers."""
+    return table + index * LAYER.itemsize

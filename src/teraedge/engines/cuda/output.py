@@ -1,0 +1,106 @@
+"""Rows that stay on the device until they are asked for, and the results that hold them."""
+
+from functools import cached_property
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.engines.cuda.driver import Memory, Stream
+from teraedge.result import Result
+
+
+class Rows:
+    """Rows of float32 on the device, fetched once by calling it.
+
+    Parameters
+    ----------
+    memory : Memory
+        Row-major, shape `shape`; given back when fetched, or with this object.
+    shape : (int, int)
+    keep : ndarray of bool, shape (rows,)
+        Which rows there are.
+    stream : Stream
+        That wrote them.
+    """
+
+    def __init__(
+        self, memory: Memory, shape: tuple[int, int], keep: NDArray[np.bool_], stream: Stream
+    ) -> None:
+        self._memory, self._shape, self._keep, self._stream = memory, shape, keep, stream
+
+    def __call__(self) -> NDArray[np.float32]:
+        """Return the rows on the host, shape (rows kept, n_out)."""
+        rows = np.empty(self._shape, np.float32)
+        self._stream.to_host(rows, self._memory)
+        self._stream.synchronize()
+        self._memory.free()
+        return rows if self._keep.all() else rows[self._keep]
+
+
+class DeviceArray:
+    """A C-contiguous float32 matrix on the device, for any library that reads the protocol.
+
+    Attributes
+    ----------
+    shape : (int, int)
+    __cuda_array_interface__ : dict
+        Version 3; the values are there, no stream needs to be waited for.
+    """
+
+    def __init__(self, memory: Memory, shape: tuple[int, int]) -> None:
+        self._memory, self.shape = memory, shape
+        self.dtype = np.dtype(np.float32)
+        self.__cuda_array_interface__ = {
+            "shape": shape,
+            "typestr": "<f4",
+            "data": (memory.address, False),
+            "strides": None,
+            "version": 3,
+        }
+
+    def __repr__(self) -> str:
+        return f"DeviceArray({self.shape[0]} x {self.shape[1]}, float32)"
+
+
+def as_caller_array(array: DeviceArray, given: Any) -> Any:
+    """Return a matrix as the kind of array that features were given as; no copy is made."""
+    library = type(given).__module__.partition(".")[0]
+    if library == "torch":
+        return import_module("torch").as_tensor(array, device=given.device)
+    if library == "cupy":
+        return import_module("cupy").asarray(array)
+    return array
+
+
+class DeviceResult(Result):
+    """The result of features that lie on the device: outputs do too, ids are on the host.
+
+    Attributes
+    ----------
+    outputs : array, shape (samples, n_out)
+        On the device, as the kind of array that the features were: a torch tensor, a CuPy array,
+        else a `DeviceArray`.
+    """
+
+    def __init__(self, outputs: Any, *arguments: Any, **fields: Any) -> None:
+        super().__init__(*arguments, **fields)
+        self._outputs = outputs
+
+    @property
+    def outputs(self) -> Any:
+        """Last rows of all samples, on the device, shape (samples, n_out)."""
+        return self._outputs
+
+    @property
+    def live_outputs(self) -> Any:
+        """Last rows of the samples of `live`, on the device where the caller's array can."""
+        if isinstance(self._outputs, DeviceArray):
+            return super().live_outputs
+        return self._outputs[self.live]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """Index of the largest output of each sample, the first where several tie."""
+        return super().labels

@@ -1,0 +1,84 @@
+"""Layers as one block of device memory: a table of sizes and addresses, then their arrays."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.plan.gpu import DeviceLayer
+
+ALIGN = 256
+"""Where arrays begin, in bytes: a vector load never crosses a line."""
+
+_PANELS = np.dtype(
+    [("count", np.int64)]
+    + [(name, np.uint64) for name in ("lists", "indices", "weights", "targets")]
+)
+LAYER = np.dtype(
+    [
+        ("n_in", np.int64),
+        ("n_out", np.int64),
+        ("tall", _PANELS),
+        ("single", _PANELS),
+        ("value", np.float32),
+        ("lower", np.float32),
+        ("upper", np.float32),
+        ("equal", np.int32),
+        ("droppable", np.int32),
+        ("wide", np.int32),
+        ("", "V8"),  # whole pieces of 16 bytes
+    ]
+)
+"""`struct Layer` of kernels/common.cuh."""
+
+
+def packed_size(layers: Sequence[DeviceLayer]) -> int:
+    """Return the bytes of some layers and their table."""
+    size = _aligned(len(layers) * LAYER.itemsize)
+    return size + sum(_aligned(array.nbytes) for layer in layers for array in _arrays(layer))
+
+
+def pack(
+    layers: Sequence[DeviceLayer],
+    droppable: Sequence[bool],
+    address: int,
+    target: NDArray[np.uint8],
+) -> None:
+    """Write layers and their table as they will lie at a device address.
+
+    Parameters
+    ----------
+    layers : sequence of DeviceLayer
+    droppable : sequence of bool
+        Whether a row that is zero after each layer stays zero for good.
+    address : int
+        Device address that `target` will be copied to.
+    target : ndarray of uint8, shape (at least packed_size(layers),)
+    """
+    table = np.zeros(len(layers), LAYER)
+    offset = _aligned(table.nbytes)
+    for row, layer, drop in zip(table, layers, droppable, strict=True):
+        addresses = []
+        for array in _arrays(layer):
+            addresses.append(address + offset)
+            target[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
+            offset += _aligned(array.nbytes)
+        row["n_in"], row["n_out"] = layer.n_in, layer.n_out
+        row["tall"] = (layer.tall.count, *addresses[:4])
+        row["single"] = (layer.single.count, *addresses[4:])
+        row["value"] = layer.value or 0.0
+        row["lower"], row["upper"] = layer.clamp
+        row["equal"] = layer.value is not None
+        row["droppable"] = drop
+        row["wide"] = layer.single.indices.dtype == np.uint32
+    target[: table.nbytes] = table.view(np.uint8)
+
+
+def _arrays(layer: DeviceLayer) -> Iterator[NDArray[Any]]:
+    yield from layer.tall.arrays
+    yield from layer.single.arrays
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // ALIGN) * ALIGN

@@ -1,0 +1,194 @@
+"""The device memory of a run: activations, ids, and the counters that kernels leave behind."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.engines.cuda.driver import Device, Memory, Stream
+from teraedge.plan.gpu import COLUMNS, LANES
+
+SPARE_TILES = 4
+"""Tiles past the last that the wide kernel may read."""
+
+STATE = np.dtype(
+    [
+        ("rows", np.uint64, (2,)),
+        ("ids", np.uint64, (2,)),
+        *[
+            (name, np.uint64)
+            for name in (
+                *("slots", "buffer", "order", "masks", "nonzero", "starts", "leaving", "compacts"),
+                *("tickets", "live", "ran", "nanos", "began", "invalid"),
+            )
+        ],
+        ("words", np.int64),
+    ]
+)
+"""`struct State` of kernels/common.cuh."""
+
+
+class Counters(NamedTuple):
+    """What kernels count, as read back.
+
+    Attributes
+    ----------
+    live, ran, nanos : ndarray of uint64, shape (layers,)
+        Samples live after each layer, samples that went into it, and nanoseconds.
+    slots, tickets : ndarray of uint32, shape (layers + 1,)
+    buffer, order, compacts : ndarray of int32, shape (layers + 1,)
+    invalid : ndarray of int32, shape (1,)
+    began : ndarray of uint64, shape (layers + 1,)
+    """
+
+    live: NDArray[np.uint64]
+    ran: NDArray[np.uint64]
+    nanos: NDArray[np.uint64]
+    began: NDArray[np.uint64]
+    slots: NDArray[np.uint32]
+    tickets: NDArray[np.uint32]
+    buffer: NDArray[np.int32]
+    order: NDArray[np.int32]
+    compacts: NDArray[np.int32]
+    invalid: NDArray[np.int32]
+
+
+def _counter_type(layers: int) -> np.dtype[Any]:
+    after = (layers + 1,)
+    return np.dtype(
+        [
+            *[(name, np.uint64, (layers,)) for name in ("live", "ran", "nanos")],
+            ("began", np.uint64, after),
+            *[(name, np.uint32, after) for name in ("slots", "tickets")],
+            *[(name, np.int32, after) for name in ("buffer", "order", "compacts")],
+            ("invalid", np.int32, (1,)),
+        ]
+    )
+
+
+def bytes_a_sample(width: int, layers: int) -> float:
+    """Return the device memory that a sample takes."""
+    return 2 * width * 4 + 2 * 4 + (2 * (layers + 1) + 2) * 4 / LANES
+
+
+class RunState:
+    """Device memory for runs of up to `samples` samples.
+
+    Parameters
+    ----------
+    device : Device
+    width : int
+        The largest number of neurons before or after any layer.
+    layers : int
+        Layers that run; there are at most as many segments.
+    samples : int
+    is_largest : bool
+        Whether there is no memory for more.
+
+    Attributes
+    ----------
+    samples : int
+    is_largest : bool
+    rows : tuple of two Memory
+        Before a run starts, the second is free for features on their way.
+    struct : Memory
+        A `struct State`.
+    """
+
+    def __init__(
+        self, device: Device, width: int, layers: int, samples: int, is_largest: bool
+    ) -> None:
+        self.samples, self.is_largest = samples, is_largest
+        self._memories: list[Memory] = []
+        tiles = -(-samples // COLUMNS) + SPARE_TILES
+        words = self._words = tiles * COLUMNS // LANES
+        self._type = _counter_type(layers)
+        bits = (layers + 1) * words * 4
+        begin = -(-self._type.itemsize // 256) * 256
+        try:
+            self.rows = tuple(self._allocate(device, tiles * COLUMNS * width * 4) for _ in range(2))
+            self.ids = tuple(self._allocate(device, tiles * COLUMNS * 4) for _ in range(2))
+            starts, leaving = (self._allocate(device, words * 4) for _ in range(2))
+            # One piece, so that one fill clears it.
+            self._cleared = self._allocate(device, begin + 2 * bits)
+            self.struct = self._allocate(device, STATE.itemsize)
+        except BaseException:
+            self.free()
+            raise
+        self._masks, self._nonzero = begin, begin + bits
+        self._host = device.pinned(self._type.itemsize)
+        table = np.zeros((), STATE)
+        table["rows"] = [memory.address for memory in self.rows]
+        table["ids"] = [memory.address for memory in self.ids]
+        table["starts"], table["leaving"] = starts.address, leaving.address
+        table["masks"] = self._cleared.address + self._masks
+        table["nonzero"] = self._cleared.address + self._nonzero
+        for name in Counters._fields:
+            offset = self._type.fields[name][1]  # type: ignore[index]
+            table[name] = self._cleared.address + offset
+        table["words"] = words
+        self._table = table
+
+    def _allocate(self, device: Device, nbytes: int) -> Memory:
+        self._memories.append(device.allocate(nbytes))
+        return self._memories[-1]
+
+    def install(self, stream: Stream) -> None:
+        """Send the struct, once."""
+        stream.to_device(self.struct, self._table.reshape(1).view(np.uint8))
+        stream.fill(self.rows[0], 0)  # wide kernels read past the last tile
+        stream.fill(self.rows[1], 0)
+        stream.synchronize()
+
+    def clear(self, stream: Stream) -> None:
+        """Set all counters and masks to zero."""
+        stream.fill(self._cleared, 0)
+
+    def counters(self, stream: Stream) -> Counters:
+        """Wait for the stream, and return what kernels counted."""
+        host = self._host.array[: self._type.itemsize]
+        stream.to_host(host, self._cleared)
+        stream.synchronize()
+        values = host.copy().view(self._type)[0]
+        return Counters(*(values[name] for name in Counters._fields))
+
+    def live(self, stream: Stream, segment: int, slots: int, order: int) -> "Live":
+        """Return what is in the slots after the last segment, number `segment` - 1."""
+        words = -(-slots // LANES)
+        ids = np.empty(words * LANES, np.int32)
+        masks, nonzero = np.empty(words, np.uint32), np.empty(words, np.uint32)
+        if slots:
+            stream.to_host(ids, self.ids[order])
+            offset = segment * self._words * 4
+            stream.to_host(masks, self._cleared, self._masks + offset)
+            stream.to_host(nonzero, self._cleared, self._nonzero + offset)
+            stream.synchronize()
+        return Live(ids.astype(np.int64), _columns(masks), _columns(nonzero))
+
+    def free(self) -> None:
+        """Give the memory back."""
+        for memory in self._memories:
+            memory.free()
+        if hasattr(self, "_host"):
+            self._host.free()
+
+
+class Live(NamedTuple):
+    """Slots at the end of a run.
+
+    Attributes
+    ----------
+    ids : ndarray of int64, shape (slots,)
+    used, nonzero : ndarray of bool, shape (slots,)
+        Whether there is a sample, and whether its row has a nonzero.
+    """
+
+    ids: NDArray[np.int64]
+    used: NDArray[np.bool_]
+    nonzero: NDArray[np.bool_]
+
+
+def _columns(masks: NDArray[np.uint32]) -> NDArray[np.bool_]:
+    """Return a bool a column for a bit a column."""
+    bits = masks[:, None] >> np.arange(LANES, dtype=np.uint32)
+    return (bits & 1).astype(np.bool_).ravel()

@@ -1,0 +1,69 @@
+"""Segments: which layers the resident kernel takes a tile of samples through in one go."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from teraedge.plan.gpu import DeviceLayer
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Neighbouring layers that run in one launch, or one layer of the wide kernel.
+
+    Attributes
+    ----------
+    first, count : int
+        Its layers.
+    samples : int
+        Samples of a resident tile; 0 for the wide kernel.
+    shared : int
+        Shared memory of a block, in bytes.
+    moves : bool
+        Whether samples may die in it, so that those left are moved together at its end.
+    """
+
+    first: int
+    count: int
+    samples: int
+    shared: int
+    moves: bool
+
+
+def segments(
+    layers: Sequence[DeviceLayer], droppable: Sequence[bool], first: int
+) -> Iterator[Segment]:
+    """Cut layers `first` and following into segments.
+
+    A tile of samples goes through the layers of a segment as it is, dead samples and all, so
+    where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
+    12, 16, ... layers. Moving samples costs as much as one to two layers.
+
+    Parameters
+    ----------
+    layers : sequence of DeviceLayer
+    droppable : sequence of bool
+        Whether a row that is zero after each of them stays zero for good.
+    first : int
+        Number of the first of them in the network.
+    """
+    begin = 0
+    for index, layer in enumerate(layers):
+        end = index + 1
+        last = end == len(layers)
+        dies = any(droppable[begin:end])
+        if (
+            last
+            or not layer.resident
+            or layers[end].samples != layer.samples
+            or (dies and _is_border(first + end))
+        ):
+            shared = max(part.shared for part in layers[begin:end])
+            yield Segment(first + begin, end - begin, layer.samples, shared, dies)
+            begin = end
+
+
+def _is_border(layer: int) -> bool:
+    """Tell whether a number is a power of two or halfway between two of them."""
+    while layer > 3 and layer % 2 == 0:
+        layer //= 2
+    return layer <= 3
