@@ -49,8 +49,10 @@ class Options:
     threads : int, optional
         CPU threads of a run; by default every core this process may use.
     memory : int or str, optional
-        Host memory for the compiled layers, in bytes or as a text such as "8GB"; by default half
-        of the machine's memory. Layers beyond it are made again from the network in every run.
+        Memory of the device for the compiled layers, in bytes or as a text such as "8GB"; by
+        default half of the machine's memory, or half of what is free on a GPU. On the CPU, layers
+        beyond it are made again from the network in every run; on a GPU they come from the host
+        while others run, and are made again if the host has no room for them either.
 
     Raises
     ------

@@ -71,6 +71,8 @@ class Plan(Generic[L]):
         other layers.
     memory : int
         Bytes for layers that are laid out.
+    places : int, default 1
+        How much of what `streamed` yields is in memory at a time.
 
     Attributes
     ----------
@@ -114,10 +116,15 @@ class Plan(Generic[L]):
     room: int
 
     def __init__(
-        self, network: Network, options: Options, lay_out: Callable[[Layer], L], memory: int
+        self,
+        network: Network,
+        options: Options,
+        lay_out: Callable[[Layer], L],
+        memory: int,
+        places: int = 1,
     ) -> None:
         self._network, self._passes = network, options.chosen_passes
-        self._layout, self._budget = lay_out, memory
+        self._layout, self._budget, self._places = lay_out, memory, places
         self.n_in = self.width = network.n_in
         self.n_out = self.edges = 0
         self.origin, self.parts, self.resident, self.edges_given = [], [], [], []
@@ -159,7 +166,7 @@ class Plan(Generic[L]):
         if held > self._budget:
             del self.resident[cut_layers:]
         self.streamed_bytes = held - nbytes_of(self.resident)
-        self.room = max(self._budget - nbytes_of(self.resident), largest)
+        self.room = max((self._budget - nbytes_of(self.resident)) // self._places, largest)
         self.saved = +rewriter.saved  # without zeros
         self.fingerprint = fingerprint.hexdigest()
         return quiet

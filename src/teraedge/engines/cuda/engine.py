@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 
 from teraedge.engines.cuda import driver
-from teraedge.engines.cuda.feeder import Chunk, Feeder
+from teraedge.engines.cuda.feeder import PLACES, Chunk, Feeder
 from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
 from teraedge.engines.cuda.launcher import Launcher, layer_address
-from teraedge.engines.cuda.output import DeviceArray, DeviceResult, Rows, as_caller_array
+from teraedge.engines.cuda.output import DeviceResult, Rows
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import Counters, RunState, bytes_a_sample
 from teraedge.engines.engine import Engine, Progress
@@ -26,7 +26,9 @@ from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result
 
 SHARE = 0.9
-"""Of the free device memory, what we take by default."""
+"""Of the free device memory, what samples may take."""
+LAYER_SHARE = 0.5
+"""Of the free device memory, what layers may take by default."""
 HOST_SHARE = 4
 """Layers that stream are kept on the host if they take at most this part of its memory."""
 
@@ -55,9 +57,9 @@ class CudaEngine(Engine):
     def _compile(self, network: Network) -> None:
         memory = self.options.memory
         free = self._device.free_bytes()
-        self._budget = int(free * SHARE) if memory is None else min(free, parse_bytes(memory))
+        budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
         self._edges: list[int] = []  # of the layers that run
-        self._plan = Plan(network, self.options, self._lay_out, self._budget // 3)
+        self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self._edges = self._edges[: len(self._plan.origin)]
         self._stream = self._device.stream()
@@ -122,10 +124,9 @@ class CudaEngine(Engine):
         """Take all samples through the network, as many at a time as there is memory for."""
         samples = features.shape[0]
         state = self._prepare(samples)
-        on_device = isinstance(features, DeviceFeatures)
         out = None
-        if on_device:
-            out = self._device.allocate(samples * self.n_out * 4)
+        if isinstance(features, DeviceFeatures):
+            out = self._device.allocate(samples * self.n_out * 4, outlives=True)
             self._stream.fill(out, 0)
         blocks: list[LazyBlock] = []
         live = [np.empty(0, np.int64)]
@@ -136,14 +137,15 @@ class CudaEngine(Engine):
             counted.append(counters)
             number = len(self._ran)
             slots, order = int(counters.slots[number]), int(counters.order[number])
-            rows = out or self._device.allocate(_whole_words(slots) * self.n_out * 4)
-            self._loader.store(state, number, self.n_out, rows, on_device)
+            nbytes = _whole_words(slots) * self.n_out * 4
+            rows = out or self._device.allocate(nbytes, outlives=True)
+            self._loader.store(state, number, self.n_out, rows, by_id=out is not None)
             found = state.live(self._stream, number, slots, order)
             self._stream.synchronize()
             live.append(found.ids[found.nonzero])
-            if not on_device:
+            if out is None:
                 shape = _whole_words(slots), self.n_out
-                blocks.append((found.ids[found.used], Rows(rows, shape, found.used, self._stream)))
+                blocks.append((found.ids[found.used], Rows(rows, shape, found.used)))
             if progress is not None:
                 progress(last / max(samples, 1))
         trace = self._trace(samples, counted)
@@ -154,11 +156,9 @@ class CudaEngine(Engine):
             "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
             "live": np.sort(np.concatenate(live)),
         }
-        if out is None:
-            return Result(shape, blocks, trace, **fields)
-        matrix = as_caller_array(DeviceArray(out, shape), features.owner)
-        whole = [(np.arange(samples), Rows(out, shape, np.ones(samples, np.bool_), self._stream))]
-        return DeviceResult(matrix, shape, whole, trace, **fields)
+        if out is not None and isinstance(features, DeviceFeatures):
+            return DeviceResult(out, features, shape, trace, **fields)
+        return Result(shape, blocks, trace, **fields)
 
     def _prepare(self, samples: int) -> RunState:
         """Return memory for a batch of so many samples, or for as many as there is room for."""
@@ -171,12 +171,13 @@ class CudaEngine(Engine):
             self._state.free()
             self._state = None
         each = bytes_a_sample(plan.width, len(plan.origin)) + 4 * self.n_out
-        taken = sum(layer.nbytes for layer in plan.resident) + 2 * plan.room * self._feeder.streams
-        room = int((self._budget - taken) / each) // COLUMNS * COLUMNS
+        free = self._device.free_bytes()
+        room = int(free * SHARE / each) // COLUMNS * COLUMNS
         if room < COLUMNS:
             raise DeviceError(
-                f"{COLUMNS} samples of {plan.width} neurons do not fit into the {self._budget:,} "
-                "bytes of device memory there are; give Options(memory=...) more"
+                f"{COLUMNS} samples of {plan.width} neurons take {int(COLUMNS * each):,} bytes and "
+                f"{free:,} are free on {self._device.name}; give Options(memory=...) less for "
+                "layers, or close other programs on this GPU"
             )
         self._state = RunState(
             self._device, plan.width, len(plan.origin), min(wanted, room), wanted >= room

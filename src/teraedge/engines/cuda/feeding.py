@@ -61,7 +61,8 @@ def as_given(features: Any, n_in: int, device: Device, stream: Stream) -> Given:
         )
     if dtype.kind not in "biuf" or dtype.itemsize > 8:
         raise FeatureError(f"features have dtype {dtype}; give bool, integers or real numbers")
-    return DeviceFeatures(view.address, (shape[0], shape[1]), strides, dtype, features)
+    ends = shape[0], shape[1]
+    return DeviceFeatures(view.address, ends, (strides[0], strides[1]), dtype, features)
 
 
 class Loader:

@@ -1,41 +1,36 @@
 """Rows that stay on the device until they are asked for, and the results that hold them."""
 
-from functools import cached_property
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.engines.cuda.driver import Memory, Stream
-from teraedge.result import Result
+from teraedge.engines.cuda.driver import Memory
+from teraedge.engines.cuda.feeding import DeviceFeatures
+from teraedge.result import LayerTrace, Result
 
 
 class Rows:
-    """Rows of float32 on the device, fetched once by calling it.
+    """Rows of float32 on the device, fetched when this is called.
 
     Parameters
     ----------
     memory : Memory
-        Row-major, shape `shape`; given back when fetched, or with this object.
+        Row-major, written to; outlives the engine, and is given back with this object.
     shape : (int, int)
     keep : ndarray of bool, shape (rows,)
         Which rows there are.
-    stream : Stream
-        That wrote them.
     """
 
-    def __init__(
-        self, memory: Memory, shape: tuple[int, int], keep: NDArray[np.bool_], stream: Stream
-    ) -> None:
-        self._memory, self._shape, self._keep, self._stream = memory, shape, keep, stream
+    def __init__(self, memory: Memory, shape: tuple[int, int], keep: NDArray[np.bool_]) -> None:
+        self._memory, self._shape, self._keep = memory, shape, keep
 
     def __call__(self) -> NDArray[np.float32]:
         """Return the rows on the host, shape (rows kept, n_out)."""
         rows = np.empty(self._shape, np.float32)
-        self._stream.to_host(rows, self._memory)
-        self._stream.synchronize()
-        self._memory.free()
+        self._memory.read(rows)
         return rows if self._keep.all() else rows[self._keep]
 
 
@@ -77,30 +72,40 @@ def as_caller_array(array: DeviceArray, given: Any) -> Any:
 class DeviceResult(Result):
     """The result of features that lie on the device: outputs do too, ids are on the host.
 
-    Attributes
+    Parameters
     ----------
-    outputs : array, shape (samples, n_out)
-        On the device, as the kind of array that the features were: a torch tensor, a CuPy array,
-        else a `DeviceArray`.
+    memory : Memory
+        The outputs, row-major; outlives the engine.
+    features : DeviceFeatures
+        What the run was given.
+    shape, trace, **fields
+        As of `Result`.
     """
 
-    def __init__(self, outputs: Any, *arguments: Any, **fields: Any) -> None:
-        super().__init__(*arguments, **fields)
-        self._outputs = outputs
+    def __init__(
+        self,
+        memory: Memory,
+        features: DeviceFeatures,
+        shape: tuple[int, int],
+        trace: Sequence[LayerTrace],
+        **fields: Any,
+    ) -> None:
+        rows = Rows(memory, shape, np.ones(shape[0], np.bool_))
+        super().__init__(shape, [(np.arange(shape[0]), rows)], trace, **fields)
+        self._outputs = as_caller_array(DeviceArray(memory, shape), features.owner)
 
     @property
     def outputs(self) -> Any:
-        """Last rows of all samples, on the device, shape (samples, n_out)."""
+        """Last rows of all samples, on the device, shape (samples, n_out).
+
+        As the kind of array that the features were: a torch tensor, a CuPy array, else a
+        `DeviceArray`.
+        """
         return self._outputs
 
     @property
     def live_outputs(self) -> Any:
-        """Last rows of the samples of `live`, on the device where the caller's array can."""
+        """Last rows of the samples of `live`, on the device where the caller's array can pick."""
         if isinstance(self._outputs, DeviceArray):
             return super().live_outputs
         return self._outputs[self.live]
-
-    @cached_property
-    def labels(self) -> NDArray[np.int64]:
-        """Index of the largest output of each sample, the first where several tie."""
-        return super().labels
