@@ -158,7 +158,7 @@ class Plan(Generic[L]):
                     self.resident.append(part)
                 quiet.append(_keeps_zero(part))
                 self.origin.append(index)
-                self.parts.append(_facts(part, index))
+                self.parts.append(part_of(part, index))
                 self.width = max(self.width, part.n_out)
             self.edges_given.append(layer.edges)
             self.edges += layer.edges
@@ -211,7 +211,7 @@ def _windows(network: Network) -> Iterator[tuple[Layer, Layer | None]]:
     return pairwise(chain(network, (None,)))  # type: ignore[arg-type]
 
 
-def _facts(layer: LaidOut, origin: int) -> Part:
+def part_of(layer: LaidOut, origin: int) -> Part:
     """Return what is remembered of a layer when it is not in memory."""
     return Part(origin, layer.n_in, layer.n_out, layer.edges, layer.nbytes, layer.choice)
 

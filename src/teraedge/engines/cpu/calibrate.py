@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -23,16 +24,17 @@ from numpy.typing import NDArray
 
 from teraedge import __version__
 from teraedge.cache import atomic_write, cache_dir
-from teraedge.engines.cpu import feeding, kernels
+from teraedge.engines.cpu import feeding
 from teraedge.engines.cpu.peaks import load_peak, multiply_add_peak
-from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
 from teraedge.errors import DataError, OptionsError
 from teraedge.host import cache_bytes, cpu_model
 from teraedge.jit import SOURCE_KEY
+from teraedge.options import Options
 from teraedge.plan.cost import Constants, Levels, Limit
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
+from teraedge.plan.plan import Plan, part_of
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,9 @@ VARIABLE = "TERAEDGE_CALIBRATION"
 STEPS = 24
 """Figures are rounded to so many steps a factor of ten."""
 
+_FED = 8  # inputs of the layer that feeds the one that is measured
+_TILES = 8  # a run, so that the caches and the branches of most are as in a long run
+_SECONDS = 0.05  # a figure
 _TRIALS = 50, 500_000  # of a millisecond: some run while nobody else does
 TYPICAL = Constants(
     tile=TILE,
@@ -223,11 +228,33 @@ def _layer(height: int, fan_in: NDArray[np.int64], rows: int) -> PanelLayer:
 
 
 def _layer_ns(layer: PanelLayer) -> float:
-    """Return ns a sample of running a layer over one tile, at best."""
-    program = Program(0, [layer], [False])
-    x, y = _aligned(layer.n_in * TILE), _aligned(layer.n_out * TILE)
-    row, source, target = program.table[0], x.ctypes.data, y.ctypes.data
-    return _best_ns(lambda: kernels.run_layer(row, source, target, TILE)) / TILE
+    """Return ns a sample of running a layer over a few tiles, at best, as the engine sees it."""
+    from teraedge.engines.cpu.engine import CpuEngine  # which needs the constants
+
+    feeding_layer = _layer(1, np.ones(layer.n_in, np.int64), _FED)
+    features = np.ones((_TILES * TILE, _FED), np.float32)
+    options = Options(prune=False, merge=False, passes=False, threads=1)
+    best, end = math.inf, 0.0
+    with CpuEngine(_Trial([feeding_layer, layer]), options, 0.0) as engine:
+        engine.run(features)
+        while time.perf_counter() < (end := end or time.perf_counter() + _SECONDS):
+            best = min(best, engine.run(features).trace[1].seconds)
+    return best * 1e9 / len(features)
+
+
+class _Trial(Plan[PanelLayer]):
+    """The plan of some layers that are laid out already."""
+
+    def __init__(self, layers: list[PanelLayer]) -> None:
+        self.resident, self.origin = layers, list(range(len(layers)))
+        self.n_in, self.n_out = layers[0].n_in, layers[-1].n_out
+        self.width = max(self.n_in, *(layer.n_out for layer in layers))
+        self.parts = [part_of(layer, index) for index, layer in enumerate(layers)]
+        self.edges_given = [layer.edges for layer in layers]
+        self.edges = sum(self.edges_given)
+        self.droppable = np.zeros(len(layers) + 1, np.bool_)
+        self.saved, self.fingerprint = Counter(), ""
+        self.streamed_bytes = self.room = 0
 
 
 def _feature_costs() -> tuple[float, float]:
@@ -247,11 +274,11 @@ def _aligned(size: int) -> NDArray[np.float32]:
     return memory[offset : offset + size]
 
 
-def _best_ns(run: Callable[[], object], seconds: float = 0.02) -> float:
+def _best_ns(run: Callable[[], object]) -> float:
     """Return the ns of the fastest of many calls: others on the machine can only add time."""
     run()
     best = math.inf
-    end = time.perf_counter() + seconds
+    end = time.perf_counter() + _SECONDS
     while (begin := time.perf_counter()) < end or best == math.inf:
         run()
         best = min(best, time.perf_counter() - begin)
