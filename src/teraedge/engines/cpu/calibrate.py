@@ -1,6 +1,6 @@
 """Measure what the steps of a layer cost on this machine, once, and keep the figures.
 
-The first compile on a machine takes about a second for it. The figures lie in the cache folder
+The first compile on a machine takes about two seconds for it. The figures lie in the cache folder
 under a key of the CPU model, its vector width and our sources, and decide layouts, so they are
 rounded: what a shared machine adds in noise seldom changes a choice. The environment variable
 ``TERAEDGE_CALIBRATION`` names a file to read instead, or is ``typical`` for figures of a common
@@ -44,7 +44,7 @@ STEPS = 24
 
 _FED = 8  # inputs of the layer that feeds the one that is measured
 _TILES = 8  # a run, so that the caches and the branches of most are as in a long run
-_SECONDS = 0.05  # a figure
+_SECONDS = 0.04  # a figure
 _TRIALS = 50, 500_000  # of a millisecond: some run while nobody else does
 TYPICAL = Constants(
     tile=TILE,
