@@ -24,7 +24,9 @@ from teraedge.plan.gpu import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.plan import Plan
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result
+from teraedge.rounding import statements
 
+_ROUNDING = "edges of the resident kernel are summed in an order that suits shared memory"
 SHARE = 0.9
 """Of the free device memory, what samples may take."""
 LAYER_SHARE = 0.5
@@ -154,6 +156,8 @@ class CudaEngine(Engine):
             "seconds": perf_counter() - start,
             "nominal_edges": samples * self.edges,
             "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
+            "passes": self._plan.saved,
+            "rounding": [*statements(self._plan.saved), _ROUNDING],
             "live": np.sort(np.concatenate(live)),
         }
         if out is not None and isinstance(features, DeviceFeatures):
