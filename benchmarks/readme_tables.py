@@ -2,11 +2,13 @@
 
     python benchmarks/readme_tables.py
 
-A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``.
+A table stands between the lines ``<!-- table: NAME -->`` and ``<!-- end -->``. Tables of GPUs bring
+their text with them, and are empty while there is no result file.
 """
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,17 +89,191 @@ def _source(files: list[tuple[Path, dict[str, Any]]]) -> str:
     )
 
 
-TABLES = {"challenge-cpu": challenge_cpu, "rivals-cpu": rivals_cpu}
+def challenge_cuda() -> str:
+    """Return one table a GPU: the official networks, both modes."""
+    parts = []
+    for device, files in _gpus("*-cuda-challenge*.json"):
+        rows = _rows(files, device, lambda row: (row["network"], row["mode"]))
+        assert all(row["passed"] for row in rows.values())
+        names = sorted(
+            {name for name, mode in rows if mode in "bc"},
+            key=lambda name: [int(part) for part in name.split("-")],
+        )
+        modes = [mode for mode in "bc" if any(key[1] == mode for key in rows)]
+        heads = {"b": "mode B: dead samples dropped", "c": "mode C: everything exact"}
+        lines = [
+            f"The official networks on one {device}, packed 0/1 inputs on the device already, ids "
+            "on the host at the end:",
+            "",
+            f"| network | {' | '.join(heads[mode] for mode in modes)} | compile | device memory |",
+            f"| --- |{' --- |' * (len(modes) + 2)}",
+        ]
+        for name in names:
+            found = [rows.get((name, mode)) for mode in modes]
+            there = [row for row in found if row is not None]
+            cells = [name, *map(_challenge_cell, found)]
+            cells.append(span(there[-1]["compile_seconds"]))
+            cells.append(quantity(max(row["device_memory_bytes"] for row in there), "B"))
+            lines.append(f"| {' | '.join(cells)} |")
+        some = next(iter(rows.values()))
+        lines += ["", _gpu_source(files, some) + "; ids equal to the official ones in every run."]
+        if any(row["features"] == "host" for row in rows.values()):
+            lines[-1] += " Where a time has a star, inputs came from host memory."
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _challenge_cell(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    star = "*" if row["features"] == "host" else ""
+    share = row["share_of_limit"]
+    limit = "" if share is None else f" ({share:.0%} of the {row['limit']} limit)"
+    return (
+        f"{span(row['seconds']['median'])}{star}, "
+        f"{quantity(row['nominal_edges_per_s'], 'E/s')} nominal, "
+        f"{quantity(row['executed_edges_per_s'], 'E/s')} executed{limit}"
+    )
+
+
+SPARSE_RIVALS = {
+    "torch CSR": ("torch CSR", "torch CSR addmm"),
+    "cuSPARSE": ("cuSPARSE", "CuPy spmm"),
+}
+"""Columns, and what each takes the better of."""
+
+
+def general_cuda() -> str:
+    """Return one table a GPU: mode A beside the rivals, in executed TE/s."""
+    parts = []
+    for device, files in _gpus("*-cuda-general*.json"):
+        rows: dict[tuple[str, str], dict[str, Any]] = {}
+        for _, record in files:  # a network's rows stay together: of one process
+            here = {(row["network"], row["label"]): row for row in record["rows"]}
+            new = {name for name, label in here if label == "teraedge"}
+            rows = {key: row for key, row in rows.items() if key[0] not in new}
+            rows |= {key: row for key, row in here.items() if key[0] in new}
+        lines = [
+            f"Mode A on one {device}, executed TE/s: random weights, all samples live, nothing "
+            "rewritten, fp32, everything on the device already; of each rival its best variant:",
+            "",
+            "| network, neurons a layer | inputs a neuron | samples | teraedge | of the limit "
+            f"| {' | '.join(SPARSE_RIVALS)} | torch dense | to the best sparse rival |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        mine = [row for (_, label), row in rows.items() if label == "teraedge"]
+        for row in sorted(mine, key=_general_order):
+            times = {label: other["seconds"]["median"] for (name, label), other in rows.items()
+                     if name == row["network"]}  # fmt: skip
+            edges = row["executed_edges_per_s"] * row["seconds"]["median"]
+            best = {
+                column: min((times[label] for label in labels if label in times), default=None)
+                for column, labels in SPARSE_RIVALS.items()
+            }
+            sparse = [seconds for seconds in best.values() if seconds is not None]
+            kind = row["network"].partition("-")[0]
+            kind += ", groups of 16" if row["network"].endswith("width-16") else ""
+            cells = [
+                f"{kind}, {row['neurons']}",
+                f"{row['fan_in']}",
+                f"{row['samples']:,}",
+                _rate(edges, row["seconds"]["median"]),
+                f"{row['share_of_limit']:.0%} ({row['limit']})",
+                *(_rate(edges, seconds) for seconds in best.values()),
+                _rate(edges, times.get("torch dense")),
+                f"{min(sparse) / row['seconds']['median']:.2f} times" if sparse else "",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        versions = files[-1][1]["versions"]
+        used = ", ".join(
+            f"{name} {versions[name]}" for name in ("torch", "cupy") if name in versions
+        )
+        note = f"; {used}" if used else ""
+        lines += [
+            "",
+            f"{_gpu_source(files)}{note}; one process, answers compared with float64 first. Of a "
+            "dense product only the network's own edges count.",
+        ]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def _general_order(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["network"].partition("-")[0] == "radixnet", row["neurons"], row["fan_in"]
+
+
+def _rate(edges: float, seconds: float | None) -> str:
+    return "" if seconds is None else f"{edges / seconds / 1e12:.3g}"
+
+
+def stream_cuda() -> str:
+    """Return a sentence a GPU: weights that do not fit."""
+    parts = []
+    for device, files in _gpus("*-cuda-stream*.json"):
+        rows = _rows(files[-1:], device, lambda row: row["label"])
+        if not {"resident", "streamed"} <= set(rows):
+            continue
+        resident, streamed = rows["resident"], rows["streamed"]
+        ratio = streamed["seconds"]["median"] / resident["seconds"]["median"]
+        text = (
+            f"Weights beyond GPU memory on one {device}: a random network of "
+            f"{quantity(streamed['streamed_bytes'], 'B')} of streamed layers and "
+            f"{streamed['samples']:,} samples takes {ratio:.2f} times as long as with all layers "
+            "resident, with the same answer"
+        )
+        if (few := rows.get("streamed, few samples")) is not None:
+            text += (
+                f"; where copies bound the run ({few['samples']} samples), layers arrive at "
+                f"{quantity(few['streamed_bytes_per_s'], 'B/s')}"
+            )
+        parts.append(f"{text}.\n\n{_gpu_source(files[-1:])}.")
+    return "\n\n".join(parts)
+
+
+def _gpus(pattern: str) -> Iterator[tuple[str, list[tuple[Path, dict[str, Any]]]]]:
+    """Give each GPU's name with the files that measured it, the newest last."""
+    files = sorted(latest(pattern), key=lambda item: item[1]["date"])
+    files = [item for item in files if item[1]["rows"]]
+    for device in dict.fromkeys(item[1]["machine"]["device"] for item in files):
+        yield device, [item for item in files if item[1]["machine"]["device"] == device]
+
+
+def _rows(
+    files: list[tuple[Path, dict[str, Any]]], device: str, key: Callable[[dict[str, Any]], Any]
+) -> dict[Any, dict[str, Any]]:
+    """Return the newest row for each key."""
+    rows = (row for _, record in files for row in record["rows"])
+    return {key(row): row for row in rows if row["device"] == device}
+
+
+def _gpu_source(files: list[tuple[Path, dict[str, Any]]], row: dict[str, Any] | None = None) -> str:
+    """Say where and how the figures of a GPU's table were measured."""
+    names = ", ".join(f"`{path.name}`" for path, _ in files)
+    samples = "" if row is None else f"{row['samples']:,} samples, "
+    machine = files[-1][1]["machine"]
+    return (
+        f"{machine['device']}, driver {machine['driver']}, fp32, {samples}median of the "
+        f"repetitions in {names}"
+    )
+
+
+TABLES = {
+    "challenge-cpu": challenge_cpu,
+    "rivals-cpu": rivals_cpu,
+    "challenge-cuda": challenge_cuda,
+    "general-cuda": general_cuda,
+    "stream-cuda": stream_cuda,
+}
 
 
 def with_tables(text: str) -> str:
     """Return the README's text with its tables made anew."""
-    return re.sub(
-        r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)",
-        lambda match: f"{match[1]}{TABLES[match[2]]()}\n{match[3]}",
-        text,
-        flags=re.DOTALL,
-    )
+
+    def made(match: re.Match[str]) -> str:
+        table = TABLES[match[2]]()
+        return f"{match[1]}{table}\n{match[3]}" if table else match[1] + match[3]
+
+    return re.sub(r"(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)", made, text, flags=re.DOTALL)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ class Segment:
         Shared memory of a block, in bytes.
     moves : bool
         Whether samples may die in it, so that those left are moved together at its end.
+    heights : tuple of int
+        Heights of the panels there are, which the wide kernel runs one after the other.
     """
 
     first: int
@@ -27,6 +29,7 @@ class Segment:
     samples: int
     shared: int
     moves: bool
+    heights: tuple[int, ...]
 
 
 def segments(
@@ -58,7 +61,8 @@ def segments(
             or (dies and _is_border(first + end))
         ):
             shared = max(part.shared for part in layers[begin:end])
-            yield Segment(first + begin, end - begin, layer.samples, shared, dies)
+            heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
+            yield Segment(first + begin, end - begin, layer.samples, shared, dies, heights)
             begin = end
 
 

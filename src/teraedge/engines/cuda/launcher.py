@@ -23,15 +23,15 @@ class Launcher:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._resident: dict[int, Kernel] = {}
-        self._wide: Kernel | None = None
+        self._wide: dict[int, Kernel] = {}
         self._compact = device.kernels(*compact())
 
     def prepare(self, segment: Segment) -> None:
         """Compile what a segment needs."""
         if segment.samples:
             self._resident_kernel(segment.samples)
-        else:
-            self._wide_kernel()
+        for height in () if segment.samples else segment.heights:
+            self._wide_kernel(height)
 
     def launch(
         self, stream: Stream, segment: Segment, layers: int, state: RunState, number: int
@@ -55,9 +55,10 @@ class Launcher:
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
             )  # fmt: skip
             return
-        kernel = self._wide_kernel()
-        grid = self._blocks(kernel, WIDE_THREADS, 0)
-        stream.launch(kernel, grid, WIDE_THREADS, 0, layers, state.struct, number)
+        for height in segment.heights:
+            kernel = self._wide_kernel(height)
+            grid = self._blocks(kernel, WIDE_THREADS, 0)
+            stream.launch(kernel, grid, WIDE_THREADS, 0, layers, state.struct, number)
         stream.launch(
             self._compact["census"], 1, CENSUS_THREADS, 0,
             layers, segment.first, state.struct, number, MOVE_BELOW,
@@ -78,11 +79,11 @@ class Launcher:
             self._resident[samples] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[samples]
 
-    def _wide_kernel(self) -> Kernel:
-        if self._wide is None:
-            file, defines, names = wide()
-            self._wide = self._device.kernels(file, defines, names)[names[0]]
-        return self._wide
+    def _wide_kernel(self, height: int) -> Kernel:
+        if height not in self._wide:
+            file, defines, names = wide(height)
+            self._wide[height] = self._device.kernels(file, defines, names)[names[0]]
+        return self._wide[height]
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""

@@ -36,7 +36,10 @@ LAYER = np.dtype(
 def packed_size(layers: Sequence[DeviceLayer]) -> int:
     """Return the bytes of some layers and their table."""
     size = _aligned(len(layers) * LAYER.itemsize)
-    return size + sum(_aligned(array.nbytes) for layer in layers for array in _arrays(layer))
+    # Kernels read on past the end of a list, by less than a line.
+    return (
+        size + ALIGN + sum(_aligned(array.nbytes) for layer in layers for array in _arrays(layer))
+    )
 
 
 def pack(

@@ -5,10 +5,9 @@ from teraedge.plan.gpu import SAMPLES, THREADS, WIDE_HEIGHT
 Specialisation = tuple[str, dict[str, int | str], list[str]]
 """A file, its macros, and the kernels in it."""
 
-WIDE_TILES = 2
-"""Tiles that a warp of the wide kernel takes at a time."""
-WIDE_BLOCKS = 2
-"""Blocks of it that a multiprocessor holds at once, at least."""
+WIDE_SHAPES = {1: (2, 2), WIDE_HEIGHT: (2, 2)}
+"""For each height of panels: tiles that a warp of the wide kernel takes at a time, and blocks that a
+multiprocessor holds at once, at least."""
 WIDE_THREADS = 256
 CENSUS_THREADS = 1024
 
@@ -18,9 +17,10 @@ def resident(samples: int) -> Specialisation:
     return "resident.cu", {"SAMPLES": samples, "THREADS": THREADS}, ["resident"]
 
 
-def wide() -> Specialisation:
-    """Return the wide kernel."""
-    return "wide.cu", {"HEIGHT": WIDE_HEIGHT, "TILES": WIDE_TILES, "BLOCKS": WIDE_BLOCKS}, ["wide"]
+def wide(height: int) -> Specialisation:
+    """Return the wide kernel for panels of one height."""
+    tiles, blocks = WIDE_SHAPES[height]
+    return "wide.cu", {"HEIGHT": height, "TILES": tiles, "BLOCKS": blocks}, ["wide"]
 
 
 def compact() -> Specialisation:
@@ -39,4 +39,5 @@ def samples() -> Specialisation:
 
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
-    return [*(resident(count) for count in SAMPLES), wide(), compact(), samples()]
+    wides = (wide(height) for height in WIDE_SHAPES)
+    return [*(resident(count) for count in SAMPLES), *wides, compact(), samples()]

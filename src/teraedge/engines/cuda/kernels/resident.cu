@@ -22,11 +22,6 @@ constexpr int LISTS = TOTALS / SAMPLES; // single neurons of a lane in a task
 constexpr int OUTPUTS = LISTS > TALL ? LISTS : TALL; // neurons of a lane in a task
 constexpr int TALL_CHUNKS = CHUNKS < 2 ? 1 : 2;
 constexpr int TALL_SPLITS = CHUNKS / TALL_CHUNKS; // tasks a slice of tall panels makes
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
-constexpr int TALL_AHEAD = 1; // two multiply-adds an instruction there want more registers
-#else
-constexpr int TALL_AHEAD = 2; // pairs of edges of a tall panel on their way
-#endif
 constexpr int ZERO_ROWS = 8;                      // rows of zeros behind the last neuron: padding
 static_assert(SAMPLES % 4 == 0 && TOTALS % SAMPLES == 0, "a row is whole chunks, a task whole rows");
 
@@ -77,40 +72,62 @@ __device__ __forceinline__ void add_edge(unsigned row, float value, const float 
     }
 }
 
+// Pairs of edges that are loaded together.
+constexpr __device__ int pairs_ahead(int height, int chunks) {
+    return height > 1 ? 1 : chunks >= 8 ? 1 : chunks >= 4 ? 2 : 4;
+}
+
+// Whether the next pairs are loaded before those at hand are summed. Newer GPUs multiply and add two by
+// two, which wants pairs of registers; there the registers do not suffice.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+constexpr bool EARLY = false;
+#else
+constexpr bool EARLY = true;
+#endif
+
 // Sum the inputs of a lane's PANELS panels of a slice, taking a pair of edges of each in turn:
 // CHUNK_COUNT chunks from `first` on, each xor-ed with the lane's own. The next AHEAD pairs are on
-// their way while one is summed; the less that takes, the more there must be.
+// their way while AHEAD are summed; the less that takes, the more there must be. They are loaded
+// together, because a warp can wait for few groups of loads apart.
 template <int PANELS, int HEIGHT, int CHUNK_COUNT, bool EQUAL>
 __device__ __forceinline__ void gather(const Panels &panels, int slice, int lane, int first, float value,
                                        float *totals) {
-    constexpr int AHEAD = HEIGHT > 1 ? TALL_AHEAD : CHUNK_COUNT > 1 ? 4 : 8;
+    constexpr int AHEAD = pairs_ahead(HEIGHT, CHUNK_COUNT);
     static_assert(AHEAD % PANELS == 0 || PANELS == 1, "each place is of one panel");
     const List list = panels.lists[slice];
     const unsigned *indices = static_cast<const unsigned *>(panels.indices) + list.begin * (32 * PANELS) + lane;
     const float *weights =
         panels.weights + list.begin * (64 * HEIGHT * PANELS) + lane * (HEIGHT == 1 ? 2 : HEIGHT);
     const unsigned swizzle = (lane & (CHUNKS - 1)) ^ first;
-    Pair<HEIGHT> pairs[AHEAD];
+    Pair<HEIGHT> now[AHEAD], next[AHEAD];
     int left = list.length * PANELS;
 #pragma unroll
     for (int k = 0; k < AHEAD; k++)
         if (k < left)
-            pairs[k].template load<EQUAL>(indices, weights, k);
+            now[k].template load<EQUAL>(indices, weights, k);
 #pragma unroll 1
     for (; left > 0; left -= AHEAD) {
+        indices += AHEAD * 32;
+        if (!EQUAL)
+            weights += AHEAD * 64 * HEIGHT;
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (EARLY && AHEAD + k < left)
+                next[k].template load<EQUAL>(indices, weights, k);
 #pragma unroll
         for (int k = 0; k < AHEAD; k++)
             if (k < left) {
                 float *sums = totals + k % PANELS * HEIGHT * CHUNK_COUNT * 4;
-                const unsigned both = pairs[k].indices;
-                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((both & 0xffff) ^ swizzle, value, pairs[k].weights[0], sums);
-                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((both >> 16) ^ swizzle, value, pairs[k].weights[1], sums);
-                if (AHEAD + k < left)
-                    pairs[k].template load<EQUAL>(indices, weights, AHEAD + k);
+                const unsigned both = now[k].indices;
+                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((both & 0xffff) ^ swizzle, value, now[k].weights[0], sums);
+                add_edge<HEIGHT, CHUNK_COUNT, EQUAL>((both >> 16) ^ swizzle, value, now[k].weights[1], sums);
             }
-        indices += AHEAD * 32;
-        if (!EQUAL)
-            weights += AHEAD * 64 * HEIGHT;
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            if (EARLY)
+                now[k] = next[k];
+            else if (AHEAD + k < left)
+                now[k].template load<EQUAL>(indices, weights, k);
     }
 }
 
@@ -318,96 +335,110 @@ __device__ __forceinline__ void store_tile(float *rows, const int *slots, i64 ne
         target[k / SAMPLES * COLUMNS] = values[k];
 }
 
+// What a block knows of its tile. In shared memory, because sums need all registers.
+struct Tile {
+    Layer layers[2]; // the one that runs, and the next
+    i64 slot;        // of its first sample
+    unsigned running;
+    unsigned nonzero[2]; // samples with a nonzero output, of the layer that runs, and 0 for the next
+    u64 began;           // the layer that runs
+    int slots[SAMPLES];  // where samples go
+};
+
 // Decide where each live sample of the tile goes, and move what belongs to it besides its row.
-__device__ __forceinline__ void claim_slots(const State &state, i64 segment, i64 slot, unsigned running,
-                                            bool moves, int *slots) {
-    const int order = state.order[segment];
-    unsigned *masks = state.masks + (segment + 1) * state.words;
+__device__ __forceinline__ void claim_slots(const State &state, i64 segment, Tile &now, bool moves) {
     if (threadIdx.x >= 32)
         return;
     const int lane = threadIdx.x;
-    unsigned base = static_cast<unsigned>(slot);
+    const int order = state.order[segment];
+    unsigned *masks = state.masks + (segment + 1) * state.words;
+    unsigned base = static_cast<unsigned>(now.slot);
     if (moves && lane == 0)
-        base = atomicAdd(state.slots + segment + 1, __popc(running));
+        base = atomicAdd(state.slots + segment + 1, __popc(now.running));
     base = __shfl_sync(ALL_LANES, base, 0);
     if (lane < SAMPLES) {
-        const unsigned rank = moves ? __popc(running & first_bits(lane)) : lane;
-        const bool stays = (running >> lane & 1) != 0;
-        slots[lane] = stays ? static_cast<int>(base + rank) : -1;
+        const unsigned rank = moves ? __popc(now.running & first_bits(lane)) : lane;
+        const bool stays = (now.running >> lane & 1) != 0;
+        now.slots[lane] = stays ? static_cast<int>(base + rank) : -1;
         if (stays) {
             if (moves)
-                state.ids[1 - order][base + rank] = state.ids[order][slot + lane];
+                state.ids[1 - order][base + rank] = state.ids[order][now.slot + lane];
             atomicOr(masks + (base + rank) / WORD, 1u << (base + rank) % WORD);
         }
     }
 }
 
-// Run layers[0] to layers[count - 1], number `first` and following of the network, as `segment`.
+// Take the next tile, if there is one with live samples; false where none is left.
+__device__ __forceinline__ bool next_tile(const State &state, i64 segment, const Layer *layers, Tile &now) {
+    const unsigned total = state.slots[segment];
+    for (;;) {
+        __syncthreads(); // all are done with the tile before
+        if (threadIdx.x == 0) {
+            now.slot = static_cast<i64>(atomicAdd(state.tickets + segment, 1)) * SAMPLES;
+            now.running = 0;
+            if (now.slot < total)
+                now.running = state.masks[segment * state.words + now.slot / WORD] >> now.slot % WORD & first_bits(SAMPLES);
+            now.nonzero[0] = now.nonzero[1] = 0;
+        }
+        __syncthreads();
+        if (now.slot >= total)
+            return false;
+        if (now.running == 0)
+            continue;
+        load_layer(now.layers, layers);
+        load_tile(state.rows[state.buffer[segment]], now.slot, layers[0].n_in);
+        wait_for_copies();
+        if (threadIdx.x == 0)
+            now.began = nanoseconds();
+        __syncthreads();
+        return true;
+    }
+}
+
+// By one thread, when all samples of a layer are known: who is still running, and the counters.
+__device__ __forceinline__ void count(const State &state, i64 number, bool droppable, int which, Tile &now) {
+    const u64 end = nanoseconds();
+    atomicAdd(state.ran + number, static_cast<u64>(__popc(now.running)));
+    if (droppable)
+        now.running &= now.nonzero[which];
+    now.nonzero[which] = 0;
+    atomicAdd(state.live + number, static_cast<u64>(__popc(now.running)));
+    atomicAdd(state.nanos + number, end - now.began);
+    now.began = end;
+}
+
+// Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
 // `moves`: dead samples are dropped at the end; else every sample keeps its slot.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    resident(const Layer *layers, i64 first, i64 count, const State *shared_state, i64 segment, i64 moves) {
-    __shared__ Layer loaded[2];
-    __shared__ unsigned ticket, live[2];
-    __shared__ int slots[SAMPLES];
+    resident(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves) {
+    __shared__ Tile now;
     const State &state = *shared_state;
-    const unsigned total = state.slots[segment];
-    const int from = state.buffer[segment];
     if (blockIdx.x == 0 && threadIdx.x == 0) {
-        state.buffer[segment + 1] = 1 - from;
+        state.buffer[segment + 1] = 1 - state.buffer[segment];
         state.order[segment + 1] = moves ? 1 - state.order[segment] : state.order[segment];
         if (!moves)
-            state.slots[segment + 1] = total;
+            state.slots[segment + 1] = state.slots[segment];
     }
-    for (;;) {
-        __syncthreads(); // of the tile before
-        if (threadIdx.x == 0) {
-            ticket = atomicAdd(state.tickets + segment, 1);
-            live[0] = live[1] = 0;
-        }
-        __syncthreads();
-        const i64 slot = static_cast<i64>(ticket) * SAMPLES;
-        if (slot >= total)
-            return;
-        const unsigned mask = state.masks[segment * state.words + slot / WORD];
-        unsigned running = mask >> slot % WORD & first_bits(SAMPLES);
-        if (running == 0)
-            continue;
-        load_layer(loaded, layers);
-        load_tile(state.rows[from], slot, layers[0].n_in);
-        wait_for_copies();
-        __syncthreads();
-        u64 begin = nanoseconds();
+    while (next_tile(state, segment, layers, now)) {
 #pragma unroll 1
-        for (int done = 0; done < static_cast<int>(count) && running; done++) {
-            const Layer &layer = loaded[done % 2];
-            const Layer *following = done + 1 < count ? loaded + (done + 1) % 2 : nullptr;
+        for (int done = 0; done < static_cast<int>(layer_count) && now.running; done++) {
+            const Layer &layer = now.layers[done % 2];
+            const Layer *following = done + 1 < layer_count ? now.layers + (done + 1) % 2 : nullptr;
             if (following)
-                load_layer(loaded + (done + 1) % 2, layers + done + 1);
-            const unsigned before = running;
-            const bool droppable = layer.droppable; // the layer after next overwrites this one
-            unsigned *now = live + done % 2;
+                load_layer(now.layers + (done + 1) % 2, layers + done + 1);
             if (layer.equal)
-                run_layer<true>(layer, following, now);
+                run_layer<true>(layer, following, now.nonzero + done % 2);
             else
-                run_layer<false>(layer, following, now);
-            if (threadIdx.x == 0)
-                live[1 - done % 2] = 0; // read by all before this layer's first barrier
+                run_layer<false>(layer, following, now.nonzero + done % 2);
             clear_zero_rows(layer.n_out);
+            if (threadIdx.x == 0) // all have told their nonzero samples
+                count(state, first + done, layer.droppable, done % 2, now);
             __syncthreads();
-            if (droppable)
-                running &= *now;
-            if (threadIdx.x == 0) {
-                const u64 end = nanoseconds();
-                atomicAdd(state.ran + first + done, static_cast<u64>(__popc(before)));
-                atomicAdd(state.live + first + done, static_cast<u64>(__popc(running)));
-                atomicAdd(state.nanos + first + done, end - begin);
-                begin = end;
-            }
         }
-        if (running == 0)
+        if (now.running == 0)
             continue;
-        claim_slots(state, segment, slot, running, moves, slots);
+        claim_slots(state, segment, now, moves);
         __syncthreads();
-        store_tile(state.rows[1 - from], slots, layers[count - 1].n_out);
+        store_tile(state.rows[1 - state.buffer[segment]], now.slots, layers[layer_count - 1].n_out);
     }
 }

@@ -1,0 +1,80 @@
+"""The GPU benchmarks at tiny sizes on the emulator: everything but the rivals runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from cuda_emulator import build
+from cuda_emulator.device import EmulatedDevice
+
+import teraedge
+from teraedge.bench.gpu import peaks
+from teraedge.bench.session import Session
+from teraedge.datasets import challenge
+from teraedge.engines.cuda import driver
+
+pytestmark = pytest.mark.skipif(not build.available(), reason=build.REASON)
+
+BENCHMARKS = str(Path(__file__).parents[2] / "benchmarks")
+QUICK = {"total": 0, "least": 2}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Put an emulated GPU in place of the real one, and the benchmarks on the path."""
+    monkeypatch.setattr(driver, "open_device", EmulatedDevice)
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    for library in ("torch", "cupy"):  # which have no GPU either
+        monkeypatch.setitem(sys.modules, library, None)
+    before = set(sys.modules)
+    yield EmulatedDevice()
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(BENCHMARKS):
+            del sys.modules[name]
+
+
+def test_challenge(gpu, capsys):
+    from challenge_cuda import FailedError, line, measure
+
+    network, features = challenge.network(1024, 3), challenge.features(1024, 70)
+    truth = teraedge.reference.run(network, features).live
+    limits = peaks(gpu, 1 << 16)
+    found = measure(network, features, truth, "b", gpu, limits, **QUICK)
+    assert found["passed"]
+    assert found["network"] == "1024-3"
+    assert found["features"] == "host"
+    assert found["share_of_limit"] > 0
+    assert len(found["compile_seconds_all"]) in (1, 2)
+    assert found["trace"]["live_last"] == len(truth)
+    assert "1024-3 b" in line(found)
+    assert "features stay on the host" in capsys.readouterr().out
+    with pytest.raises(FailedError, match="1 ids"):
+        measure(network, features, truth[1:], "b", gpu, limits, **QUICK)
+
+
+def test_general(gpu, tmp_path):
+    import general_cuda
+    from cuda_networks import Case
+    from cuda_rivals import RIVALS
+
+    session = Session(tmp_path / "r.json", gpu=gpu)
+    case = Case("random-256-8", 256, 8, 2, 33)
+    general_cuda.measure(case, gpu, peaks(gpu, 1 << 16), session, rivals=list(RIVALS), **QUICK)
+    (found,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (found["label"], found["passed"], found["limit"]) == ("teraedge", True, "gather")
+    assert found["error"] < 1e-6
+    assert "random-256-8" in general_cuda.table(session.rows)
+
+
+def test_stream(gpu):
+    import stream_cuda
+    from cuda_networks import Case
+
+    rows = []
+    stream_cuda.measure(Case("w", 256, 32, 40, 65), gpu, peaks(gpu, 1 << 16), rows.append, **QUICK)
+    streamed, few, resident = rows
+    assert streamed["streamed_bytes"] > 0
+    assert few["limit"] == "copy from the host"
+    assert resident["streamed_bytes"] == 0
+    assert resident["resident_layers"] == 40
