@@ -232,12 +232,13 @@ def test_columns_are_picked_as_scipy_does():
             np.testing.assert_array_equal(getattr(picked, part), getattr(expected, part))
 
 
-def test_absorbing_leaves_the_given_weights_as_they_were():
+@pytest.mark.parametrize("constants", [False, True])
+def test_absorbing_leaves_the_given_weights_as_they_were(constants):
     """Inputs that run as one, and inputs that are constant."""
     rng = np.random.default_rng(0)
     layer = Layer(weights(rng, 12, 9, density=0.5), 1.0)
     before = layer.weights.toarray()
-    source = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, -1, 3, 3])
+    source = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, -1 if constants else 3, 3, 3])
     constant = np.where(source < 0, 2.5, 0.0)
     draft = Draft.of(layer, Wiring(source, constant, 4))
     draft.absorb()

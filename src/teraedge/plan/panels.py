@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.errors import ModelError
-from teraedge.grouping import entries_of, equal_columns
+from teraedge.grouping import entries_of, equal_columns, lengths
 from teraedge.network import Layer
 from teraedge.plan.cost import Constants, Reads, Work, reads
 from teraedge.plan.explain import Choice
@@ -181,7 +181,7 @@ def _work(
 ) -> Work:
     """Count what a core does for a sample of the layer."""
     leaders = tall[:: constants.height]
-    counts = np.diff(columns.indptr)
+    counts = lengths(columns.indptr)
     tall_inputs, single_inputs = int(counts[leaders].sum()), int(counts[single].sum())
     rows = layer.n_in + layer.n_out
     tall_reads, single_reads = (
@@ -255,7 +255,7 @@ def _same_inputs(columns: Columns) -> tuple[NDArray[np.int64], NDArray[np.int64]
         Group number of each column of `order`, ascending; equal where the lists are equal.
     """
     indptr, indices, _ = columns
-    filled = np.flatnonzero(np.diff(indptr))
+    filled = np.flatnonzero(lengths(indptr))
     first = np.zeros(len(indptr) - 1, np.int64)
     first[filled] = indices[indptr[filled]]
     leader = equal_columns(indptr, indices)

@@ -9,12 +9,13 @@ Adding x 0 changes no sum of finite numbers, so results are the same to the last
 order of additions leaves.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.grouping import entries_of
+from teraedge.grouping import entries_of, lengths
 
 SAMPLE = 64
 """Groups looked at before all of them are."""
@@ -64,18 +65,25 @@ def _similar(columns: Columns, single: NDArray[np.int64], height: int) -> NDArra
     that is the share of inputs in common (Broder, 1997).
     """
     indptr, indices, _ = columns
-    single = single[np.diff(indptr)[single] > 0]
-    entries, counts = entries_of(single, indptr), np.diff(indptr)[single]
+    single = single[lengths(indptr)[single] > 0]
+    entries, counts = entries_of(single, indptr), lengths(indptr)[single]
     if len(single) < height:
         return np.empty((0, height), np.int64)
     starts = np.cumsum(counts) - counts
-    random = np.random.default_rng(1)
     size = int(indices.max()) + 1
     hashes = [
-        np.minimum.reduceat(random.permutation(size)[indices[entries]], starts) for _ in range(2)
+        np.minimum.reduceat(order_of_chance[indices[entries]], starts)
+        for order_of_chance in _permutations(size)
     ]
     order = single[np.lexsort(hashes)]
     return order[: len(order) // height * height].reshape(-1, height)
+
+
+@lru_cache(maxsize=16)
+def _permutations(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return two orders of the inputs, the same every time."""
+    random = np.random.default_rng(1)
+    return random.permutation(size), random.permutation(size)
 
 
 def _union(
@@ -95,7 +103,7 @@ def _union(
     """
     indptr, indices, _ = columns
     flat = groups.ravel()
-    counts = np.diff(indptr)[flat]
+    counts = lengths(indptr)[flat]
     size = int(indices.max()) + 1
     group = np.repeat(np.arange(len(flat)) // groups.shape[1], counts)
     lane = np.repeat(np.arange(len(flat)) % groups.shape[1], counts)
@@ -108,7 +116,7 @@ def _pays(columns: Columns, groups: NDArray[np.int64], tall_edge: float) -> NDAr
     """Tell which groups are cheaper as one panel over all their inputs."""
     keys, _, _, size = _union(columns, groups)
     together = np.bincount(keys // size, minlength=len(groups))
-    apart = np.diff(columns.indptr)[groups].sum(axis=1)
+    apart = lengths(columns.indptr)[groups].sum(axis=1)
     pays: NDArray[np.bool_] = together * tall_edge < apart
     return pays
 
@@ -122,7 +130,7 @@ def _padded(columns: Columns, groups: NDArray[np.int64]) -> Columns:
     starts = np.searchsorted(keys, np.arange(len(groups) + 1) * size)
     wide = np.diff(starts)
 
-    counts = np.diff(indptr)
+    counts = lengths(indptr)
     counts[groups.ravel()] = np.repeat(wide, groups.shape[1])
     new_indptr = np.concatenate(([0], np.cumsum(counts)))
     new = Columns(
@@ -153,7 +161,7 @@ def fill_columns(columns: Columns, n_in: int, height: int) -> Columns:
     Columns
     """
     indptr, indices, weights = columns
-    counts = np.diff(indptr)
+    counts = lengths(indptr)
     spared = np.argsort(counts, kind="stable")[: len(counts) % height]
     full = np.setdiff1d(np.arange(len(counts)), spared)
     new_counts = counts.copy()
