@@ -91,15 +91,15 @@ def test_the_cheapest_layout_is_chosen():
 def test_constants_decide():
     """The same layer, on a machine where panels are dear and on one where they cost nothing."""
     matrix = weights(np.random.default_rng(0), 200, 400, density=0.3)
-    dear = replace(C, tall_edge=(9.0, 9.0, 9.0))
-    cheap = replace(C, tall_edge=(1e-3, 1e-3, 1e-3), tall_neuron=1e-3)
+    dear = replace(C, tall_edge=(9.0, 9.0, 9.0), tall_run=9.0)
+    cheap = replace(C, tall_edge=(1e-3, 1e-3, 1e-3), tall_run=1e-3, tall_neuron=1e-3)
     assert panel_layer(Layer(matrix), dear).choice.layout == "single"
     assert panel_layer(Layer(matrix), cheap).choice.layout in ("padded", "dense")
 
 
 def test_shared_inputs_are_not_put_together_where_that_is_dearer():
     matrix = shared_inputs(np.random.default_rng(0), 20, 8, 20, 200, equal=False)
-    dear = replace(C, tall_edge=(9.0, 9.0, 9.0))
+    dear = replace(C, tall_edge=(9.0, 9.0, 9.0), tall_run=9.0)
     layout = panel_layer(Layer(matrix), dear)
     assert layout.choice.layout == "single"
     assert len(layout.tall.outputs) == 0

@@ -29,6 +29,8 @@ class Constants:
     tall_edge, single_edge : (float, float, float)
         An input of a tall panel (`height` multiply-adds), and of a single neuron, by the cache that
         its row comes from.
+    tall_run : float
+        An input of a tall panel that reads all inputs one after the other, of a tile that fits L2.
     single_run : float
         An input of a single neuron that reads half of all inputs, of a tile that fits L2: caches
         fetch rows ahead that nobody asked for, which costs those that are asked for.
@@ -49,6 +51,7 @@ class Constants:
     caches: tuple[int, int]
     tall_edge: Levels
     single_edge: Levels
+    tall_run: float
     single_run: float
     tall_neuron: float
     single_neuron: float
@@ -164,7 +167,7 @@ class Work:
         tall, single = self.tall_reads, self.single_reads
         # A tall panel computes long enough for the next row to come, if it is fetched ahead.
         late = np.array(tall.shares) * (1 - tall.following)
-        tall_input = np.dot(late, constants.tall_edge) + tall.following * constants.tall_edge[0]
+        tall_input = np.dot(late, constants.tall_edge) + tall.following * constants.tall_run
         single_input = np.dot(single.shares, constants.single_edge)
         if single.shares[0] < 1:
             slower = max(constants.single_run - constants.single_edge[1], 0.0)

@@ -169,6 +169,7 @@ def _relative(height: int) -> Constants:
         caches=(2**60, 2**61),
         tall_edge=(TALL_EDGE, TALL_EDGE, TALL_EDGE),
         single_edge=edge,
+        tall_run=TALL_EDGE,
         single_run=1.0,
         tall_neuron=1.0,
         single_neuron=1.0,

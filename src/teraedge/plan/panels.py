@@ -167,7 +167,7 @@ def _candidates(columns: Columns, layer: Layer, constants: Constants) -> list[_C
 def _may_be_dense(layer: Layer, best: float, constants: Constants) -> bool:
     """Tell whether panels over all inputs are predicted to be faster than the best so far."""
     panels = layer.n_out // constants.height
-    seconds = 1e-9 * panels * layer.n_in * constants.tall_edge[0]
+    seconds = 1e-9 * panels * layer.n_in * min(constants.tall_edge[0], constants.tall_run)
     return panels > 0 and layer.edges < layer.n_in * layer.n_out and seconds < best
 
 

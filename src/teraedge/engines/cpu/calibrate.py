@@ -42,9 +42,9 @@ VARIABLE = "TERAEDGE_CALIBRATION"
 STEPS = 24
 """Figures are rounded to so many steps a factor of ten."""
 
-_FED = 8  # inputs of the layer that feeds the one that is measured
-_TILES = 8  # a run, so that the caches and the branches of most are as in a long run
-_SECONDS = 0.04  # a figure
+_FED = 8  # features
+_TILES = 4  # a run
+_SECONDS = 1.2  # of runs; the fastest counts, layer by layer
 _TRIALS = 50, 500_000  # of a millisecond: some run while nobody else does
 TYPICAL = Constants(
     tile=TILE,
@@ -52,6 +52,7 @@ TYPICAL = Constants(
     caches=(32 * 2**10, 2**20),
     tall_edge=(0.05, 0.054, 0.15),
     single_edge=(0.02, 0.03, 0.1),
+    tall_run=0.05,
     single_run=0.035,
     tall_neuron=0.12,
     single_neuron=0.3,
@@ -143,8 +144,13 @@ def _keep(found: Constants, path: Path) -> Constants:
 def measure() -> Constants:
     """Measure the speeds of one core of this machine."""
     caches = cache_bytes()
-    tall, tall_neuron = _panel_costs(HEIGHT, caches)
-    single, single_neuron = _panel_costs(1, caches)
+    groups = [_panel_trials(HEIGHT, caches), _panel_trials(1, caches)]
+    groups += [_run_trials(HEIGHT, 1, caches), _run_trials(1, 2, caches)]
+    times = _layer_ns([layer for group in groups for layer in group])
+    tall, tall_neuron = _panel_costs(groups[0], times[:8])
+    single, single_neuron = _panel_costs(groups[1], times[8:16])
+    tall_run = _input_cost(groups[2], times[16:18])
+    single_run = _input_cost(groups[3], times[18:])
     load, store = _feature_costs()
     peaks = [1e9 / load_peak(1, size, *_TRIALS) for size in _working_sets(caches)]
     # A disturbed measurement of a peak must not be slower than what uses it.
@@ -156,7 +162,8 @@ def measure() -> Constants:
         caches=caches,
         tall_edge=_rising(tall),
         single_edge=_rising(single),
-        single_run=_rounded(_run_cost(caches)),
+        tall_run=_rounded(tall_run),
+        single_run=_rounded(single_run),
         tall_neuron=_rounded(tall_neuron),
         single_neuron=_rounded(single_neuron),
         load=_rounded(load),
@@ -170,35 +177,49 @@ def measure() -> Constants:
 def _working_sets(caches: tuple[int, int]) -> tuple[int, int, int]:
     """Return bytes, powers of two, that lie in L1, in L2, and in neither."""
     near, far = (2 ** int(math.log2(size)) for size in caches)
-    return near // 2, far // 2, far * 8
+    return near // 2, far // 4, far * 8
 
 
-def _panel_costs(height: int, caches: tuple[int, int]) -> tuple[list[float], float]:
-    """Return ns a sample of an input of a panel, by cache, and of a neuron."""
-    panels, (few, many) = 4096 // height, (16, 144 if height == 1 else 80)
-    inputs = []
-    for size in _working_sets(caches):
-        rows = max(size // (4 * TILE), many)
-        layers = [_layer(height, np.full(panels, fan_in), rows) for fan_in in (many, few)]
-        inputs.append(_difference(*layers) / (panels * (many - few)))
-    rows = max(_working_sets(caches)[0] // (4 * TILE), 16)
+def _panel_trials(height: int, caches: tuple[int, int]) -> list[PanelLayer]:
+    """Return pairs of layers: for each cache of many and of few inputs, then of many neurons."""
+    few, many = 16, 144 if height == 1 else 80
+    sizes = _working_sets(caches)
+    panels = sizes[1] // (4 * TILE) // height  # whose outputs leave the inputs room in L2
+    layers = [
+        _layer(height, np.full(panels, fan_in), max(size // (4 * TILE), many))
+        for size in sizes
+        for fan_in in (many, few)
+    ]
+    rows = max(sizes[0] // (4 * TILE), 16)
     random = np.random.default_rng(1)
-    fans = [random.integers(1, 16, panels) for panels in (1280 // height, 256 // height)]
-    added = _difference(*(_layer(height, fan_in, rows) for fan_in in fans))
-    added -= (fans[0].sum() - fans[1].sum()) * inputs[0]
-    return inputs, max(added / 1024, inputs[0] / height)
+    fans = [random.integers(1, 16, neurons // height) for neurons in (1280, 256)]
+    return layers + [_layer(height, fan_in, rows) for fan_in in fans]
 
 
-def _run_cost(caches: tuple[int, int]) -> float:
-    """Return ns a sample of an input of single neurons that read half of all inputs."""
-    rows = 4 * caches[0] // (4 * TILE)
-    layers = [_layer(1, np.full(panels, rows // 2), rows) for panels in (640, 128)]
-    return _difference(*layers) / (512 * (rows // 2))
+def _run_trials(height: int, every: int, caches: tuple[int, int]) -> list[PanelLayer]:
+    """Return two layers that read one of `every` inputs, out of some four times as large as L1."""
+    rows = caches[0] // TILE
+    panels = [neurons // height for neurons in (640, 128)]
+    return [_layer(height, np.full(number, rows // every), rows) for number in panels]
 
 
-def _difference(more: PanelLayer, less: PanelLayer) -> float:
-    """Return the ns a sample that one layer takes more; the call itself is in both."""
-    return max(_layer_ns(more) - _layer_ns(less), 0.0)
+def _panel_costs(layers: list[PanelLayer], times: list[float]) -> tuple[list[float], float]:
+    """Return ns a sample of an input of a panel, by cache, and of a neuron."""
+    inputs = [_input_cost(layers[k : k + 2], times[k : k + 2]) for k in (0, 2, 4)]
+    more, fewer = layers[6:]
+    neurons = more.n_out - fewer.n_out
+    added = times[6] - times[7] - (_inputs(more) - _inputs(fewer)) * inputs[0]
+    return inputs, max(added / neurons, inputs[0] / more.tall.height)
+
+
+def _input_cost(layers: list[PanelLayer], times: list[float]) -> float:
+    """Return the ns a sample of an input that one of two layers has more than the other."""
+    more, fewer = layers
+    return max(times[0] - times[1], 0.0) / (_inputs(more) - _inputs(fewer))
+
+
+def _inputs(layer: PanelLayer) -> int:
+    return len(layer.tall.indices) + len(layer.single.indices)
 
 
 def _layer(height: int, fan_in: NDArray[np.int64], rows: int) -> PanelLayer:
@@ -227,19 +248,27 @@ def _layer(height: int, fan_in: NDArray[np.int64], rows: int) -> PanelLayer:
     )
 
 
-def _layer_ns(layer: PanelLayer) -> float:
-    """Return ns a sample of running a layer over a few tiles, at best, as the engine sees it."""
+def _layer_ns(layers: list[PanelLayer]) -> list[float]:
+    """Return ns a sample of each layer over a few tiles, at best, as the engine runs it.
+
+    All are layers of one network, so that what disturbs the machine for a while disturbs all.
+    """
     from teraedge.engines.cpu.engine import CpuEngine  # which needs the constants
 
-    feeding_layer = _layer(1, np.ones(layer.n_in, np.int64), _FED)
+    chain, width = [], _FED
+    for layer in layers:
+        chain += [_layer(1, np.ones(layer.n_in, np.int64), width), layer]  # the first feeds it
+        width = layer.n_out
     features = np.ones((_TILES * TILE, _FED), np.float32)
     options = Options(prune=False, merge=False, passes=False, threads=1)
-    best, end = math.inf, 0.0
-    with CpuEngine(_Trial([feeding_layer, layer]), options, 0.0) as engine:
+    times: list[list[float]] = []
+    with CpuEngine(_Trial(chain), options, 0.0) as engine:
         engine.run(features)
-        while time.perf_counter() < (end := end or time.perf_counter() + _SECONDS):
-            best = min(best, engine.run(features).trace[1].seconds)
-    return best * 1e9 / len(features)
+        end = time.perf_counter() + _SECONDS
+        while time.perf_counter() < end or not times:
+            times.append([layer.seconds for layer in engine.run(features).trace[1::2]])
+    best: list[float] = (np.min(times, axis=0) * 1e9 / len(features)).tolist()
+    return best
 
 
 class _Trial(Plan[PanelLayer]):
@@ -278,7 +307,7 @@ def _best_ns(run: Callable[[], object]) -> float:
     """Return the ns of the fastest of many calls: others on the machine can only add time."""
     run()
     best = math.inf
-    end = time.perf_counter() + _SECONDS
+    end = time.perf_counter() + 0.02
     while (begin := time.perf_counter()) < end or best == math.inf:
         run()
         best = min(best, time.perf_counter() - begin)
