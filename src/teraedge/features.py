@@ -16,7 +16,8 @@ class PackedFeatures:
     ----------
     bits : ndarray of uint8, shape (samples, ceil(neurons / 8))
         As `numpy.packbits(features, axis=1)` packs them, the first neuron in the highest bit.
-        Bits past the last neuron must be zero.
+        Bits past the last neuron must be zero. It may be an array of another library on a GPU,
+        for an engine on that GPU; bits past the last neuron are not looked at then.
     neurons : int
         Columns of the unpacked matrix.
 
@@ -41,13 +42,15 @@ class PackedFeatures:
     ndim = 2
 
     def __init__(self, bits: NDArray[np.uint8], neurons: int) -> None:
-        if bits.dtype != np.uint8 or bits.ndim != 2 or bits.shape[1] != -(-neurons // 8):
+        on_gpu = not isinstance(bits, np.ndarray) and hasattr(bits, "__cuda_array_interface__")
+        is_bytes = str(bits.dtype).rpartition(".")[2] == "uint8"  # as "torch.uint8"
+        if not is_bytes or bits.ndim != 2 or bits.shape[1] != -(-neurons // 8):
             raise FeatureError(
                 f"packed bits have shape {bits.shape} and dtype {bits.dtype}; {neurons} neurons "
                 f"need uint8 of shape (samples, {-(-neurons // 8)})"
             )
         spare = bits.shape[1] * 8 - neurons
-        if spare and (bits[:, -1] & ((1 << spare) - 1)).any():
+        if spare and not on_gpu and (bits[:, -1] & ((1 << spare) - 1)).any():
             raise FeatureError(
                 f"packed bits are set past the last of {neurons} neurons; the last {spare} bits "
                 "of a row must be zero"
@@ -125,6 +128,11 @@ def as_features(features: Any, n_in: int) -> Features:
         features = _canonical_csr(features)
     elif type(features) is not np.ndarray and not isinstance(features, PackedFeatures):
         features = _from_foreign(features)
+    if isinstance(features, PackedFeatures) and not isinstance(features.bits, np.ndarray):
+        raise FeatureError(
+            "packed bits lie on a GPU and the engine runs elsewhere; give them as a NumPy array, "
+            "or compile the network for that GPU"
+        )
     if features.ndim != 2 or features.shape[1] != n_in:
         hint = "; for one sample give features[None, :]" if features.ndim == 1 else ""
         raise FeatureError(

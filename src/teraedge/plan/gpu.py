@@ -24,8 +24,9 @@ from teraedge.plan.panels import PanelLayer, Panels, panel_layer
 
 RESIDENT_HEIGHT, WIDE_HEIGHT = 4, 8
 """Neurons of a tall panel, by kernel."""
-TALL_EDGE = 2.0
-"""What an edge of a tall panel costs, in edges of a single neuron: multiply-adds against reads."""
+RESIDENT_TALL_EDGE, WIDE_TALL_EDGE = 1.5, 1.25
+"""What an edge of a tall panel costs, in edges of a single neuron: as many reads of inputs, and more
+of weights."""
 SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
 THREADS = 512
@@ -153,23 +154,25 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
         If a weight or bias is too large for float32.
     """
     room = shared_bytes - STATIC_SHARED
-    panels = panel_layer(layer, _relative(RESIDENT_HEIGHT))
-    for samples in SAMPLES:
-        if (shared := _shared(panels, samples)) <= room:
-            return _resident(panels, samples, shared)
-    return _wide(panel_layer(layer, _relative(WIDE_HEIGHT)))
+    rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
+    if rows * min(SAMPLES, default=room) * 4 <= room:
+        panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
+        for samples in SAMPLES:
+            if (shared := _shared(panels, samples)) <= room:
+                return _resident(panels, samples, shared)
+    return _wide(panel_layer(layer, _relative(WIDE_HEIGHT, WIDE_TALL_EDGE)))
 
 
-def _relative(height: int) -> Constants:
+def _relative(height: int, tall_edge: float) -> Constants:
     """Return what panels cost in edges of a single neuron, wherever inputs come from."""
     edge = 1.0, 1.0, 1.0
     return Constants(
-        tile=SAMPLES[0],
+        tile=COLUMNS,
         height=height,
         caches=(2**60, 2**61),
-        tall_edge=(TALL_EDGE, TALL_EDGE, TALL_EDGE),
+        tall_edge=(tall_edge, tall_edge, tall_edge),
         single_edge=edge,
-        tall_run=TALL_EDGE,
+        tall_run=tall_edge,
         single_run=1.0,
         tall_neuron=1.0,
         single_neuron=1.0,

@@ -30,6 +30,8 @@ class DeviceFeatures:
     dtype : numpy.dtype
     owner : object
         What the caller gave, kept alive; results come back as its kind.
+    packed : bool
+        Whether they are bits, as `PackedFeatures` has them; strides are in bytes then.
     """
 
     address: int
@@ -37,6 +39,7 @@ class DeviceFeatures:
     strides: tuple[int, int]
     dtype: np.dtype[Any]
     owner: Any
+    packed: bool = False
 
 
 Given: TypeAlias = Features | DeviceFeatures
@@ -50,6 +53,16 @@ def as_given(features: Any, n_in: int, device: Device, stream: Stream) -> Given:
     FeatureError
         If the kind, shape or dtype does not fit, or they lie on another device.
     """
+    if isinstance(features, PackedFeatures):
+        bits = device.view(features.bits, stream)
+        if bits is None or features.shape[1] != n_in:
+            return as_features(features, n_in)  # which says what is wrong
+        if bits.strides[1] != 1:
+            raise FeatureError("packed bits must have the bytes of a sample side by side")
+        stride, owner = bits.strides[0], features.bits
+        return DeviceFeatures(
+            bits.address, features.shape, (stride, 1), bits.dtype, owner, packed=True
+        )
     view = device.view(features, stream)
     if view is None:
         return as_features(features, n_in)
@@ -89,6 +102,9 @@ class Loader:
         if isinstance(features, DeviceFeatures):
             itemsize = features.dtype.itemsize
             address = features.address + first * features.strides[0] * itemsize
+            if features.packed:
+                self._launch("load_packed", address, features.strides[0], count, n, state.struct)
+                return features.owner
             self._dense(address, features.dtype, features.strides, count, n, state)
             return features.owner
         piece = features[first:last]

@@ -4,13 +4,15 @@ from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
+    WIDE_STAGES,
     WIDE_THREADS,
     compact,
     resident,
     wide,
+    wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
-from teraedge.plan.gpu import THREADS
+from teraedge.plan.gpu import STATIC_SHARED, THREADS
 from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 176
@@ -23,7 +25,7 @@ class Launcher:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._resident: dict[int, Kernel] = {}
-        self._wide: dict[int, Kernel] = {}
+        self._wide: dict[int, tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
 
     def prepare(self, segment: Segment) -> None:
@@ -56,9 +58,9 @@ class Launcher:
             )  # fmt: skip
             return
         for height in segment.heights:
-            kernel = self._wide_kernel(height)
-            grid = self._blocks(kernel, WIDE_THREADS, 0)
-            stream.launch(kernel, grid, WIDE_THREADS, 0, layers, state.struct, number)
+            kernel, shared = self._wide_kernel(height)
+            grid = self._blocks(kernel, WIDE_THREADS, shared)
+            stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
         stream.launch(
             self._compact["census"], 1, CENSUS_THREADS, 0,
             layers, segment.first, state.struct, number, MOVE_BELOW,
@@ -79,10 +81,14 @@ class Launcher:
             self._resident[samples] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[samples]
 
-    def _wide_kernel(self, height: int) -> Kernel:
+    def _wide_kernel(self, height: int) -> tuple[Kernel, int]:
+        """Return the wide kernel for a height of panels, and its dynamic shared memory."""
         if height not in self._wide:
-            file, defines, names = wide(height)
-            self._wide[height] = self._device.kernels(file, defines, names)[names[0]]
+            room = self._device.shared_bytes - STATIC_SHARED
+            stages = next(n for n in WIDE_STAGES if wide_shared(height, n) <= room or n == 2)
+            file, defines, names = wide(height, stages)
+            kernel = self._device.kernels(file, defines, names)[names[0]]
+            self._wide[height] = kernel, wide_shared(height, stages)
         return self._wide[height]
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:

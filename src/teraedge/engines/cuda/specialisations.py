@@ -1,14 +1,16 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
-from teraedge.plan.gpu import SAMPLES, THREADS, WIDE_HEIGHT
+from teraedge.plan.gpu import COLUMNS, SAMPLES, THREADS, WIDE_HEIGHT
 
 Specialisation = tuple[str, dict[str, int | str], list[str]]
 """A file, its macros, and the kernels in it."""
 
-WIDE_SHAPES = {1: (2, 2), WIDE_HEIGHT: (2, 2)}
-"""For each height of panels: tiles that a warp of the wide kernel takes at a time, and blocks that a
-multiprocessor holds at once, at least."""
-WIDE_THREADS = 256
+WIDE_TILES, WIDE_THREADS = 2, 512
+"""Tiles that a warp of the wide kernel takes at a time, and threads of a block."""
+WIDE_STAGES = (3, 2)
+"""Pieces in the ring of a warp: three on GPUs with room for them in shared memory, else two."""
+WIDE_EDGES = 8
+"""Edges of a piece."""
 CENSUS_THREADS = 1024
 
 
@@ -17,10 +19,16 @@ def resident(samples: int) -> Specialisation:
     return "resident.cu", {"SAMPLES": samples, "THREADS": THREADS}, ["resident"]
 
 
-def wide(height: int) -> Specialisation:
+def wide_shared(height: int, stages: int) -> int:
+    """Return the dynamic shared memory of a block of the wide kernel, in bytes."""
+    piece = WIDE_EDGES * (WIDE_TILES * COLUMNS + height) * 4
+    return WIDE_THREADS // 32 * stages * piece
+
+
+def wide(height: int, stages: int) -> Specialisation:
     """Return the wide kernel for panels of one height."""
-    tiles, blocks = WIDE_SHAPES[height]
-    return "wide.cu", {"HEIGHT": height, "TILES": tiles, "BLOCKS": blocks}, ["wide"]
+    sizes = {"TILES": WIDE_TILES, "STAGES": stages, "THREADS": WIDE_THREADS}
+    return "wide.cu", {"HEIGHT": height, **sizes}, ["wide"]
 
 
 def compact() -> Specialisation:
@@ -39,5 +47,5 @@ def samples() -> Specialisation:
 
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
-    wides = (wide(height) for height in WIDE_SHAPES)
+    wides = (wide(height, stages) for height in (1, WIDE_HEIGHT) for stages in WIDE_STAGES)
     return [*(resident(count) for count in SAMPLES), *wides, compact(), samples()]

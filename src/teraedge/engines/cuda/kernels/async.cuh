@@ -12,6 +12,12 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global) {
 // Wait for all copies of this thread; a barrier then shows them to the others.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
+// End a group of copies of this thread; wait until at most LEFT groups are under way.
+__device__ __forceinline__ void end_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int LEFT> __device__ __forceinline__ void wait_for_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
 // Have a line brought near, for a load that is to come.
 __device__ __forceinline__ void touch(const void *global) {
     asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
@@ -31,6 +37,10 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global) {
 }
 
 __device__ __forceinline__ void wait_for_copies() { emulated_wait_for_copies(); }
+
+__device__ __forceinline__ void end_group() {}
+
+template <int LEFT> __device__ __forceinline__ void wait_for_groups() { emulated_wait_for_copies(); }
 
 __device__ __forceinline__ void touch(const void *) {}
 

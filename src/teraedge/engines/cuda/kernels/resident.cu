@@ -162,9 +162,26 @@ __device__ __forceinline__ unsigned finish(const Layer &layer, float bias, int s
     return live;
 }
 
-// Compute the values of one task, and which neurons they are of; returns its nonzero samples.
+// Have what a task reads first brought near.
+__device__ __forceinline__ void touch_task(const Layer &layer, int task, int lane) {
+    const int talls = tall_tasks(layer);
+    const bool tall = task < talls;
+    const Panels &panels = tall ? layer.tall : layer.single;
+    const int slice = tall ? task / TALL_SPLITS : task - talls;
+    if (slice >= panels.count)
+        return;
+    const i64 pair = panels.lists[slice].begin * (tall ? 1 : LISTS);
+    if (lane < 4) // lines of 128 bytes: indices of 4 pairs, weights of as many or of one tall one
+        touch(static_cast<const unsigned *>(panels.indices) + pair * 32 + lane * 32);
+    if (!layer.equal && lane < 8)
+        touch(panels.weights + pair * 2 * 32 * (tall ? TALL : 1) + lane * 32);
+}
+
+// Compute the values of one task, and which neurons they are of; returns its nonzero samples. `after` is
+// the warp's next task, or past the last.
 template <bool EQUAL>
-__device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int lane, float *totals, int *outputs) {
+__device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int after, int lane, float *totals,
+                                             int *outputs) {
     unsigned live = 0;
 #pragma unroll
     for (int k = 0; k < TOTALS; k++)
@@ -179,6 +196,7 @@ __device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int l
         const Target *targets = layer.tall.targets + (slice * 32 + lane) * TALL;
         touch(targets);
         gather<1, TALL, TALL_CHUNKS, EQUAL>(layer.tall, slice, lane, first, layer.value, totals);
+        touch_task(layer, after, lane);
 #pragma unroll
         for (int h = 0; h < TALL; h++) {
             outputs[h] = targets[h].output;
@@ -195,6 +213,7 @@ __device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int l
     for (int list = 0; list < LISTS; list++)
         touch(targets + list * 32);
     gather<LISTS, 1, CHUNKS, EQUAL>(layer.single, slice, lane, 0, layer.value, totals);
+    touch_task(layer, after, lane);
 #pragma unroll
     for (int list = 0; list < LISTS; list++) {
         const Target target = targets[list * 32];
@@ -254,20 +273,6 @@ __device__ __forceinline__ void take_back(const float4 *place, float *totals, in
     }
 }
 
-// Have what a warp reads first in a layer brought near, while it waits for the others.
-__device__ __forceinline__ void touch_first(const Layer &layer, int warp, int lane) {
-    const int talls = tall_tasks(layer);
-    const bool tall = warp < talls;
-    const Panels &panels = tall ? layer.tall : layer.single;
-    const int slice = tall ? warp / TALL_SPLITS : warp - talls;
-    if (slice >= panels.count)
-        return;
-    const i64 pair = panels.lists[slice].begin * (tall ? 1 : LISTS);
-    touch(static_cast<const unsigned *>(panels.indices) + pair * 32 + lane * 8); // lines of two pairs or more
-    if (!layer.equal)
-        touch(panels.weights + pair * 2 * 32 * (tall ? TALL : 1) + lane * 16);
-}
-
 // Take the tile through one layer; ors into `live` the samples with a nonzero output. `following` is
 // the next layer, if there is one; it is there once every input has been read.
 template <bool EQUAL>
@@ -282,8 +287,8 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *follo
     unsigned some = 0;
     int round = 0;
     for (; task_of(round, warp) < tasks; round++) {
-        some |= run_task<EQUAL>(layer, task_of(round, warp), lane, totals, outputs);
         const int after = task_of(round + 1, warp);
+        some |= run_task<EQUAL>(layer, task_of(round, warp), after, lane, totals, outputs);
         if (after < tasks)
             put_aside(aside + (after - WARPS) * SIZE, totals, outputs);
     }
@@ -295,7 +300,7 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *follo
     wait_for_copies();
     __syncthreads(); // every input has been read
     if (following)
-        touch_first(*following, warp, lane);
+        touch_task(*following, warp, lane);
     while (round > 0) {
         const int task = task_of(--round, warp);
         const int first = task % TALL_SPLITS * TALL_CHUNKS;
@@ -320,7 +325,7 @@ __device__ __forceinline__ void load_layer(Layer *into, const Layer *layer) {
 __device__ __forceinline__ void load_tile(const float *rows, i64 slot, i64 neurons) {
     const float4 *source = reinterpret_cast<const float4 *>(rows + place(slot, 0, neurons));
     for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS)
-        tile[k] = __ldcs(source + k / CHUNKS * (COLUMNS / 4) + k % CHUNKS);
+        copy_async(tile + k, source + k / CHUNKS * (COLUMNS / 4) + k % CHUNKS);
     clear_zero_rows(neurons);
 }
 
