@@ -24,7 +24,7 @@ def jit(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(cache_dir() / "numba" / _KEY)
+        numba.config.CACHE_DIR = str(cache_dir() / "numba" / SOURCE_KEY)
         try:
             return numba.njit(list(signatures), nogil=True, cache=True, error_model="numpy")(
                 function
@@ -35,4 +35,5 @@ def jit(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-_KEY = _source_key()
+SOURCE_KEY = _source_key()
+"""Changes with any source of what is compiled and with numba."""

@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from teraedge.network import Layer
 from teraedge.plan import banks
+from teraedge.plan.cost import Constants
+from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels, panel_layer
 
 RESIDENT_HEIGHT, WIDE_HEIGHT = 4, 8
@@ -102,6 +104,8 @@ class DeviceLayer:
         The weight, where all are equal.
     bias : ndarray of float32, shape (n_out,)
     clamp : (float, float)
+    choice : Choice
+        Without times: they are not predicted for this device.
     nbytes : int
         Bytes on the device.
     """
@@ -116,6 +120,7 @@ class DeviceLayer:
     value: float | None
     bias: NDArray[np.float32]
     clamp: tuple[float, float]
+    choice: Choice
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -151,11 +156,32 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     room = shared_bytes - STATIC_SHARED
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
     if rows * min(SAMPLES, default=room) * 4 <= room:
-        panels = panel_layer(layer, RESIDENT_HEIGHT, RESIDENT_TALL_EDGE)
+        panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         for samples in SAMPLES:
             if (shared := _shared(panels, samples)) <= room:
                 return _resident(panels, samples, shared)
-    return _wide(panel_layer(layer, WIDE_HEIGHT, WIDE_TALL_EDGE))
+    return _wide(panel_layer(layer, _relative(WIDE_HEIGHT, WIDE_TALL_EDGE)))
+
+
+def _relative(height: int, tall_edge: float) -> Constants:
+    """Return what panels cost in edges of a single neuron, wherever inputs come from."""
+    edge = 1.0, 1.0, 1.0
+    return Constants(
+        tile=COLUMNS,
+        height=height,
+        caches=(2**60, 2**61),
+        tall_edge=(tall_edge, tall_edge, tall_edge),
+        single_edge=edge,
+        tall_run=tall_edge,
+        single_run=1.0,
+        tall_neuron=1.0,
+        single_neuron=1.0,
+        load=1.0,
+        store=1.0,
+        byte=1e-9,
+        multiply_add=0.25,
+        read=edge,
+    )
 
 
 def _totals(samples: int) -> int:
@@ -186,6 +212,7 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
+        choice=layer.choice.without_times("resident"),
     )
 
 
@@ -286,6 +313,7 @@ def _wide(layer: PanelLayer) -> DeviceLayer:
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
+        choice=layer.choice.without_times("wide"),
     )
 
 

@@ -19,11 +19,14 @@ from teraedge.host import memory_bytes
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.plan import gpu
+from teraedge.plan.explain import Explanation, LastRun, explain
 from teraedge.plan.gpu import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.plan import Plan
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result
+from teraedge.rounding import statements
 
+_ROUNDING = "edges of the resident kernel are summed in an order that suits shared memory"
 SHARE = 0.9
 """Of the free device memory, what samples may take."""
 LAYER_SHARE = 0.5
@@ -57,10 +60,8 @@ class CudaEngine(Engine):
         memory = self.options.memory
         free = self._device.free_bytes()
         budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
-        self._edges: list[int] = []  # of the layers that run
         self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
-        self._edges = self._edges[: len(self._plan.origin)]
         self._stream = self._device.stream()
         self._launcher = Launcher(self._device)
         self._loader = Loader(self._device, self._stream)
@@ -68,6 +69,7 @@ class CudaEngine(Engine):
         self._graph: driver.Graph | None = None
         self._chunk = self._send_resident()
         self._ran: list[Segment] = []
+        self._last: LastRun | None = None
         host_bytes = (memory_bytes() or 0) // HOST_SHARE
         self._feeder = Feeder(self._device, self._plan, host_bytes)
 
@@ -80,15 +82,24 @@ class CudaEngine(Engine):
                 as_given(features, self.n_in, self._device, self._stream), start, progress
             )
 
+    def explain(self) -> Explanation:  # noqa: D102
+        plan = self._plan
+        return explain(
+            plan.parts,
+            plan.edges_given,
+            device=f"{self.device}: {self._device.name}",
+            workers=1,
+            transfer=None,
+            last=self._last,
+        )
+
     def close(self) -> None:  # noqa: D102
         with self._lock:
             self._closed = True
             self._device.close()
 
     def _lay_out(self, layer: Layer) -> DeviceLayer:
-        laid_out = gpu.lay_out(layer, self._device.shared_bytes)
-        self._edges.append(layer.edges)
-        return laid_out
+        return gpu.lay_out(layer, self._device.shared_bytes)
 
     def _send_resident(self) -> Chunk | None:
         """Bring the layers that stay to the device."""
@@ -138,12 +149,14 @@ class CudaEngine(Engine):
                 progress(last / max(samples, 1))
         ids = np.flatnonzero(live)
         seconds = perf_counter() - start
-        trace = self._trace(counted)
+        trace = self._trace(samples, counted)
         shape = samples, self.n_out
         fields: dict[str, Any] = {
             "seconds": seconds,
             "nominal_edges": samples * self.edges,
             "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
+            "passes": self._plan.saved,
+            "rounding": [*statements(self._plan.saved), _ROUNDING],
             "live": ids,
         }
         if out is not None and isinstance(features, DeviceFeatures):
@@ -205,18 +218,21 @@ class CudaEngine(Engine):
             self._launcher.launch(self._stream, segment, address, state, len(self._ran))
             self._ran.append(segment)
 
-    def _trace(self, batches: list[Counters]) -> list[LayerTrace]:
+    def _trace(self, samples: int, batches: list[Counters]) -> list[LayerTrace]:
         live = np.sum([counters.live for counters in batches], axis=0).tolist()
-        edges = np.sum([counters.ran for counters in batches], axis=0) * np.array(self._edges)
+        ran = np.sum([counters.ran for counters in batches], axis=0)
+        edges = ran * np.array([part.edges for part in self._plan.parts], np.uint64)
         blocks = np.concatenate(
             [np.full(part.count, self._launcher.blocks_of(part)) for part in self._ran]
         )
-        seconds = np.sum([counters.nanos for counters in batches], axis=0) / blocks / 1e9
+        nanos = np.sum([counters.nanos for counters in batches], axis=0)
+        seconds = (nanos / blocks / 1e9).tolist()
         origin = self._plan.origin
         trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
-        for layer, *row in zip(origin, live, edges.tolist(), seconds.tolist(), strict=True):
+        for layer, *row in zip(origin, live, edges.tolist(), seconds, strict=True):
             before = trace[layer]  # a layer as given may run in several parts
             trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
+        self._last = LastRun(samples, ran.tolist(), seconds, 1)
         return trace
 
     def _free_graph(self) -> None:
