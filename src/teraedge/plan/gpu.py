@@ -25,8 +25,8 @@ from teraedge.plan.panels import PanelLayer, Panels, panel_layer
 RESIDENT_HEIGHT, WIDE_HEIGHT = 4, 8
 """Neurons of a tall panel, by kernel."""
 RESIDENT_TALL_EDGE, WIDE_TALL_EDGE = 1.5, 1.25
-"""What an edge of a tall panel costs, in edges of a single neuron: as many reads of inputs, and more
-of weights."""
+"""What an edge of a tall panel costs, in edges of a single neuron: as many reads of inputs, and
+more of weights."""
 SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
 THREADS = 512

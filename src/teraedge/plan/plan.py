@@ -1,15 +1,19 @@
 """The plan of a network: the layers that run, laid out, and which of them stay in memory."""
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain, pairwise
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.errors import ModelError
+from teraedge.host import usable_cores
 from teraedge.network import Layer, Network
 from teraedge.options import Options
 from teraedge.passes.draft import Wiring
@@ -18,6 +22,11 @@ from teraedge.plan.explain import Choice, Part
 from teraedge.plan.fingerprint import Fingerprint
 
 log = logging.getLogger(__name__)
+
+LARGE = 200_000
+"""Edges from which on layers are laid out side by side, in threads."""
+WORKERS = 8
+"""Layers that are laid out at a time, at most; so many are in memory."""
 
 
 class LaidOut(Protocol):
@@ -146,23 +155,22 @@ class Plan(Generic[L]):
         quiet: list[bool] = []
         held = cut_layers = largest = 0
         rewriter, fingerprint = Rewriter(self._passes, self._cut[1]), Fingerprint()
-        for index, (layer, following) in enumerate(_windows(self._network)):
-            fingerprint.add(layer)
+        for given, parts in self._laid_out(0, rewriter, fingerprint.add):
             if held <= self._budget * 3 // 4:
                 # If not all fits, keep up to here: the rest needs room to come several at a time.
-                self._cut, cut_layers = (index, rewriter.inputs), len(self.origin)
-            for part in self._lay_out(rewriter, layer, following, index):
+                self._cut, cut_layers = (given.number, given.inputs), len(self.origin)
+            for part in parts:
                 held += part.nbytes
                 largest = max(largest, part.nbytes)
                 if held <= self._budget:
                     self.resident.append(part)
                 quiet.append(_keeps_zero(part))
-                self.origin.append(index)
-                self.parts.append(part_of(part, index))
+                self.origin.append(given.number)
+                self.parts.append(part_of(part, given.number))
                 self.width = max(self.width, part.n_out)
-            self.edges_given.append(layer.edges)
-            self.edges += layer.edges
-            self.n_out = layer.n_out
+            self.edges_given.append(given.edges)
+            self.edges += given.edges
+            self.n_out = given.n_out
         if held > self._budget:
             del self.resident[cut_layers:]
         self.streamed_bytes = held - nbytes_of(self.resident)
@@ -193,17 +201,56 @@ class Plan(Generic[L]):
         if len(self.resident) == len(self.origin):
             return
         start, inputs = self._cut
-        rewriter = Rewriter(self._passes, inputs)
-        for index, (layer, following) in enumerate(_windows(self._network[start:]), start):
-            yield from self._lay_out(rewriter, layer, following, index)
+        for _, parts in self._laid_out(start, Rewriter(self._passes, inputs), None):
+            yield from parts
 
-    def _lay_out(
-        self, rewriter: Rewriter, layer: Layer, following: Layer | None, index: int
-    ) -> list[L]:
-        try:
-            return [self._layout(part) for part in rewriter.rewrite(layer, following)]
-        except ModelError as error:
-            raise ModelError(f"layer {index}: {error}") from None
+    def _laid_out(
+        self, start: int, rewriter: Rewriter, watch: Callable[[Layer], None] | None
+    ) -> Iterator[tuple["_Given", list[L]]]:
+        """Rewrite layers `start` and following one by one, and lay them out.
+
+        Large ones are laid out in threads while the next are read.
+        """
+        workers = min(WORKERS, usable_cores())
+        waiting: deque[tuple[_Given, list[Callable[[], L]]]] = deque()
+        with ThreadPoolExecutor(workers, "teraedge-plan") as pool:
+            for index, (layer, following) in enumerate(_windows(self._network[start:]), start):
+                if watch is not None:
+                    watch(layer)
+                given = _Given(index, layer.edges, layer.n_out, rewriter.inputs)
+                with _numbered(index):
+                    parts = rewriter.rewrite(layer, following)
+                tasks: list[Callable[[], L]] = [partial(self._layout, part) for part in parts]
+                if workers > 1 and layer.edges >= LARGE:
+                    tasks = [pool.submit(task).result for task in tasks]
+                waiting.append((given, tasks))
+                while len(waiting) > (workers if layer.edges >= LARGE else 0):
+                    yield _finished(*waiting.popleft())
+            while waiting:
+                yield _finished(*waiting.popleft())
+
+
+class _Given(NamedTuple):
+    """What is remembered of a layer as given; `inputs`: what it reads."""
+
+    number: int
+    edges: int
+    n_out: int
+    inputs: Wiring
+
+
+def _finished(given: _Given, tasks: list[Callable[[], L]]) -> tuple[_Given, list[L]]:
+    with _numbered(given.number):
+        return given, [task() for task in tasks]
+
+
+@contextmanager
+def _numbered(layer: int) -> Iterator[None]:
+    """Let errors say which layer they are of."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"layer {layer}: {error}") from None
 
 
 def _windows(network: Network) -> Iterator[tuple[Layer, Layer | None]]:
