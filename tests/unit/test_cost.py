@@ -15,7 +15,7 @@ from teraedge.engines.cpu import calibrate
 from teraedge.engines.cpu.calibrate import TYPICAL, VARIABLE
 from teraedge.errors import OptionsError
 from teraedge.plan.cost import Constants, Reads, Work, reads
-from teraedge.plan.panels import panel_layer
+from teraedge.plan.panels import UNSURE, panel_layer
 
 NEAR = Reads((1.0, 0.0, 0.0), 0.0)
 C = replace(TYPICAL, tile=64, height=4, caches=(32 * 2**10, 2**20))
@@ -83,7 +83,7 @@ def test_the_cheapest_layout_is_chosen():
     for layout, matrix in layouts.items():
         choice = panel_layer(Layer(matrix), C).choice
         assert choice.layout in (layout, "padded" if layout == "dense" else layout)
-        assert choice.seconds == min(choice.candidates.values())
+        assert choice.seconds <= UNSURE * min(choice.candidates.values())
         assert choice.candidates[choice.layout] == choice.seconds
         assert 0 < choice.limit.seconds <= choice.seconds
 

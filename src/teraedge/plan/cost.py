@@ -170,8 +170,9 @@ class Work:
         tall_input = np.dot(late, constants.tall_edge) + tall.following * constants.tall_run
         single_input = np.dot(single.shares, constants.single_edge)
         if single.shares[0] < 1:
+            # Fetching ahead hurts as much as it can where a third of the rows follow another.
             slower = max(constants.single_run - constants.single_edge[1], 0.0)
-            single_input += min(2 * single.following, 1.0) * slower * (1 - single.shares[0])
+            single_input += min(3 * single.following, 1.0) * slower * (1 - single.shares[0])
         inputs = self.tall_inputs * tall_input + self.single_inputs * single_input
         neurons = self.tall_neurons * constants.tall_neuron
         neurons += self.single_neurons * constants.single_neuron

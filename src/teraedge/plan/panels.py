@@ -23,6 +23,10 @@ from teraedge.plan.cost import Constants, Reads, Work, reads
 from teraedge.plan.explain import Choice
 from teraedge.plan.similar import Columns, fill_columns, pad_similar
 
+UNSURE = 1.1
+"""Padding is preferred where it is predicted to take at most so much longer: panels compute, which
+is sure, while what loads take beyond L1 depends on how a machine fetches ahead."""
+
 
 @dataclass(frozen=True)
 class Panels:
@@ -109,7 +113,8 @@ def panel_layer(layer: Layer, constants: Constants) -> PanelLayer:
     indices = columns.indices.astype(np.uint16 if layer.n_in <= 2**16 else np.uint32)
     parts = Columns(columns.indptr.astype(np.int64), indices, weights)
     found = _candidates(parts, layer, constants)
-    best = min(found, key=lambda candidate: candidate.seconds)  # the first, where several tie
+    unsure = UNSURE if constants.level(layer.n_in + layer.n_out) else 1.0
+    best = min(found, key=lambda candidate: candidate.seconds * unsure ** (not candidate.padded))
     parts, value = best.columns, best.value
     if value is not None:
         parts = parts._replace(weights=np.empty(0, np.float32))
@@ -138,6 +143,11 @@ class _Candidate:
     work: Work
     seconds: float
 
+    @property
+    def padded(self) -> bool:
+        """Whether zeros are added so that inputs are shared."""
+        return self.layout in ("padded", "dense")
+
 
 def _candidates(columns: Columns, layer: Layer, constants: Constants) -> list[_Candidate]:
     """Return the ways to lay a layer out that may be the fastest, the plainest first."""
@@ -158,14 +168,14 @@ def _candidates(columns: Columns, layer: Layer, constants: Constants) -> list[_C
     padded = pad_similar(columns, single, height, constants.tall_ratio(rows))
     if padded is not None:
         found.append(candidate("padded", padded, *_split(*_same_inputs(padded), height)))
-    if _may_be_dense(layer, min(one.seconds for one in found), constants):
+    if _may_be_dense(layer, UNSURE * min(one.seconds for one in found), constants):
         full = fill_columns(columns, layer.n_in, height)
         found.append(candidate("dense", full, *_split(*_same_inputs(full), height)))
     return found
 
 
 def _may_be_dense(layer: Layer, best: float, constants: Constants) -> bool:
-    """Tell whether panels over all inputs are predicted to be faster than the best so far."""
+    """Tell whether panels over all inputs may be as fast as the best so far."""
     panels = layer.n_out // constants.height
     seconds = 1e-9 * panels * layer.n_in * min(constants.tall_edge[0], constants.tall_run)
     return panels > 0 and layer.edges < layer.n_in * layer.n_out and seconds < best
