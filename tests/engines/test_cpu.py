@@ -67,8 +67,8 @@ def test_pool_rows_start_at_cache_lines():
 SUITE = """
 import sys, numpy as np, teraedge
 from engines_networks import NETWORKS, make_features
-from teraedge.engines.cpu.simd import LANES, VECTORS
-assert (LANES, VECTORS) == ({lanes}, {vectors}), (LANES, VECTORS)
+from teraedge.engines.cpu.simd import LANES, TILE
+assert (LANES, TILE) == ({lanes}, {tile}), (LANES, TILE)
 for name, network in NETWORKS.items():
     for samples in (1, 19, 150):
         features = make_features(network, samples)
@@ -83,10 +83,10 @@ print("all equal")
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the CPU names below are x86-64")
 @pytest.mark.parametrize(
-    ("cpu", "features", "lanes", "vectors"),
-    [("x86-64", "", 4, 2), ("x86-64-v3", "+avx,+avx2,+fma", 8, 2)],
+    ("cpu", "features", "lanes", "tile"),
+    [("x86-64", "", 4, 48), ("x86-64-v3", "+avx,+avx2,+fma", 8, 48)],
 )
-def test_other_vector_widths(cpu, features, lanes, vectors, tmp_path):
+def test_other_vector_widths(cpu, features, lanes, tile, tmp_path):
     """Machines of narrower vectors than this one, as far as this one can stand in for them."""
     settings = {
         "NUMBA_CPU_NAME": cpu,
@@ -95,7 +95,7 @@ def test_other_vector_widths(cpu, features, lanes, vectors, tmp_path):
         "PYTHONPATH": os.pathsep.join(["tests", *sys.path]),
     }
     done = subprocess.run(
-        [sys.executable, "-c", SUITE.format(lanes=lanes, vectors=vectors)],
+        [sys.executable, "-c", SUITE.format(lanes=lanes, tile=tile)],
         env=os.environ | settings, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

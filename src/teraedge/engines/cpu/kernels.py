@@ -11,14 +11,15 @@ import numpy as np
 from numba import types
 
 from teraedge.engines.cpu.jit import jit
+from teraedge.engines.cpu.panels import panels
 from teraedge.engines.cpu.simd import (
     HEIGHT,
     LANES,
+    SHAPE,
     TILE,
     count_bits,
     nanoseconds,
     pack_lanes,
-    panels,
 )
 from teraedge.engines.cpu.state import (
     FREE,
@@ -36,7 +37,18 @@ MAX_GAP = 64
 """Layers between two looks for equal samples, at most."""
 
 
+FLOAT = 4
+"""Bytes of a value."""
+TALL_VECTORS, SINGLE_VECTORS = SHAPE.tall, SHAPE.single
+
 _i64, _u64, _ints = types.int64, types.uint64, types.int64[::1]
+
+
+@jit(types.UniTuple(_i64, 2)(_i64, _i64))
+def split_registers(registers, most):
+    """Return how many registers to take at once, at most `most`, and how many times."""
+    vectors = min(registers, most)
+    return vectors, registers // vectors
 
 
 @jit(_u64(layer_type, _i64, _i64, _i64))
@@ -45,16 +57,31 @@ def run_layer(layer, x, y, samples):
 
     Returns the samples with a nonzero output, as bits.
     """
-    vectors = (samples + LANES - 1) // LANES
+    live = np.uint64(0)
+    registers = (samples + LANES - 1) // LANES
     tall, single = layer.tall, layer.single
-    live = panels(
-        HEIGHT, vectors, layer.equal, layer.wide, x, y, tall.count, tall.starts, tall.indices,
-        tall.weights, tall.outputs, layer.bias, layer.value, layer.lower, layer.upper,
-    )  # fmt: skip
-    live |= panels(
-        1, vectors, layer.equal, layer.wide, x, y, single.count, single.starts, single.indices,
-        single.weights, single.outputs, layer.bias, layer.value, layer.lower, layer.upper,
-    )  # fmt: skip
+    begin = 0
+    while begin < registers and tall.count:
+        vectors, blocks = split_registers(registers - begin, TALL_VECTORS)
+        at = begin * LANES * FLOAT
+        some = panels(
+            HEIGHT, vectors, layer.equal, layer.wide, x + at, y + at, blocks, tall.count,
+            tall.starts, tall.indices, tall.weights, tall.outputs, layer.bias, layer.value,
+            layer.lower, layer.upper,
+        )  # fmt: skip
+        live |= some << np.uint64(begin * LANES)
+        begin += vectors * blocks
+    begin = 0
+    while begin < registers and single.count:
+        vectors, blocks = split_registers(registers - begin, SINGLE_VECTORS)
+        at = begin * LANES * FLOAT
+        some = panels(
+            1, vectors, layer.equal, layer.wide, x + at, y + at, blocks, single.count,
+            single.starts, single.indices, single.weights, single.outputs, layer.bias,
+            layer.value, layer.lower, layer.upper,
+        )  # fmt: skip
+        live |= some << np.uint64(begin * LANES)
+        begin += vectors * blocks
     padding = np.uint64(64 - samples)
     return live << padding >> padding
 
