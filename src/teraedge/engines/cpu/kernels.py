@@ -109,16 +109,20 @@ def next_parked(layers_of_tiles):
 @jit(types.void(state_type, _i64, _u64, _i64, _i64))
 def move_samples(state, source, bits, target, neurons):
     """Append the samples set in `bits` of one tile to another."""
-    tiles, begin = state.tiles, state.counts[target]
+    lanes, begins, end = state.lanes, state.begins, state.counts[target]
+    for first in range(0, TILE, LANES):
+        begins[first // LANES], place = end, first
+        for sample in range(first, min(first + LANES, state.counts[source])):
+            if bits >> np.uint64(sample) & ONE:
+                lanes[place] = sample - first
+                state.ids[target, end] = state.ids[source, sample]
+                state.shares[target, end] = state.shares[source, sample]
+                place, end = place + 1, end + 1
+    state.counts[target] = end
     pack_lanes(
-        tiles[source].ctypes.data, bits, tiles[target].ctypes.data + begin * tiles.itemsize, neurons
-    )
-    for sample in range(state.counts[source]):
-        if bits >> np.uint64(sample) & ONE:
-            state.ids[target, begin] = state.ids[source, sample]
-            state.shares[target, begin] = state.shares[source, sample]
-            begin += 1
-    state.counts[target] = begin
+        state.tiles[source].ctypes.data, state.tiles[target].ctypes.data, neurons,
+        lanes.ctypes.data, begins.ctypes.data,
+    )  # fmt: skip
 
 
 @jit(_i64(state_type, _i64, _u64, _i64, _i64))

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from teraedge.engines.cpu import feeding, kernels
-from teraedge.engines.cpu.simd import TILE
+from teraedge.engines.cpu.simd import TILE, VECTORS
 from teraedge.engines.cpu.state import FREE, HALF, State
 from teraedge.features import Features, PackedFeatures
 
@@ -40,7 +40,7 @@ class Pool:
 
     def __init__(self, width: int, layers: int) -> None:
         row = -(-width // 8) * 8 * TILE  # packed features fill eight neurons at a time
-        self._memory = np.empty(TILES * row + 16, np.float32)
+        self._memory = np.zeros(TILES * row + 32, np.float32)
         offset = -self._memory.ctypes.data % 64 // 4  # rows start at cache lines
         self.tiles = self._memory[offset : offset + TILES * row].reshape(TILES, row)
         self.ids = np.empty((TILES, TILE), np.int64)
@@ -49,6 +49,8 @@ class Pool:
         self.waits = np.full(TILES, FREE, np.int64)
         self.scratch = np.zeros(TILE, np.uint8)
         self.hashes = np.zeros(TILE, np.uint32)
+        self.lanes = np.zeros(TILE, np.int32)
+        self.begins = np.zeros(VECTORS, np.int64)
         self.live = np.zeros(layers, np.int64)
         self.executed = np.zeros(layers, np.int64)
         self.nanos = np.zeros(layers, np.int64)
@@ -66,7 +68,7 @@ class Pool:
             *(self.tiles, self.ids, self.shares, self.counts, self.waits),
             *(self.live[span], self.executed[span], self.nanos[span]),
             self.looks[span.start : span.stop + 1],
-            *(self.scratch, self.hashes, same_as, look_until),
+            *(self.scratch, self.hashes, self.lanes, self.begins, same_as, look_until),
         )
 
     def put(self, samples: Samples) -> int:

@@ -17,7 +17,7 @@ from numba.core import cgutils
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
-_I1, _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 _F32 = ir.FloatType()
 
 
@@ -169,40 +169,67 @@ def spread_bits(typing: Any, tile: Any, neuron: Any, bytes_of_lanes: Any) -> Any
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
+_PERMUTE = {8: "llvm.x86.avx2.permps", 16: "llvm.x86.avx512.permvar.sf.512"}
+
+
+def _permute(builder: ir.IRBuilder, row: ir.Value, lanes: ir.Value) -> ir.Value:
+    """Return the register at pointer `row` with its lanes in another order."""
+    if LANES in _PERMUTE:
+        kind = ir.FunctionType(REGISTER, [REGISTER, BITS])
+        permute = cgutils.get_or_insert_function(builder.module, kind, _PERMUTE[LANES])
+        return builder.call(permute, [builder.load(row), lanes])
+    values = builder.bitcast(row, _F32.as_pointer())
+    result: ir.Value = ir.Constant(REGISTER, ir.Undefined)
+    for lane in range(LANES):
+        value = builder.load(builder.gep(values, [builder.extract_element(lanes, _I32(lane))]))
+        result = builder.insert_element(result, value, _I32(lane))
+    return result
+
+
 @intrinsic
-def pack_lanes(typing: Any, source: Any, bits: Any, target: Any, rows: Any) -> Any:
-    """Copy the lanes set in `bits` of each of `rows` rows, side by side, to `target`.
+def pack_lanes(typing: Any, source: Any, target: Any, rows: Any, lanes: Any, begins: Any) -> Any:
+    """Copy some lanes of each of `rows` rows of a tile, side by side, into another tile.
+
+    Whole registers are stored, each over what the one before left too much; of the row that
+    follows, `LANES` values are kept aside meanwhile. So `LANES` values past the last row of the
+    target must be there, too; they do not change.
 
     Parameters
     ----------
     source, target : int64
-        Addresses: of the tile, and of the first lane to fill in the other tile.
-    bits : uint64
+        Addresses of the tiles.
     rows : int64
+    lanes : int64
+        Address of `TILE` int32: for each register, the lanes to take in their order, then any.
+    begins : int64
+        Address of `VECTORS` int64: for each register, where in a target row its lanes begin.
     """
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        source, bits, target, rows = arguments
-        lane_bits = ir.IntType(LANES)
-        kind = ir.FunctionType(
-            ir.VoidType(), [REGISTER, _F32.as_pointer(), ir.VectorType(_I1, LANES)]
-        )
-        name = f"llvm.masked.compressstore.v{LANES}f32"
-        compress = cgutils.get_or_insert_function(builder.module, kind, name)
-        # The masks and where each register's lanes go are the same for every row.
-        parts, begin = [], _I64(0)
+        source, target, rows, lanes, begins = arguments
+        source = builder.inttoptr(source, REGISTER.as_pointer())
+        target = builder.inttoptr(target, _F32.as_pointer())
+        orders = builder.inttoptr(lanes, BITS.as_pointer())
+        starts = builder.inttoptr(begins, _I64.as_pointer())
+        parts = []
         for vector in range(VECTORS):
-            part = builder.trunc(builder.lshr(bits, _I64(vector * LANES)), lane_bits)
-            parts.append((begin, builder.bitcast(part, ir.VectorType(_I1, LANES))))
-            begin = builder.add(begin, builder.zext(builder.ctpop(part), _I64))
+            order = builder.load(builder.gep(orders, [_I64(vector)]))
+            order.align = 4
+            parts.append((order, builder.load(builder.gep(starts, [_I64(vector)]))))
+
+        def register_at(values: ir.Value) -> ir.Value:
+            return builder.bitcast(values, REGISTER.as_pointer())
+
         with cgutils.for_range(builder, rows) as loop:
-            offset = builder.mul(loop.index, _I64(TILE))
-            read = builder.gep(builder.inttoptr(source, _F32.as_pointer()), [offset])
-            write = builder.gep(builder.inttoptr(target, _F32.as_pointer()), [offset])
-            for vector, (begin, mask) in enumerate(parts):
-                address = builder.gep(read, [_I64(vector * LANES)])
-                values = builder.load(builder.bitcast(address, REGISTER.as_pointer()))
-                builder.call(compress, [values, builder.gep(write, [begin]), mask])
+            read = builder.gep(source, [builder.mul(loop.index, _I64(VECTORS))])
+            write = builder.gep(target, [builder.mul(loop.index, _I64(TILE))])
+            after = register_at(builder.gep(write, [_I64(TILE)]))
+            kept = builder.load(after)
+            for vector, (order, start) in enumerate(parts):
+                packed = _permute(builder, builder.gep(read, [_I64(vector)]), order)
+                store = builder.store(packed, register_at(builder.gep(write, [start])))
+                store.align = 4
+            builder.store(kept, after)
         return context.get_dummy_value()
 
-    return types.void(types.int64, types.uint64, types.int64, types.int64), codegen
+    return types.void(*[types.int64] * 5), codegen

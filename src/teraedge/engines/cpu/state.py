@@ -55,7 +55,8 @@ class State(NamedTuple):
         Samples live after each layer, multiply-adds, and time, to be added to.
     looks : ndarray of int64, shape (layers + 1, 3)
         Tiles that came by, looks for equal samples, and looks that found some.
-    scratch, hashes : ndarray of uint8 and uint32, shape (TILE,)
+    scratch, hashes, lanes : ndarray of uint8, uint32 and int32, shape (TILE,)
+    begins : ndarray of int64, shape (TILE / LANES,)
     same_as : ndarray of int64, shape (samples,)
         The sample that runs for each; shared by all threads, each writes its own samples.
     look_until : int
@@ -73,6 +74,8 @@ class State(NamedTuple):
     looks: Any
     scratch: Any
     hashes: Any
+    lanes: Any
+    begins: Any
     same_as: Any
     look_until: Any
 
@@ -85,5 +88,5 @@ row_type = types.float32[::1]
 scratch_type = types.uint8[::1]
 _pool = [types.float32[:, ::1], _int_rows, _int_rows, _ints, _ints]
 _counters = [_ints, _ints, _ints, _int_rows]
-_others = [scratch_type, types.uint32[::1], _ints, types.int64]
+_others = [scratch_type, types.uint32[::1], types.int32[::1], _ints, _ints, types.int64]
 state_type = types.NamedTuple(_pool + _counters + _others, State)
