@@ -1,6 +1,7 @@
-"""Mode A on the CPU: the kernels alone, on random weights, beside SciPy, torch CSR and dense BLAS.
+"""Mode A on the CPU: kernels alone, random weights, beside SciPy, torch CSR, MKL and dense BLAS.
 
     python benchmarks/general_cpu.py --output benchmarks/results/DATE-cpu-general.json
+    python benchmarks/general_cpu.py --only radixnet-32-width-16 random-0.03
 
 Nothing is pruned, merged or rewritten, all samples are live, and outputs are compared with the
 float64 reference before any time counts. Rivals multiply activations [neuron][sample] in one
@@ -11,9 +12,12 @@ the network's own edges count, so that they compare. Limits are measured in the 
 
 import argparse
 import importlib.util
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -59,9 +63,14 @@ def rivals(network: teraedge.Network, features: np.ndarray) -> dict[str, Callabl
         return y
 
     found: dict[str, Callable[[], Any]] = {"scipy CSR": scipy_csr}
-    if importlib.util.find_spec("torch") is None:
-        print("torch is not installed and left out")
-        return found
+    for package, programs in (("torch", torch_programs), ("sparse_dot_mkl", mkl_programs)):
+        if importlib.util.find_spec(package) is not None:
+            found |= programs(sparse, x)
+    return found
+
+
+def torch_programs(sparse: list[Any], x: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """As `rivals`, with torch: sparse, and dense BLAS."""
     import torch
 
     warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
@@ -82,9 +91,30 @@ def rivals(network: teraedge.Network, features: np.ndarray) -> dict[str, Callabl
         parts = (torch.from_numpy(part.astype(np.int32)) for part in (w.indptr, w.indices))
         return torch.sparse_csr_tensor(*parts, torch.from_numpy(w.data), size=w.shape)
 
-    found["torch CSR"] = chain([csr(w) for w in sparse])
-    found["torch dense"] = chain([torch.from_numpy(w.toarray()) for w in sparse])
-    return found
+    return {
+        "torch CSR": chain([csr(w) for w in sparse]),
+        "torch dense": chain([torch.from_numpy(w.toarray()) for w in sparse]),
+    }
+
+
+def mkl_programs(sparse: list[Any], x: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """As `rivals`, with MKL's sparse product (packages mkl and sparse-dot-mkl)."""
+    found = sorted((Path(sys.prefix) / "lib").glob("libmkl_rt.so*"))
+    if found:  # where pip puts it, which no loader looks at
+        os.environ.setdefault("MKL_RT", str(found[0]))
+    from sparse_dot_mkl import dot_product_mkl, mkl_set_num_threads
+
+    mkl_set_num_threads(usable_cores())
+    room = np.zeros_like(x), np.zeros_like(x)  # as little allocation as we allow ourselves
+
+    def mkl_csr() -> Any:
+        y = x
+        for number, w in enumerate(sparse):
+            y = dot_product_mkl(w, y, out=room[number % 2], out_scalar=0.0)
+            np.maximum(y, 0, out=y)
+        return y
+
+    return {"MKL CSR": mkl_csr}
 
 
 def check(network: teraedge.Network, engine: teraedge.Engine, features: np.ndarray) -> None:
@@ -99,19 +129,25 @@ def main() -> None:
     """Measure, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--only", nargs="*", help="names of networks; by default all")
     parser.add_argument("--output", help="write the result file here")
     arguments = parser.parse_args()
 
     cores, rows = usable_cores(), []
     features = np.random.default_rng(0).random((SAMPLES, NEURONS), dtype=np.float32)
     for name, (network, limit) in networks().items():
+        if arguments.only and name not in arguments.only:
+            continue
         engine = teraedge.compile(network, options=teraedge.Options.mode("a"))
         check(network, engine, features)
         programs = {"teraedge": lambda engine=engine: engine.run(features)}
         programs |= rivals(network, features)
         times: dict[str, list[float]] = {label: [] for label in programs}
+        expected = engine.run(features).outputs.T
         for label in programs:
-            programs[label]()
+            given = programs[label]()
+            if label != "teraedge" and not np.allclose(given, expected, rtol=1e-3, atol=1e-3):
+                raise SystemExit(f"FAILED: {label} gives another answer")
         for _ in range(arguments.repeat):
             for label, run in programs.items():
                 begin = time.perf_counter()

@@ -43,8 +43,9 @@ def versions() -> dict[str, str | None]:
             found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             found[package] = None
-    if "torch" in sys.modules:  # a rival that was measured beside us
-        found["torch"] = metadata.version("torch")
+    for module, package in (("torch", "torch"), ("sparse_dot_mkl", "mkl")):
+        if module in sys.modules:  # a rival that was measured beside us
+            found[package] = metadata.version(package)
     return found
 
 

@@ -34,4 +34,9 @@ def jit(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """Let a function be compiled as part of its one caller only, and not again by itself."""
+    return numba.njit(inline="always", error_model="numpy")(function)
+
+
 _KEY = _source_key()

@@ -10,23 +10,21 @@ moved a few times in a whole run, and layers always run on tiles that are at lea
 import numpy as np
 from numba import types
 
-from teraedge.engines.cpu.jit import jit
+from teraedge.engines.cpu.jit import inlined, jit
 from teraedge.engines.cpu.panels import panels
 from teraedge.engines.cpu.simd import (
     HEIGHT,
     LANES,
-    SHAPE,
     TILE,
     count_bits,
     nanoseconds,
     pack_lanes,
+    vector_counts,
 )
 from teraedge.engines.cpu.state import (
     FREE,
     HALF,
     IN_USE,
-    layer_type,
-    layers_type,
     row_type,
     state_type,
 )
@@ -39,19 +37,22 @@ MAX_GAP = 64
 
 FLOAT = 4
 """Bytes of a value."""
-TALL_VECTORS, SINGLE_VECTORS = SHAPE.tall, SHAPE.single
+TALL, SINGLE = vector_counts(HEIGHT), vector_counts(1)
 
 _i64, _u64, _ints = types.int64, types.uint64, types.int64[::1]
 
 
-@jit(types.UniTuple(_i64, 2)(_i64, _i64))
-def split_registers(registers, most):
-    """Return how many registers to take at once, at most `most`, and how many times."""
-    vectors = min(registers, most)
+@inlined
+def split_registers(registers, counts):
+    """Return how many registers to take at once, one of `counts`, and how many times."""
+    vectors = 1
+    for count in counts:
+        if count <= registers:
+            vectors = count
     return vectors, registers // vectors
 
 
-@jit(_u64(layer_type, _i64, _i64, _i64))
+@inlined
 def run_layer(layer, x, y, samples):
     """Run a layer over the first `samples` of the tile at address x into the one at y.
 
@@ -62,10 +63,10 @@ def run_layer(layer, x, y, samples):
     tall, single = layer.tall, layer.single
     begin = 0
     while begin < registers and tall.count:
-        vectors, blocks = split_registers(registers - begin, TALL_VECTORS)
+        vectors, blocks = split_registers(registers - begin, TALL)
         at = begin * LANES * FLOAT
         some = panels(
-            HEIGHT, vectors, layer.equal, layer.wide, x + at, y + at, blocks, tall.count,
+            HEIGHT, vectors, layer.equal, layer.index_bytes, x + at, y + at, blocks, tall.count,
             tall.starts, tall.indices, tall.weights, tall.outputs, layer.bias, layer.value,
             layer.lower, layer.upper,
         )  # fmt: skip
@@ -73,10 +74,10 @@ def run_layer(layer, x, y, samples):
         begin += vectors * blocks
     begin = 0
     while begin < registers and single.count:
-        vectors, blocks = split_registers(registers - begin, SINGLE_VECTORS)
+        vectors, blocks = split_registers(registers - begin, SINGLE)
         at = begin * LANES * FLOAT
         some = panels(
-            1, vectors, layer.equal, layer.wide, x + at, y + at, blocks, single.count,
+            1, vectors, layer.equal, layer.index_bytes, x + at, y + at, blocks, single.count,
             single.starts, single.indices, single.weights, single.outputs, layer.bias,
             layer.value, layer.lower, layer.upper,
         )  # fmt: skip
@@ -95,13 +96,17 @@ def find_tile(layers_of_tiles, layer):
     return -1
 
 
-@jit(_i64(_ints))
-def next_parked(layers_of_tiles):
-    """Return the parked tile that is furthest behind, -1 where none is left."""
+@jit(_i64(_ints, _ints))
+def next_parked(layers_of_tiles, counts):
+    """Return the parked tile that is furthest behind, the fullest of those, -1 without any."""
     best = -1
     for tile in range(len(layers_of_tiles)):
         layer = layers_of_tiles[tile]
-        if layer != FREE and (best < 0 or layer < layers_of_tiles[best]):
+        if layer != FREE and (
+            best < 0
+            or layer < layers_of_tiles[best]
+            or (layer == layers_of_tiles[best] and counts[tile] > counts[best])
+        ):
             best = tile
     return best
 
@@ -214,7 +219,7 @@ def worth_merging(state, index):
     return looks < 2 or finds * 4 >= looks or visits % 16 == 0
 
 
-@jit(_i64(layers_type, _i64, state_type))
+@inlined
 def advance(layers, tile, state):
     """Take a tile from the layer it waits for through all the others.
 

@@ -1,5 +1,6 @@
 """The inner loops over panels of neurons, as LLVM IR: what nearly all of a run's time goes into."""
 
+import itertools
 from typing import Any
 
 from llvmlite import ir
@@ -15,10 +16,10 @@ from teraedge.engines.cpu.simd import (
     fused_multiply_add,
     splat,
     splat_constant,
-    vectors_at_once,
+    vector_counts,
 )
 
-_I16, _I32, _I64 = (ir.IntType(bits) for bits in (16, 32, 64))
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 _F32 = ir.FloatType()
 _NO_BITS = ir.Constant(BITS, [0] * LANES)
 
@@ -33,27 +34,28 @@ class _Panels:
     a list of registers: LLVM handles odd numbers of those badly as one vector.
     """
 
-    def __init__(
-        self, builder: ir.IRBuilder, height: int, vectors: int, equal: bool, index: ir.Type
-    ) -> None:
-        self.builder, self.height, self.vectors = builder, height, vectors
-        self.equal, self.index = equal, index
+    def __init__(self, builder: ir.IRBuilder, height: int, vectors: int, equal: bool) -> None:
+        self.builder, self.height, self.vectors, self.equal = builder, height, vectors, equal
         # A single neuron has too few accumulators to hide the latency of multiply-add: two sets.
         self.sets = 2 if height == 1 else 1
 
     def emit(self, arguments: list[ir.Value], seen: ir.Value) -> None:
         """Emit the loop; values are or-ed into the registers at `seen`, one a register of a row."""
-        (x, y, blocks, panels, starts, indices, weights, outputs, bias, value, lower, upper) = (
+        index_bytes, x, y, blocks, count, starts, indices, weights, outputs, bias, *floats = (
             arguments
         )
         builder = self.builder
+        value, lower, upper = floats
         x, y = self.pointer(x, REGISTER), self.pointer(y, REGISTER)
-        self.starts, self.indices = self.pointer(starts, _I64), self.pointer(indices, self.index)
+        self.starts, self.indices = self.pointer(starts, _I64), self.pointer(indices, _I8)
+        self.index_bytes = index_bytes
+        is_short = builder.icmp_signed("==", index_bytes, _I64(2))
+        self.index_mask = builder.select(is_short, _I32(0xFFFF), _I32(0xFFFFFFFF))
         self.weights, self.outputs = self.pointer(weights, _F32), self.pointer(outputs, _I32)
         self.bias = self.pointer(bias, _F32)
         self.value = splat(builder, value)
         self.bounds = splat(builder, lower), splat(builder, upper)
-        with cgutils.for_range(builder, panels) as panel, cgutils.for_range(builder, blocks) as at:
+        with cgutils.for_range(builder, count) as panel, cgutils.for_range(builder, blocks) as at:
             first = builder.mul(at.index, _I64(self.vectors))
             self.x, self.y = builder.gep(x, [first]), builder.gep(y, [first])
             self.one_panel(panel.index, builder.gep(seen, [first]))
@@ -137,8 +139,7 @@ class _Panels:
     def one_edge(self, edge: ir.Value, sums: list[ir.Value], offset: int) -> None:
         """Multiply one input row into the totals of each neuron of the panel."""
         builder = self.builder
-        neuron = builder.zext(self.load(self.indices, edge), _I64)
-        row = [builder.load(pointer) for pointer in self.row(self.x, neuron)]
+        row = [builder.load(pointer) for pointer in self.row(self.x, self.input_of(edge))]
         for k in range(self.height):
             weight = self.value
             if not self.equal:
@@ -147,6 +148,14 @@ class _Panels:
             for vector, x in enumerate(row):
                 slot = (k + offset) * self.vectors + vector
                 sums[slot] = fused_multiply_add(builder, x, weight, sums[slot])
+
+    def input_of(self, edge: ir.Value) -> ir.Value:
+        """Load an index of two or four bytes: always four, and keep what belongs to it."""
+        builder = self.builder
+        address = builder.gep(self.indices, [builder.mul(edge, self.index_bytes)])
+        index = builder.load(builder.bitcast(address, _I32.as_pointer()))
+        index.align = 2
+        return builder.zext(builder.and_(index, self.index_mask), _I64)
 
     def finish(
         self, panel: ir.Value, neuron: int, totals: list[ir.Value], seen: list[ir.Value]
@@ -185,7 +194,7 @@ def panels(
     height: Any,
     vectors: Any,
     equal: Any,
-    wide: Any,
+    index_bytes: Any,
     x: Any,
     y: Any,
     blocks: Any,
@@ -205,9 +214,11 @@ def panels(
     ----------
     height : literal int
         Neurons a panel.
-    vectors, equal, wide : int64
-        Registers of samples at once, 1 to `vectors_at_once(height)`; 1 where all weights are
-        `value`; 1 where indices are 4 bytes wide, not 2. There is a loop for each combination.
+    vectors, equal : int64
+        Registers of samples at once, one of `vector_counts(height)`; 1 where all weights are
+        `value`. There is a loop for each combination.
+    index_bytes : int64
+        2 or 4.
     x, y : int64
         Addresses of the first samples in the tiles, float32, rows of `TILE` samples a neuron.
     blocks : int64
@@ -215,7 +226,8 @@ def panels(
     count : int64
         Panels.
     starts, indices, weights, outputs, bias : int64
-        Addresses: int64 (count + 1) edge offsets of the panels; uint16 or uint32 input neurons;
+        Addresses: int64 (count + 1) edge offsets of the panels; uint16 or uint32 input neurons,
+        with two bytes to spare at the end;
         float32 weights, `height` an edge; int32 output neurons, `height` a panel; float32 bias of
         all output neurons.
     value, lower, upper : float32
@@ -229,23 +241,21 @@ def panels(
     if not isinstance(height, types.IntegerLiteral):
         return None  # numba asks again with the literal type
     signature = types.uint64(height, *[types.int64] * 12, *[types.float32] * 3)
-    most = vectors_at_once(height.literal_value)
+    counts = vector_counts(height.literal_value)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        vectors, equal, wide = arguments[1:4]
+        vectors, equal = arguments[1:3]
         seen = cgutils.alloca_once(builder, BITS, size=TILE // LANES)
         for vector in range(TILE // LANES):
             builder.store(_NO_BITS, builder.gep(seen, [_I64(vector)]))
-        case = builder.add(builder.mul(vectors, _I64(4)), builder.mul(equal, _I64(2)))
         done = builder.append_basic_block("done")
-        switch = builder.switch(builder.add(case, wide), done)
-        for number in range(4, 4 * (most + 1)):
+        switch = builder.switch(builder.add(builder.mul(vectors, _I64(2)), equal), done)
+        for count, is_equal in itertools.product(counts, (False, True)):
             block = builder.append_basic_block("case")
-            switch.add_case(_I64(number), block)
+            switch.add_case(_I64(2 * count + is_equal), block)
             builder.position_at_end(block)
-            index = _I32 if number & 1 else _I16
-            kernel = _Panels(builder, height.literal_value, number // 4, bool(number & 2), index)
-            kernel.emit(list(arguments[4:]), seen)
+            kernel = _Panels(builder, height.literal_value, count, is_equal)
+            kernel.emit(list(arguments[3:]), seen)
             builder.branch(done)
         builder.position_at_end(done)
         return _live_lanes(builder, seen)

@@ -44,7 +44,7 @@ def _fill(row: Any, layer: PanelLayer, droppable: bool) -> None:
     row["droppable"] = droppable
     row["equal"] = layer.value is not None
     row["value"] = layer.value or 0.0
-    row["wide"] = layer.tall.indices.dtype == np.uint32
+    row["index_bytes"] = layer.tall.indices.itemsize
     row["bias"] = layer.bias.ctypes.data
     row["lower"], row["upper"] = layer.clamp
     row["tall"], row["single"] = _addresses(layer.tall), _addresses(layer.single)

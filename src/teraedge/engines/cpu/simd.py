@@ -74,9 +74,13 @@ BITS = ir.VectorType(_I32, LANES)
 """A register seen as bits."""
 
 
-def vectors_at_once(height: int) -> int:
-    """Return how many registers of an input row a panel of `height` neurons takes at once."""
-    return SHAPE.single if height == 1 else SHAPE.tall
+def vector_counts(height: int) -> tuple[int, ...]:
+    """Return how many registers of an input row a panel of `height` neurons may take at once.
+
+    Not every number up to the largest: each costs code that has to be compiled.
+    """
+    most = SHAPE.single if height == 1 else SHAPE.tall
+    return tuple(count for count in (1, 2, 3, 4, 6) if count <= most and (count != 4 or most == 4))
 
 
 def splat_constant(value: float) -> ir.Constant:
@@ -167,6 +171,55 @@ def spread_bits(typing: Any, tile: Any, neuron: Any, bytes_of_lanes: Any) -> Any
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def transpose_lanes(typing: Any, source: Any, stride: Any, target: Any, target_stride: Any) -> Any:
+    """Copy a square of `LANES` x `LANES` float32 values, transposed.
+
+    Parameters
+    ----------
+    source, target : int64
+        Addresses of the first values.
+    stride, target_stride : int64
+        From one row to the next, in values.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        source, stride, target, target_stride = arguments
+
+        def pointer(address: ir.Value, stride: ir.Value, row: int) -> ir.Value:
+            values = builder.inttoptr(address, _F32.as_pointer())
+            values = builder.gep(values, [builder.mul(stride, _I64(row))])
+            return builder.bitcast(values, REGISTER.as_pointer())
+
+        rows = []
+        for row in range(LANES):
+            load = builder.load(pointer(source, stride, row))
+            load.align = 4
+            rows.append(load)
+        for row, values in enumerate(_transposed(builder, rows)):
+            store = builder.store(values, pointer(target, target_stride, row))
+            store.align = 4
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * 4), codegen
+
+
+def _transposed(builder: ir.IRBuilder, rows: list[ir.Value]) -> list[ir.Value]:
+    """Transpose a square of registers: swap the off-diagonal quarters, of quarters, and so on."""
+    step = LANES // 2
+    while step:
+        # lane i of a pair of rows k, k + step takes what belongs into its half of columns
+        low = [i if not i & step else LANES + i - step for i in range(LANES)]
+        high = [i + step if not i & step else LANES + i for i in range(LANES)]
+        new = list(rows)
+        for k in (k for k in range(LANES) if not k & step):
+            for row, order in ((k, low), (k + step, high)):
+                lanes = ir.Constant(BITS, order)
+                new[row] = builder.shuffle_vector(rows[k], rows[k + step], lanes)
+        rows, step = new, step // 2
+    return rows
 
 
 _PERMUTE = {8: "llvm.x86.avx2.permps", 16: "llvm.x86.avx512.permvar.sf.512"}

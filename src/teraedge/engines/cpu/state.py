@@ -23,7 +23,7 @@ LAYER = np.dtype(
         ("edges", np.int64),
         ("droppable", np.int64),
         ("equal", np.int64),
-        ("wide", np.int64),
+        ("index_bytes", np.int64),
         ("bias", np.int64),
         ("tall", PANELS),
         ("single", PANELS),
@@ -55,7 +55,9 @@ class State(NamedTuple):
         Samples live after each layer, multiply-adds, and time, to be added to.
     looks : ndarray of int64, shape (layers + 1, 3)
         Tiles that came by, looks for equal samples, and looks that found some.
-    scratch, hashes, lanes : ndarray of uint8, uint32 and int32, shape (TILE,)
+    scratch : ndarray of uint8
+        For features on their way into a tile.
+    hashes, lanes : ndarray of uint32 and int32, shape (TILE,)
     begins : ndarray of int64, shape (TILE / LANES,)
     same_as : ndarray of int64, shape (samples,)
         The sample that runs for each; shared by all threads, each writes its own samples.
