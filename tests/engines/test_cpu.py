@@ -8,12 +8,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from engines_networks import NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import ClippedReLU, Options
+from teraedge.engines.cpu.first import CACHE
 from teraedge.engines.cpu.pool import TILES, Pool
-from teraedge.engines.cpu.simd import TILE
+from teraedge.engines.cpu.simd import LANES, TILE
 
 
 def test_a_second_run_allocates_only_its_result():
@@ -62,6 +64,52 @@ def test_few_samples_are_spread_over_threads():
 
 def test_pool_rows_start_at_cache_lines():
     assert Pool(33, 1).tiles.ctypes.data % 64 == 0
+
+
+def wide_layer(rng, per_neuron, height, equal=False):
+    """A layer of 9000 inputs, more than a tile in cache holds, in groups of equal inputs."""
+    dense = np.zeros((9000, 20 * height), np.float32)
+    for group in range(20):
+        inputs = rng.choice(9000, per_neuron, replace=False)
+        block = 1 if equal else rng.integers(1, 4, (per_neuron, height))
+        dense[inputs, group * height : (group + 1) * height] = block
+    return teraedge.Layer(dense[:, rng.permutation(20 * height)], -3, teraedge.ReLU())
+
+
+@pytest.mark.parametrize("mode", ["a", "b", "c"])
+@pytest.mark.parametrize(("per_neuron", "height"), [(40, 1), (300, 4), (50, 7), (1600, 4)])
+def test_first_layer_in_chunks(per_neuron, height, mode):
+    rng = np.random.default_rng(per_neuron)
+    first = wide_layer(rng, per_neuron, height, equal=per_neuron == 50)
+    network = teraedge.Network([first, teraedge.Layer(np.eye(20 * height))])
+    features = teraedge.PackedFeatures.from_dense((rng.random((200, 9000)) < 0.02) * 1)
+    engine = teraedge.compile(network, options=Options.mode(mode))
+    chunks = engine._resident.chunks
+    assert len(chunks.starts) > 1
+    assert np.diff(chunks.starts).max() <= max(CACHE // (4 * TILE), per_neuron)
+    result = engine.run(features)
+    np.testing.assert_array_equal(result.outputs, engine.run(np.asarray(features)).outputs)
+    np.testing.assert_array_equal(result.outputs, teraedge.reference.run(network, features).outputs)
+
+
+def test_no_chunks_where_they_do_not_pay():
+    rng = np.random.default_rng(3)
+    narrow = teraedge.Layer(rng.random((1000, 30)))
+    scattered = teraedge.Layer(sp.random_array((9000, 4000), density=0.01, rng=rng))
+    for layer in (narrow, scattered):
+        engine = teraedge.compile(teraedge.Network([layer]))
+        assert len(engine._resident.chunks.inputs) == 0
+
+
+def test_rows_move_through_squares_of_registers():
+    """Sizes around whole squares, and memory that is not in order."""
+    rng = np.random.default_rng(4)
+    for neurons in (1, LANES - 1, LANES, 3 * LANES + 1, 37):
+        network = teraedge.Network([teraedge.Layer(np.eye(neurons))])
+        features = rng.random((2 * TILE + LANES + 1, 2 * neurons), dtype=np.float32)
+        engine = teraedge.compile(network)
+        for given in (features[:, :neurons], features[:, ::2], features.T.copy().T[:, :neurons]):
+            np.testing.assert_array_equal(engine.run(given).outputs, given)
 
 
 SUITE = """

@@ -192,7 +192,7 @@ def _through(
 ) -> Iterator[int]:
     """Yield the tiles that come out while all samples of a source go through a segment."""
     while True:
-        first, tile = feeding.run(source, first, last, size, program.table, state)
+        first, tile = feeding.run(source, first, last, size, program.table, program.chunks, state)
         if tile < 0:
             return
         yield tile

@@ -7,9 +7,10 @@ import scipy.sparse as sp
 from numba import types
 from numpy.typing import NDArray
 
-from teraedge.engines.cpu.jit import jit
+from teraedge.engines.cpu.first import chunks_type
+from teraedge.engines.cpu.jit import inlined, jit
 from teraedge.engines.cpu.kernels import advance, find_tile, next_parked
-from teraedge.engines.cpu.simd import LANES, TILE, spread_bits, transpose_lanes
+from teraedge.engines.cpu.simd import LANES, TILE, lane_masks, spread_bits, transpose_lanes
 from teraedge.engines.cpu.state import FREE, layers_type, row_type, scratch_type, state_type
 from teraedge.features import Features, PackedFeatures
 
@@ -100,21 +101,37 @@ def claim(state, first, last):
     return tile
 
 
+@inlined
+def gather_bytes(bits, first, last, begin, scratch):
+    """Copy `LINE` bytes from `begin` of each sample to scratch, a row of `TILE` a byte.
+
+    Part of a cache line of each sample at a time: a column of them may fall into one set.
+    """
+    for sample in range(last - first):
+        for byte in range(begin, min(begin + LINE, bits.shape[1])):
+            scratch[(byte - begin) * TILE + sample] = bits[first + sample, byte]
+
+
 @jit(types.void(_bits, _i64, _i64, row_type, scratch_type))
 def load_packed(bits, first, last, tile, scratch):
     """Fill a tile with samples `first` to `last` of packed 0/1 features.
 
-    The tile has room for whole bytes of neurons; `scratch` is `LINE` x `TILE` bytes of zeros. A
-    part of a sample's cache line at a time: samples may lie so that a column falls into one set.
+    The tile has room for whole bytes of neurons; `scratch` is `LINE` x `TILE` bytes.
     """
-    count = bits.shape[1]
-    for begin in range(0, count, LINE):
-        end = min(begin + LINE, count)
-        for sample in range(last - first):
-            for byte in range(begin, end):
-                scratch[(byte - begin) * TILE + sample] = bits[first + sample, byte]
-        for byte in range(begin, end):
+    for begin in range(0, bits.shape[1], LINE):
+        gather_bytes(bits, first, last, begin, scratch)
+        for byte in range(begin, min(begin + LINE, bits.shape[1])):
             spread_bits(tile.ctypes.data, byte * 8, scratch.ctypes.data + (byte - begin) * TILE)
+
+
+@jit(types.void(_bits, _i64, _i64, types.uint64[::1], scratch_type))
+def load_masks(bits, first, last, masks, scratch):
+    """As `load_packed`, but into a mask of samples a neuron."""
+    for begin in range(0, bits.shape[1], LINE):
+        gather_bytes(bits, first, last, begin, scratch)
+        for byte in range(begin, min(begin + LINE, bits.shape[1])):
+            row = scratch.ctypes.data + (byte - begin) * TILE
+            lane_masks(row, masks.ctypes.data + byte * 8 * 8)
 
 
 @jit(types.void(_dense, _i64, _i64, row_type))
@@ -161,8 +178,8 @@ def load(source, neurons, first, last, tile, scratch):
         load_sparse(source.indptr, source.indices, source.data, neurons, first, last, tile)
 
 
-@jit(types.UniTuple(_i64, 2)(source_type, _i64, _i64, _i64, layers_type, state_type))
-def run(source, first, last, size, layers, state):
+@jit(types.UniTuple(_i64, 2)(source_type, _i64, _i64, _i64, layers_type, chunks_type, state_type))
+def run(source, first, last, size, layers, chunks, state):
     """Take samples `first` to `last` of the source through all layers, `size` at a time.
 
     Where the source is `PARKED`, so many tiles of the pool go on instead, from the furthest behind.
@@ -173,6 +190,7 @@ def run(source, first, last, size, layers, state):
         As soon as a tile has gone through: the first sample not yet taken, and the tile; at the
         end `last` and -1.
     """
+    masked = source.kind == PACKED and len(chunks.inputs) > 0
     while first < last:
         if source.kind == PARKED:
             tile, end = next_parked(state.waits, state.counts), first + 1
@@ -181,9 +199,12 @@ def run(source, first, last, size, layers, state):
         else:
             end = min(first + size, last)
             tile = claim(state, first, end)
-            load(source, layers[0].n_in, first, end, state.tiles[tile], state.scratch)
+            if masked:
+                load_masks(source.bits, first, end, state.masks, state.scratch)
+            else:
+                load(source, layers[0].n_in, first, end, state.tiles[tile], state.scratch)
         first = end
-        tile = advance(layers, tile, state)
+        tile = advance(layers, chunks, masked, tile, state)
         if tile >= 0:
             return first, tile
     return last, -1

@@ -19,6 +19,7 @@ from teraedge.engines.cpu.simd import (
     count_bits,
     nanoseconds,
     pack_lanes,
+    spread_mask,
     vector_counts,
 )
 from teraedge.engines.cpu.state import (
@@ -35,8 +36,8 @@ MAX_GAP = 64
 """Layers between two looks for equal samples, at most."""
 
 
-FLOAT = 4
-"""Bytes of a value."""
+FLOAT, LONG = 4, 8
+"""Bytes of a value (and of an output's number), and of where a panel starts."""
 TALL, SINGLE = vector_counts(HEIGHT), vector_counts(1)
 
 _i64, _u64, _ints = types.int64, types.uint64, types.int64[::1]
@@ -53,38 +54,67 @@ def split_registers(registers, counts):
 
 
 @inlined
-def run_layer(layer, x, y, samples):
-    """Run a layer over the first `samples` of the tile at address x into the one at y.
+def run_panels(layer, x, y, samples, tall_indices, tall_span, single_indices, single_span):
+    """Run some panels of a layer over the first `samples` of the tile at address x into that at y.
 
     Returns the samples with a nonzero output, as bits.
     """
     live = np.uint64(0)
     registers = (samples + LANES - 1) // LANES
     tall, single = layer.tall, layer.single
-    begin = 0
-    while begin < registers and tall.count:
+    first, begin = tall_span[0], 0
+    while begin < registers and first < tall_span[1]:
         vectors, blocks = split_registers(registers - begin, TALL)
         at = begin * LANES * FLOAT
         some = panels(
-            HEIGHT, vectors, layer.equal, layer.index_bytes, x + at, y + at, blocks, tall.count,
-            tall.starts, tall.indices, tall.weights, tall.outputs, layer.bias, layer.value,
-            layer.lower, layer.upper,
+            HEIGHT, vectors, layer.equal, layer.index_bytes, x + at, y + at, blocks,
+            tall_span[1] - first, tall.starts + first * LONG, tall_indices, tall.weights,
+            tall.outputs + first * HEIGHT * FLOAT, layer.bias, layer.value, layer.lower,
+            layer.upper,
         )  # fmt: skip
         live |= some << np.uint64(begin * LANES)
         begin += vectors * blocks
-    begin = 0
-    while begin < registers and single.count:
+    first, begin = single_span[0], 0
+    while begin < registers and first < single_span[1]:
         vectors, blocks = split_registers(registers - begin, SINGLE)
         at = begin * LANES * FLOAT
         some = panels(
-            1, vectors, layer.equal, layer.index_bytes, x + at, y + at, blocks, single.count,
-            single.starts, single.indices, single.weights, single.outputs, layer.bias,
-            layer.value, layer.lower, layer.upper,
+            1, vectors, layer.equal, layer.index_bytes, x + at, y + at, blocks,
+            single_span[1] - first, single.starts + first * LONG, single_indices, single.weights,
+            single.outputs + first * FLOAT, layer.bias, layer.value, layer.lower, layer.upper,
         )  # fmt: skip
         live |= some << np.uint64(begin * LANES)
         begin += vectors * blocks
     padding = np.uint64(64 - samples)
     return live << padding >> padding
+
+
+@inlined
+def run_layer(layer, chunks, in_chunks, tile, other, state):
+    """Run a layer from one tile into another; returns the samples with a nonzero output, as bits.
+
+    Where it is the first layer `in_chunks`, the inputs of each are spread from masks beforehand.
+    """
+    x, y = state.tiles[tile].ctypes.data, state.tiles[other].ctypes.data
+    tall_indices, single_indices = layer.tall.indices, layer.single.indices
+    tall_span, single_span = (0, layer.tall.count), (0, layer.single.count)
+    live, chunk, count = np.uint64(0), 0, 1
+    if in_chunks:
+        count = len(chunks.starts) - 1
+        tall_indices = chunks.tall_indices.ctypes.data
+        single_indices = chunks.single_indices.ctypes.data
+    while chunk < count:
+        if in_chunks:
+            tall_span = chunks.tall[chunk], chunks.tall[chunk + 1]
+            single_span = chunks.single[chunk], chunks.single[chunk + 1]
+            begin = chunks.starts[chunk]
+            for row in range(chunks.starts[chunk + 1] - begin):
+                spread_mask(state.masks[chunks.inputs[begin + row]], x + row * TILE * FLOAT)
+        live |= run_panels(
+            layer, x, y, state.counts[tile], tall_indices, tall_span, single_indices, single_span
+        )
+        chunk += 1
+    return live
 
 
 @jit(_i64(_ints, _i64))
@@ -220,8 +250,18 @@ def worth_merging(state, index):
 
 
 @inlined
-def advance(layers, tile, state):
+def advance(layers, chunks, masked, tile, state):
     """Take a tile from the layer it waits for through all the others.
+
+    Parameters
+    ----------
+    layers : ndarray of LAYER
+    chunks : first.Chunks
+        Of the first layer.
+    masked : bool
+        Whether the tile's samples lie as masks, for a first layer in chunks.
+    tile : int
+    state : State
 
     Returns
     -------
@@ -237,9 +277,7 @@ def advance(layers, tile, state):
         layer = layers[index]
         other = find_tile(state.waits, FREE)
         count = state.counts[tile]
-        live = run_layer(
-            layer, state.tiles[tile].ctypes.data, state.tiles[other].ctypes.data, count
-        )
+        live = run_layer(layer, chunks, masked and index == 0, tile, other, state)
         state.executed[index] += count_bits(running) * layer.edges
         state.ids[other] = state.ids[tile]
         state.shares[other] = state.shares[tile]

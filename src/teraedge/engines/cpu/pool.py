@@ -48,6 +48,7 @@ class Pool:
         self.counts = np.zeros(TILES, np.int64)
         self.waits = np.full(TILES, FREE, np.int64)
         self.scratch = np.zeros(feeding.LINE * TILE, np.uint8)
+        self.masks = np.empty(-(-width // 8) * 8, np.uint64)
         self.hashes = np.zeros(TILE, np.uint32)
         self.lanes = np.zeros(TILE, np.int32)
         self.begins = np.zeros(VECTORS, np.int64)
@@ -69,7 +70,7 @@ class Pool:
             *(self.tiles, self.ids, self.shares, self.counts, self.waits),
             *(self.live[span], self.executed[span], self.nanos[span]),
             self.looks[span.start : span.stop + 1],
-            *(self.scratch, self.hashes, self.lanes, self.begins, same_as, look_until),
+            *(self.scratch, self.masks, self.hashes, self.lanes, self.begins, same_as, look_until),
         )
 
     def put(self, samples: Samples) -> bool:

@@ -174,6 +174,56 @@ def spread_bits(typing: Any, tile: Any, neuron: Any, bytes_of_lanes: Any) -> Any
 
 
 @intrinsic
+def lane_masks(typing: Any, bytes_of_lanes: Any, masks: Any) -> Any:
+    """Transpose eight packed 0/1 neurons of a tile's samples: a mask a neuron.
+
+    Parameters
+    ----------
+    bytes_of_lanes : int64
+        As `spread_bits` takes it.
+    masks : int64
+        Address of eight uint64 to write: bit i of each is of sample i.
+    """
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        source, masks = arguments
+        piece = ir.VectorType(_I8, 16)
+        packed = builder.inttoptr(source, piece.as_pointer())
+        target = builder.inttoptr(masks, _I64.as_pointer())
+        totals: list[ir.Value] = [_I64(0)] * 8
+        for part in range(TILE // 16):
+            values = builder.load(builder.gep(packed, [_I64(part)]))
+            values.align = 1
+            for bit in range(8):
+                on = builder.icmp_signed("<", values, ir.Constant(piece, [0] * 16))
+                mask = builder.zext(builder.bitcast(on, ir.IntType(16)), _I64)
+                totals[bit] = builder.or_(totals[bit], builder.shl(mask, _I64(16 * part)))
+                values = builder.add(values, values)
+        for bit, total in enumerate(totals):
+            builder.store(total, builder.gep(target, [_I64(bit)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def spread_mask(typing: Any, mask: Any, row: Any) -> Any:
+    """Write the row of a tile at an address (int64) from its mask (uint64): 1.0 where a bit is."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        mask, row = arguments
+        target = builder.inttoptr(row, REGISTER.as_pointer())
+        for vector in range(VECTORS):
+            part = builder.trunc(builder.lshr(mask, _I64(vector * LANES)), ir.IntType(LANES))
+            on = builder.bitcast(part, ir.VectorType(ir.IntType(1), LANES))
+            values = builder.select(on, splat_constant(1.0), splat_constant(0.0))
+            builder.store(values, builder.gep(target, [_I64(vector)]))
+        return context.get_dummy_value()
+
+    return types.void(types.uint64, types.int64), codegen
+
+
+@intrinsic
 def transpose_lanes(typing: Any, source: Any, stride: Any, target: Any, target_stride: Any) -> Any:
     """Copy a square of `LANES` x `LANES` float32 values, transposed.
 

@@ -57,6 +57,8 @@ class State(NamedTuple):
         Tiles that came by, looks for equal samples, and looks that found some.
     scratch : ndarray of uint8
         For features on their way into a tile.
+    masks : ndarray of uint64, shape (neurons,)
+        The samples of a tile that are 1, a bit each, where the first layer runs in chunks.
     hashes, lanes : ndarray of uint32 and int32, shape (TILE,)
     begins : ndarray of int64, shape (TILE / LANES,)
     same_as : ndarray of int64, shape (samples,)
@@ -75,6 +77,7 @@ class State(NamedTuple):
     nanos: Any
     looks: Any
     scratch: Any
+    masks: Any
     hashes: Any
     lanes: Any
     begins: Any
@@ -90,5 +93,13 @@ row_type = types.float32[::1]
 scratch_type = types.uint8[::1]
 _pool = [types.float32[:, ::1], _int_rows, _int_rows, _ints, _ints]
 _counters = [_ints, _ints, _ints, _int_rows]
-_others = [scratch_type, types.uint32[::1], types.int32[::1], _ints, _ints, types.int64]
+_others = [
+    scratch_type,
+    types.uint64[::1],
+    types.uint32[::1],
+    types.int32[::1],
+    _ints,
+    _ints,
+    types.int64,
+]
 state_type = types.NamedTuple(_pool + _counters + _others, State)
