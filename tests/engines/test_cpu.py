@@ -2,10 +2,12 @@
 
 import os
 import platform
+import re
 import subprocess
 import sys
 import tracemalloc
 
+import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -148,3 +150,60 @@ def test_other_vector_widths(cpu, features, lanes, tile, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "all equal" in done.stdout
+
+
+NEON = """
+import importlib.util, pathlib, re, sys, types
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+# the folder without its engine, which would compile everything for this machine
+package = types.ModuleType("teraedge.engines.cpu")
+folder = pathlib.Path(importlib.util.find_spec("teraedge").origin).parent
+package.__path__ = [str(folder / "engines" / "cpu")]
+sys.modules["teraedge.engines.cpu"] = package
+from teraedge.engines.cpu import panels, simd
+assert simd.SHAPE == simd.VectorShape(lanes=4, tile=48, tall=4, single=6), simd.SHAPE
+
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+i64, f32 = ir.IntType(64), ir.FloatType()
+module = ir.Module("panels")
+module.triple = "aarch64-unknown-linux-gnu"
+kind = ir.FunctionType(ir.VoidType(), [i64] * 10 + [f32] * 3 + [simd.BITS.as_pointer()])
+for height in (1, simd.HEIGHT):
+    function = ir.Function(module, kind, f"panels_{height}")
+    builder = ir.IRBuilder(function.append_basic_block())
+    vectors = simd.vector_counts(height)[-1]
+    *arguments, seen = function.args
+    panels._Panels(builder, height, vectors, equal=False).emit(arguments, seen)
+    builder.ret_void()
+machine = llvm.Target.from_triple(module.triple).create_target_machine(features="+neon", opt=3)
+code = llvm.parse_assembly(str(module))
+code.verify()
+options = llvm.create_pipeline_tuning_options(speed_level=3)
+passes = llvm.create_pass_builder(machine, options)
+passes.getModulePassManager().run(code, passes)
+print(machine.emit_assembly(code))
+"""
+
+
+def test_neon_code():
+    """The kernels compile to NEON: two edges x 4 neurons x 4 registers of multiply-adds."""
+    try:
+        llvm.initialize_all_targets()
+        llvm.Target.from_triple("aarch64-unknown-linux-gnu")
+    except (AttributeError, RuntimeError):
+        pytest.skip("this llvmlite cannot compile for aarch64")
+    settings = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+neon"}
+    done = subprocess.run(
+        [sys.executable, "-c", NEON], env=os.environ | settings,
+        capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    single, tall = done.stdout.split("panels_4:")[-2:]
+    assert tall.count("fmla") >= 2 * 4 * 4
+    assert single.count("fmla") >= 2 * 6
+    loop = re.split(r"\n\.L\w+:", tall)
+    body = max(loop, key=lambda block: block.count("fmla"))
+    assert "[sp" not in body  # all accumulators stay in registers

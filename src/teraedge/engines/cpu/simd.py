@@ -50,7 +50,9 @@ def _vector_shape(features: str) -> VectorShape:
     if "+avx," in features:
         return VectorShape(lanes=8, tile=48, tall=3, single=6)  # 16 registers
     if "+neon," in features:
-        return VectorShape(lanes=4, tile=48, tall=6, single=6)  # 32 registers
+        return VectorShape(
+            lanes=4, tile=48, tall=4, single=6
+        )  # 32 registers; LLVM spills with more
     return VectorShape(lanes=4, tile=48, tall=3, single=6)  # 16 registers
 
 
