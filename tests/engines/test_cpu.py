@@ -207,3 +207,20 @@ def test_neon_code():
     loop = re.split(r"\n\.L\w+:", tall)
     body = max(loop, key=lambda block: block.count("fmla"))
     assert "[sp" not in body  # all accumulators stay in registers
+
+
+def test_features_are_converted_a_piece_at_a_time():
+    """Bytes would be four times as large as float32."""
+    network = teraedge.Network([teraedge.Layer(np.eye(512), -1, teraedge.ReLU())])
+    engine = teraedge.compile(network, options=Options(threads=1))
+    features = np.zeros((20_000, 512), np.uint8)
+    features[3, 5] = 3
+    engine.run(features)
+    tracemalloc.start()
+    try:
+        result = engine.run(features)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert result.live.tolist() == [3]
+    assert peak < features.nbytes

@@ -82,7 +82,7 @@ class CpuEngine(Engine):
         rows = TILE if self._plan.droppable[:-1].any() else -(-samples // threads)
         for pool in self._pools:
             pool.reset(rows)
-        source = feeding.source(features)
+        source = feeding.sources(features)
         # Enough pieces that threads end together, few enough that Python is not in the way.
         step = size * max(1, min(16, samples // (size * threads * 8)))
         work: list[Work] = [
@@ -184,7 +184,7 @@ def _tiles(program: Program, pool: Pool, state: State, work: Iterator[Work]) -> 
     """
     for piece in work:
         yield from piece(program, pool, state)
-    yield from _through(feeding.source(), 0, feeding.UNTIL_NONE, 1, program, state)
+    yield from _through(feeding.parked(), 0, feeding.UNTIL_NONE, 1, program, state)
 
 
 def _through(
@@ -198,9 +198,11 @@ def _through(
         yield tile
 
 
-def _features_work(source: feeding.Source, first: int, last: int, size: int) -> Work:
+def _features_work(
+    source: Callable[[int, int], feeding.Source], first: int, last: int, size: int
+) -> Work:
     def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
-        return _through(source, first, last, size, program, state)
+        return _through(source(first, last), first, last, size, program, state)
 
     return work
 
@@ -208,7 +210,7 @@ def _features_work(source: feeding.Source, first: int, last: int, size: int) -> 
 def _tile_work(samples: Samples) -> Work:
     def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
         if pool.put(samples):
-            yield from _through(feeding.source(), 0, 1, 1, program, state)
+            yield from _through(feeding.parked(), 0, 1, 1, program, state)
 
     return work
 

@@ -1,5 +1,6 @@
 """The compiled functions at the ends of a run: samples into tiles, and rows out of them."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +31,8 @@ class Source(NamedTuple):
     ----------
     kind : int
         `PACKED`, `DENSE` or `SPARSE` features; `PARKED` for tiles that wait in the pool already.
+    begin : int
+        The sample in the first row of dense features; zero for others.
     bits : ndarray of uint8, shape (samples, bytes)
         Of packed features; else empty, as the following are where they are of another kind.
     dense : ndarray of float32, shape (samples, neurons)
@@ -38,6 +41,7 @@ class Source(NamedTuple):
     """
 
     kind: int
+    begin: int
     bits: Any
     dense: Any
     indptr: Any
@@ -54,6 +58,7 @@ def _frozen(array: NDArray[Any], dtype: Any) -> NDArray[Any]:
 
 _NOTHING = Source(
     PARKED,
+    0,
     _frozen(np.empty((0, 0)), np.uint8),
     _frozen(np.empty((0, 0)), np.float32),
     _frozen(np.empty(0), np.int64),
@@ -62,20 +67,32 @@ _NOTHING = Source(
 )
 
 
-def source(features: Features | None = None) -> Source:
-    """Return features as kernels read them; without any, the source is the pool's parked tiles."""
-    if features is None:
-        return _NOTHING
+def parked() -> Source:
+    """Return the pool's parked tiles as a source."""
+    return _NOTHING
+
+
+def sources(features: Features) -> Callable[[int, int], Source]:
+    """Return a function of first and last that gives these samples, or more, as kernels read them.
+
+    Only dense features of another type, or whose rows are not in order, are copied, and of them
+    only these samples at a time.
+    """
     if isinstance(features, PackedFeatures):
-        return _NOTHING._replace(kind=PACKED, bits=_frozen(features.bits, np.uint8))
-    if isinstance(features, sp.csr_array):
-        return _NOTHING._replace(
+        whole = _NOTHING._replace(kind=PACKED, bits=_frozen(features.bits, np.uint8))
+    elif isinstance(features, sp.csr_array):
+        whole = _NOTHING._replace(
             kind=SPARSE,
             indptr=_frozen(features.indptr, np.int64),
             indices=_frozen(features.indices, np.int32),
             data=_frozen(features.data, np.float32),
         )
-    return _NOTHING._replace(kind=DENSE, dense=_frozen(features, np.float32))
+    else:
+        dense = np.asarray(features)
+        return lambda first, last: _NOTHING._replace(
+            kind=DENSE, begin=first, dense=_frozen(dense[first:last], np.float32)
+        )
+    return lambda first, last: whole
 
 
 def _readonly(dtype: Any, axes: int) -> Any:
@@ -86,7 +103,7 @@ _i64 = types.int64
 _bits, _dense = _readonly(types.uint8, 2), _readonly(types.float32, 2)
 _indptr, _indices = _readonly(_i64, 1), _readonly(types.int32, 1)
 _data = _readonly(types.float32, 1)
-source_type = types.NamedTuple([_i64, _bits, _dense, _indptr, _indices, _data], Source)
+source_type = types.NamedTuple([_i64, _i64, _bits, _dense, _indptr, _indices, _data], Source)
 
 
 @jit(_i64(state_type, _i64, _i64))
@@ -173,7 +190,7 @@ def load(source, neurons, first, last, tile, scratch):
     if source.kind == PACKED:
         load_packed(source.bits, first, last, tile, scratch)
     elif source.kind == DENSE:
-        load_dense(source.dense, first, last, tile)
+        load_dense(source.dense, first - source.begin, last - source.begin, tile)
     else:
         load_sparse(source.indptr, source.indices, source.data, neurons, first, last, tile)
 
