@@ -33,6 +33,8 @@ from teraedge.rounding import error_bound
 
 SAMPLES, NEURONS = 4096, 1024
 TILE_BYTES = 1 << 18  # of 1024 neurons x 64 samples: what a gather reads from
+SETTLE = 0.3
+"""Seconds between two programs: the threads of OpenMP spin on for 0.2 s after their work."""
 SLOW = 2.0
 """Seconds of a program's first run from which on one repetition is enough."""
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
@@ -162,6 +164,7 @@ def main() -> None:
         for number in range(arguments.repeat):
             for label, run in programs.items():
                 if number == 0 or label not in slow:
+                    time.sleep(SETTLE)
                     begin = time.perf_counter()
                     run()
                     times[label].append(time.perf_counter() - begin)
