@@ -37,8 +37,8 @@ def challenge_cpu() -> str:
     """One row a network: both modes, with rates and what the process needed."""
     lines = [
         "| network | mode B: dead samples dropped | mode C: everything exact "
-        "| compile (C) | peak memory |",
-        "| --- | --- | --- | --- | --- |",
+        "| compile (C) | peak memory | CPU |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     files = sorted(latest("*-cpu-challenge-*.json"), key=lambda item: _edges(item[1]))
     for _, record in files:
@@ -48,6 +48,7 @@ def challenge_cpu() -> str:
         cells += [_rates(ours.get(mode)) for mode in "bc"]
         cells.append(span(ours["c"]["compile_seconds"]))
         cells.append(quantity(max(row["peak_memory_bytes"] for row in ours.values()), "B"))
+        cells.append(record["machine"]["cpu"])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", _source(files)])
 
