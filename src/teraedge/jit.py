@@ -35,5 +35,10 @@ def jit(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
+def inlined(function: Callable[..., Any]) -> Any:
+    """Let a function be compiled as part of its one caller only, and not again by itself."""
+    return numba.njit(inline="always", error_model="numpy")(function)
+
+
 SOURCE_KEY = _source_key()
 """Changes with any source of what is compiled and with numba."""

@@ -105,3 +105,10 @@ def test_too_large_for_fp32():
         lay_out(np.array([[1e39]]))
     with pytest.raises(ModelError, match="bias is too large for fp32"):
         panel_layer(Layer([[1.0]], 1e39), TYPICAL)
+
+
+def test_an_index_lies_behind_the_last():
+    """Kernels read four bytes at an index of two."""
+    layout = lay_out(weights(np.random.default_rng(0), 40, 30))
+    for panels in (layout.tall, layout.single):
+        assert panels.indices.base.size == len(panels.indices) + 1

@@ -46,6 +46,8 @@ def versions() -> dict[str, str | None]:
     for rival in ("torch", "cupy"):  # by module: CuPy's packages have many names
         if sys.modules.get(rival) is not None:
             found[rival] = _version_of(rival, rival)
+    if "sparse_dot_mkl" in sys.modules:
+        found["mkl"] = metadata.version("mkl")
     if "torch" in found:
         cuda = getattr(getattr(sys.modules["torch"], "version", None), "cuda", None)
         found["torch cuda"] = None if cuda is None else str(cuda)

@@ -11,7 +11,7 @@ from teraedge.errors import FormatError
 from teraedge.plan.explain import Part
 from teraedge.plan.panels import PanelLayer, Panels
 
-VERSION = 1
+VERSION = 2
 """Of the layout: to be raised whenever kernels read a layer in another way."""
 
 _ARRAYS = {"starts": np.int64, "weights": np.float32, "outputs": np.int32}
@@ -21,8 +21,10 @@ def pack_panels(layer: PanelLayer) -> tuple[dict[str, NDArray[Any]], dict[str, A
     """Return the arrays of a layer and what else it takes to make it again."""
     arrays: dict[str, NDArray[Any]] = {"bias": layer.bias}
     for name, panels in (("tall", layer.tall), ("single", layer.single)):
-        for part in (*_ARRAYS, "indices"):
+        for part in _ARRAYS:
             arrays[f"{name}.{part}"] = getattr(panels, part)
+        # With the one behind the last, which kernels read and never use.
+        arrays[f"{name}.indices"] = np.append(panels.indices, panels.indices.dtype.type(0))
     clamp = [None if math.isinf(bound) else bound for bound in layer.clamp]
     return arrays, {"clamp": clamp, "value": layer.value}
 
@@ -84,6 +86,9 @@ def _panels(
     )
     index = np.uint16 if part.n_in <= 2**16 else np.uint32
     indices = _array(f"{name}.indices", arrays, index)
+    if not len(indices):
+        raise FormatError(f"{name}.indices must hold one more than there are")
+    indices = indices[:-1]
     if len(starts) - 1 != len(outputs) / height:
         raise FormatError(f"{name}.starts must be one more than there are panels")
     if starts[0] != 0 or starts[-1] != len(indices) or (starts[1:] < starts[:-1]).any():

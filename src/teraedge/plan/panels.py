@@ -39,7 +39,7 @@ class Panels:
     starts : ndarray of int64, shape (panels + 1,)
         Edges of panel p are ``starts[p]`` to ``starts[p + 1]``.
     indices : ndarray of uint16 or uint32, shape (edges,)
-        The input neuron of each edge.
+        The input neuron of each edge; one more lies behind the last, for reads of fixed width.
     weights : ndarray of float32, shape (edges * height,), or empty
         The weights of each edge into the neurons of the panel, one after the other; empty where
         all weights of the layer are equal.
@@ -293,10 +293,13 @@ def _panels(neurons: NDArray[np.int64], height: int, columns: Columns) -> Panels
     if len(weights):
         members = [weights[entries_of(neurons[k::height], indptr)] for k in range(height)]
         values = np.ascontiguousarray(np.stack(members, axis=1)).ravel()
+    entries = entries_of(leaders, indptr)
+    spare = np.zeros(len(entries) + 1, indices.dtype)
+    np.take(indices, entries, out=spare[:-1])
     return Panels(
         height=height,
         starts=np.concatenate(([0], np.cumsum(counts))).astype(np.int64),
-        indices=indices[entries_of(leaders, indptr)],
+        indices=spare[:-1],
         weights=values,
         outputs=neurons.astype(np.int32),
     )

@@ -12,9 +12,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.engines.cpu import kernels
+from teraedge.engines.cpu import feeding
 from teraedge.engines.cpu.calibrate import constants
-from teraedge.engines.cpu.pool import Pool, Runner, Samples, runner
+from teraedge.engines.cpu.pool import Pool, Samples
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
 from teraedge.engines.cpu.state import State
@@ -128,13 +128,15 @@ class CpuEngine(Engine):
         threads = max(1, min(self._threads, -(-samples // size)))
         while len(self._pools) < threads:
             self._pools.append(Pool(self._plan.width, len(self._plan.origin)))
+        # Where samples can die nobody knows how many rows come out: begin with room for few.
+        rows = TILE if self._plan.droppable[:-1].any() else -(-samples // threads)
         for pool in self._pools:
-            pool.reset()
-        run = runner(features)
+            pool.reset(rows)
+        source = feeding.sources(features)
         # Enough pieces that threads end together, few enough that Python is not in the way.
         step = size * max(1, min(16, samples // (size * threads * 8)))
         work: list[Work] = [
-            _features_work(run, first, min(first + step, samples), size)
+            _features_work(source, first, min(first + step, samples), size)
             for first in range(0, samples, step)
         ]
         same_as = np.arange(samples)
@@ -242,27 +244,33 @@ def _tiles(program: Program, pool: Pool, state: State, work: Iterator[Work]) -> 
     """
     for piece in work:
         yield from piece(program, pool, state)
-    while (tile := kernels.next_parked(pool.waits)) >= 0:
-        if (tile := kernels.advance(program.table, tile, state)) >= 0:
-            yield tile
+    yield from _through(feeding.parked(), 0, feeding.UNTIL_NONE, 1, program, state)
 
 
-def _features_work(run: Runner, first: int, last: int, size: int) -> Work:
+def _through(
+    source: feeding.Source, first: int, last: int, size: int, program: Program, state: State
+) -> Iterator[int]:
+    """Yield the tiles that come out while all samples of a source go through a segment."""
+    while True:
+        first, tile = feeding.run(source, first, last, size, program.table, program.chunks, state)
+        if tile < 0:
+            return
+        yield tile
+
+
+def _features_work(
+    source: Callable[[int, int], feeding.Source], first: int, last: int, size: int
+) -> Work:
     def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
-        next_sample = first
-        while next_sample < last:
-            next_sample, tile = run(next_sample, last, size, program.table, state)
-            if tile >= 0:
-                yield tile
+        return _through(source(first, last), first, last, size, program, state)
 
     return work
 
 
 def _tile_work(samples: Samples) -> Work:
     def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
-        tile = pool.put(samples)
-        if tile >= 0 and (tile := kernels.advance(program.table, tile, state)) >= 0:
-            yield tile
+        if pool.put(samples):
+            yield from _through(feeding.parked(), 0, 1, 1, program, state)
 
     return work
 
