@@ -79,7 +79,7 @@ def plot(record: dict[str, Any], output: Path) -> None:
         axes.yaxis.set_major_formatter(plain)
     ratios.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: ""))
     ratios.xaxis.set_major_formatter(plain)
-    ratios.legend(frameon=False, loc="upper center")
+    ratios.legend(frameon=False, loc=(0.5, 0.76))
     figure.savefig(output, dpi=160)
 
 
