@@ -3,21 +3,24 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from teraedge.plan.gpu import DeviceLayer
+from teraedge.plan.device import DeviceLayer, Kernel
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Neighbouring layers that run in one launch, or one layer of the wide kernel.
+    """Neighbouring layers that run in one launch, or one layer of another kernel.
 
     Attributes
     ----------
     first, count : int
         Its layers.
+    kernel : {"resident", "staged", "wide"}
     samples : int
-        Samples of a resident tile; 0 for the wide kernel.
+        Samples that a block takes at a time; 0 for the wide kernel.
+    buffers : int
+        Parts of the inputs that there is room for at a time, in the staged kernel.
     shared : int
-        Shared memory of a block, in bytes.
+        Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
         Whether samples may die in it, so that those left are moved together at its end.
     heights : tuple of int
@@ -26,7 +29,9 @@ class Segment:
 
     first: int
     count: int
+    kernel: Kernel
     samples: int
+    buffers: int
     shared: int
     moves: bool
     heights: tuple[int, ...]
@@ -57,12 +62,22 @@ def segments(
         if (
             last
             or not layer.resident
+            or not layers[end].resident
             or layers[end].samples != layer.samples
             or (dies and _is_border(first + end))
         ):
             shared = max(part.shared for part in layers[begin:end])
             heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
-            yield Segment(first + begin, end - begin, layer.samples, shared, dies, heights)
+            yield Segment(
+                first=first + begin,
+                count=end - begin,
+                kernel=layer.kernel,
+                samples=layer.samples,
+                buffers=layer.buffers,
+                shared=shared,
+                moves=dies,
+                heights=heights,
+            )
             begin = end
 
 

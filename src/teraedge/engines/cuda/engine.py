@@ -19,8 +19,8 @@ from teraedge.host import memory_bytes
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.plan import gpu
+from teraedge.plan.device import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.explain import Explanation, LastRun, explain
-from teraedge.plan.gpu import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.plan import Plan
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from teraedge.engines.cuda.driver import Device, Event, Pinned, Stream
 from teraedge.engines.cuda.program import pack, packed_size
-from teraedge.plan.gpu import DeviceLayer
+from teraedge.plan.device import DeviceLayer
 from teraedge.plan.plan import Plan
 from teraedge.plan.segments import Segment, segments
 

@@ -8,11 +8,12 @@ from teraedge.engines.cuda.specialisations import (
     WIDE_THREADS,
     compact,
     resident,
+    staged,
     wide,
     wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
-from teraedge.plan.gpu import STATIC_SHARED, THREADS
+from teraedge.plan.device import STATIC_SHARED, THREADS
 from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 176
@@ -25,16 +26,20 @@ class Launcher:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._resident: dict[int, Kernel] = {}
+        self._staged: dict[int, Kernel] = {}
         self._wide: dict[int, tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
         self._grids: dict[tuple[str, int, int], int] = {}
 
     def prepare(self, segment: Segment) -> None:
         """Compile what a segment needs."""
-        if segment.samples:
+        if segment.kernel == "resident":
             self._resident_kernel(segment.samples)
-        for height in () if segment.samples else segment.heights:
-            self._wide_kernel(height)
+        elif segment.kernel == "staged":
+            self._staged_kernel(segment.buffers)
+        else:
+            for height in segment.heights:
+                self._wide_kernel(height)
 
     def launch(
         self, stream: Stream, segment: Segment, layers: int, state: RunState, number: int
@@ -51,17 +56,22 @@ class Launcher:
         number : int
             Of the segment in the run.
         """
-        if segment.samples:
+        if segment.kernel == "resident":
             kernel = self._resident_kernel(segment.samples)
             stream.launch(
                 kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
             )  # fmt: skip
             return
-        for height in segment.heights:
-            kernel, shared = self._wide_kernel(height)
-            grid = self._blocks(kernel, WIDE_THREADS, shared)
-            stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
+        if segment.kernel == "staged":
+            kernel, shared = self._staged_kernel(segment.buffers), segment.shared
+            grid = self._blocks(kernel, THREADS, shared)
+            stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
+        else:
+            for height in segment.heights:
+                kernel, shared = self._wide_kernel(height)
+                grid = self._blocks(kernel, WIDE_THREADS, shared)
+                stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
         stream.launch(
             self._compact["census"], 1, CENSUS_THREADS, 0,
             layers, segment.first, state.struct, number, MOVE_BELOW,
@@ -72,7 +82,7 @@ class Launcher:
 
     def blocks_of(self, segment: Segment) -> int:
         """Return the blocks that share the time of a segment's layers."""
-        if not segment.samples:
+        if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment.samples), THREADS, segment.shared)
 
@@ -81,6 +91,12 @@ class Launcher:
             file, defines, names = resident(samples)
             self._resident[samples] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[samples]
+
+    def _staged_kernel(self, buffers: int) -> Kernel:
+        if buffers not in self._staged:
+            file, defines, names = staged(buffers)
+            self._staged[buffers] = self._device.kernels(file, defines, names)[names[0]]
+        return self._staged[buffers]
 
     def _wide_kernel(self, height: int) -> tuple[Kernel, int]:
         """Return the wide kernel for a height of panels, and its dynamic shared memory."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.plan.gpu import DeviceLayer
+from teraedge.plan.device import DeviceLayer
 
 ALIGN = 256
 """Where arrays begin, in bytes: a vector load never crosses a line."""
@@ -27,7 +27,8 @@ LAYER = np.dtype(
         ("equal", np.int32),
         ("droppable", np.int32),
         ("wide", np.int32),
-        ("", "V8"),  # whole pieces of 16 bytes
+        ("parts", np.int32),
+        ("part_rows", np.int32),
     ]
 )
 """`struct Layer` of kernels/common.cuh."""
@@ -75,6 +76,7 @@ def pack(
         row["equal"] = layer.value is not None
         row["droppable"] = drop
         row["wide"] = layer.single.indices.dtype == np.uint32
+        row["parts"], row["part_rows"] = layer.parts, layer.part_rows
     target[: table.nbytes] = table.view(np.uint8)
 
 

@@ -1,6 +1,9 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
-from teraedge.plan.gpu import COLUMNS, SAMPLES, THREADS, WIDE_HEIGHT
+from teraedge.plan.device import COLUMNS, THREADS
+from teraedge.plan.gpu import SAMPLES, WIDE_HEIGHT
+from teraedge.plan.staged import LISTS, SLICES
+from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
 Specialisation = tuple[str, dict[str, int | str], list[str]]
 """A file, its macros, and the kernels in it."""
@@ -11,12 +14,18 @@ WIDE_STAGES = (3, 2)
 """Pieces in the ring of a warp: three on GPUs with room for them in shared memory, else two."""
 WIDE_EDGES = 8
 """Edges of a piece."""
-CENSUS_THREADS = 1024
+CENSUS_THREADS = 512
 
 
 def resident(samples: int) -> Specialisation:
     """Return the resident kernel for tiles of so many samples."""
     return "resident.cu", {"SAMPLES": samples, "THREADS": THREADS}, ["resident"]
+
+
+def staged(buffers: int) -> Specialisation:
+    """Return the staged kernel with room for so many parts of the inputs."""
+    sizes = {"SAMPLES": STAGED_SAMPLES, "LISTS": LISTS, "SLICES": SLICES}
+    return "staged.cu", {**sizes, "BUFFERS": buffers, "THREADS": THREADS}, ["staged"]
 
 
 def wide_shared(height: int, stages: int) -> int:
@@ -48,4 +57,5 @@ def samples() -> Specialisation:
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     wides = (wide(height, stages) for height in (1, WIDE_HEIGHT) for stages in WIDE_STAGES)
-    return [*(resident(count) for count in SAMPLES), *wides, compact(), samples()]
+    stageds = (staged(buffers) for buffers in (1, 2))
+    return [*(resident(count) for count in SAMPLES), *stageds, *wides, compact(), samples()]

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cuda.driver import Device, Memory, Stream
-from teraedge.plan.gpu import COLUMNS, LANES
+from teraedge.plan.device import COLUMNS, LANES
 
 SPARE_TILES = 4
 """Tiles past the last that the wide kernel may read."""

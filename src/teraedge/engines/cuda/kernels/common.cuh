@@ -20,7 +20,7 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // The edges of a slice or a panel.
 struct List {
-    i64 begin; // in pairs of edges (resident kernel), or in edges (wide kernel)
+    i64 begin; // in pairs of edges (resident and staged kernel), or in edges (wide kernel)
     int length;
     int unused;
 };
@@ -32,7 +32,7 @@ struct Target {
 
 // Panels of one height: neurons of a panel read the same inputs.
 struct Panels {
-    i64 count;             // slices (resident kernel), or panels (wide kernel)
+    i64 count;             // slices (resident kernel), [part][slice] (staged kernel), or panels (wide kernel)
     const List *lists;     // device, count
     const void *indices;   // device: the inputs, 2 or 4 bytes each
     const float *weights;  // device, `height` an edge; absent where all weights of the layer are equal
@@ -47,6 +47,7 @@ struct alignas(16) Layer {
     int equal;     // all weights are `value`
     int droppable; // a row that is zero after this layer is zero for good
     int wide;      // indices take 4 bytes
+    int parts, part_rows; // of the inputs (staged kernel)
 };
 
 static_assert(sizeof(Layer) == 128, "eight copies of 16 bytes");
@@ -66,7 +67,7 @@ struct State {
     unsigned *tickets;  // [segment] pieces of work taken so far
     u64 *live, *ran;    // [layer] samples live after it, and that went into it
     u64 *nanos;         // [layer] time spent in it; by the resident kernel, that of all blocks
-    u64 *began;         // [segment] when the wide kernel began
+    u64 *began;         // [segment] when the wide or the staged kernel began
     int *invalid;       // set where a feature is not finite
     i64 words;          // the most a run may have, an even number
 };
@@ -88,6 +89,12 @@ __device__ __forceinline__ unsigned or_over_warp(unsigned bits) {
 // Which of 32 values are nonzero where each lane holds one (-0 is zero).
 __device__ __forceinline__ unsigned nonzero_lanes(float value) {
     return __ballot_sync(ALL_LANES, value != 0.0f);
+}
+
+// Note when a segment began whose time is taken as a whole.
+__device__ __forceinline__ void note_begin(const State &state, i64 segment) {
+    if (blockIdx.x == 0 && threadIdx.x == 0 && state.began[segment] == 0)
+        state.began[segment] = nanoseconds();
 }
 
 __device__ __forceinline__ i64 words_of(unsigned slots) { return (static_cast<i64>(slots) + WORD - 1) / WORD; }

@@ -218,8 +218,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                      state.nonzero + offset,
                      used,
                      (used + TILES - 1) / TILES * panels.count};
-    if (blockIdx.x == 0 && threadIdx.x == 0 && state.began[segment] == 0)
-        state.began[segment] = nanoseconds();
+    note_begin(state, segment);
     if (layer.equal)
         run<true>(job);
     else

@@ -1,0 +1,53 @@
+"""What a layer costs in each of the CUDA kernels, to choose between them.
+
+Seconds a sample on an H200. Other GPUs are faster or slower, but their shared memory and their L2
+cache have about the same ratio, so that the order stays.
+"""
+
+from teraedge.plan.device import LANES
+from teraedge.plan.panels import PanelLayer
+from teraedge.plan.staged import CHUNKS, SAMPLES, WIDTH, Staging
+
+READS = 2.2e11
+"""Reads of 128 bytes that the shared memory of all multiprocessors serves in a second: 132 of them
+at 1.98 GHz, of which the resident kernel reaches 85 %."""
+L2_BYTES = 8e12
+"""Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
+STAGED_BYTES = 5e12
+"""The same in the pieces of 32 bytes of which the staged kernel takes rows."""
+RESIDENT_FOUR = 3.1e12
+"""Edges a second of the resident kernel with four samples, where weights and indices, which it
+reads for every four samples, come from L2 as fast as they can."""
+
+
+def wide_seconds(layer: PanelLayer, tall_edge: float) -> float:
+    """Return what the wide kernel takes: it reads 4 bytes an edge of a panel from L2."""
+    reads = len(layer.single.indices) + tall_edge * len(layer.tall.indices)
+    return reads * 4 / L2_BYTES
+
+
+def resident_four_seconds(layer: PanelLayer, tall_edge: float) -> float:
+    """Return what the resident kernel takes with tiles of four samples."""
+    return (len(layer.single.indices) + tall_edge * len(layer.tall.indices)) / RESIDENT_FOUR
+
+
+def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
+    """Return what the staged kernel takes.
+
+    It reads shared memory, for each step of 32 lanes the rows, and an index and a weight for two.
+    Before that, or at the same time where there is room for two parts, each output block gets all
+    rows, and the lists stream in besides.
+    """
+    weights = layer.value is None
+    steps = plan.slots / LANES
+    reads = steps * (4 * CHUNKS + (1.5 if weights else 0.5)) / READS
+    rows = plan.blocks * layer.n_in * SAMPLES * 4 / STAGED_BYTES
+    lists = plan.slots * (6 if weights else 2) / L2_BYTES
+    if plan.buffers > 1:
+        return max(reads, rows + lists) / SAMPLES
+    return (max(reads, lists) + rows) / SAMPLES
+
+
+def staged_at_best(layer: PanelLayer) -> float:
+    """Return what the staged kernel would take without any padding, all reads hidden."""
+    return max(layer.edges, WIDTH) / LANES * 4 * CHUNKS / READS / SAMPLES
