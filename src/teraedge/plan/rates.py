@@ -15,6 +15,9 @@ L2_BYTES = 8e12
 """Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
 STAGED_BYTES = 5e12
 """The same in the pieces of 32 bytes of which the staged kernel takes rows."""
+PIECE_SECONDS = 5e-6 / 132
+"""What the staged kernel takes for each part and output block besides, spread over 132 blocks that
+run at once: the wait for its first rows and lists, and two barriers."""
 RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""
@@ -43,9 +46,10 @@ def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
     reads = steps * (4 * CHUNKS + (1.5 if weights else 0.5)) / READS
     rows = plan.blocks * layer.n_in * SAMPLES * 4 / STAGED_BYTES
     lists = plan.slots * (6 if weights else 2) / L2_BYTES
+    waits = plan.parts * plan.blocks * PIECE_SECONDS
     if plan.buffers > 1:
-        return max(reads, rows + lists) / SAMPLES
-    return (max(reads, lists) + rows) / SAMPLES
+        return (max(reads, rows + lists) + waits) / SAMPLES
+    return (max(reads, lists) + rows + waits) / SAMPLES
 
 
 def staged_at_best(layer: PanelLayer) -> float:

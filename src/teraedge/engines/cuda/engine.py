@@ -20,8 +20,9 @@ from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.plan import gpu
 from teraedge.plan.device import COLUMNS, LANES, DeviceLayer
-from teraedge.plan.explain import Explanation, LastRun, explain
+from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
 from teraedge.plan.plan import Plan
+from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result
 from teraedge.rounding import statements
@@ -84,8 +85,10 @@ class CudaEngine(Engine):
 
     def explain(self) -> Explanation:  # noqa: D102
         plan = self._plan
+        samples = SAMPLES if self._last is None else self._last.samples
+        stay = len(plan.resident)
         return explain(
-            plan.parts,
+            [*plan.parts[:stay], *(streamed(part, samples) for part in plan.parts[stay:])],
             plan.edges_given,
             device=f"{self.device}: {self._device.name}",
             workers=1,
@@ -99,7 +102,8 @@ class CudaEngine(Engine):
             self._device.close()
 
     def _lay_out(self, layer: Layer) -> DeviceLayer:
-        return gpu.lay_out(layer, self._device.shared_bytes)
+        laid_out = gpu.lay_out(layer, self._device.shared_bytes)
+        return predicted(laid_out, self._device.multiprocessors * self._device.clock_hz)
 
     def _send_resident(self) -> Chunk | None:
         """Bring the layers that stay to the device."""
