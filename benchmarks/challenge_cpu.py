@@ -27,6 +27,8 @@ from teraedge.datasets import challenge
 from teraedge.host import usable_cores
 
 BATCHES = (60_000, 4_096, 512)
+SETTLE = 0.3
+"""Seconds between two programs: the threads of OpenMP spin on for 0.2 s after their work."""
 
 Once = Callable[[], tuple[float, np.ndarray]]
 """Runs all samples once; returns seconds and the ids of live samples."""
@@ -146,6 +148,7 @@ def main() -> None:
     times: dict[str, list[float]] = {label: [] for label in contenders}
     for _ in range(arguments.repeat):
         for label, once in contenders.items():
+            time.sleep(SETTLE)
             seconds, ids = once()
             if not np.array_equal(np.sort(ids), truth):
                 raise SystemExit(f"FAILED: {label} gives other ids than the official ones")

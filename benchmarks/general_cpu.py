@@ -1,6 +1,7 @@
-"""Mode A on the CPU: the kernels alone, on random weights, beside SciPy, torch CSR and dense BLAS.
+"""Mode A on the CPU: kernels alone, random weights, beside SciPy, torch CSR, MKL and dense BLAS.
 
     python benchmarks/general_cpu.py --output benchmarks/results/DATE-cpu-general.json
+    python benchmarks/general_cpu.py --only radixnet-32-width-16 random-0.03
 
 Nothing is pruned, merged or rewritten, all samples are live, and outputs are compared with the
 float64 reference before any time counts. Rivals multiply activations [neuron][sample] in one
@@ -11,9 +12,12 @@ the network's own edges count, so that they compare. Limits are measured in the 
 
 import argparse
 import importlib.util
+import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,6 +33,10 @@ from teraedge.rounding import error_bound
 
 SAMPLES, NEURONS = 4096, 1024
 TILE_BYTES = 1 << 18  # of 1024 neurons x 64 samples: what a gather reads from
+SETTLE = 0.3
+"""Seconds between two programs: the threads of OpenMP spin on for 0.2 s after their work."""
+SLOW = 2.0
+"""Seconds of a program's first run from which on one repetition is enough."""
 DENSITIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 
 
@@ -59,9 +67,14 @@ def rivals(network: teraedge.Network, features: np.ndarray) -> dict[str, Callabl
         return y
 
     found: dict[str, Callable[[], Any]] = {"scipy CSR": scipy_csr}
-    if importlib.util.find_spec("torch") is None:
-        print("torch is not installed and left out")
-        return found
+    for package, programs in (("torch", torch_programs), ("sparse_dot_mkl", mkl_programs)):
+        if importlib.util.find_spec(package) is not None:
+            found |= programs(sparse, x)
+    return found
+
+
+def torch_programs(sparse: list[Any], x: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """As `rivals`, with torch: sparse, and dense BLAS."""
     import torch
 
     warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
@@ -82,9 +95,30 @@ def rivals(network: teraedge.Network, features: np.ndarray) -> dict[str, Callabl
         parts = (torch.from_numpy(part.astype(np.int32)) for part in (w.indptr, w.indices))
         return torch.sparse_csr_tensor(*parts, torch.from_numpy(w.data), size=w.shape)
 
-    found["torch CSR"] = chain([csr(w) for w in sparse])
-    found["torch dense"] = chain([torch.from_numpy(w.toarray()) for w in sparse])
-    return found
+    return {
+        "torch CSR": chain([csr(w) for w in sparse]),
+        "torch dense": chain([torch.from_numpy(w.toarray()) for w in sparse]),
+    }
+
+
+def mkl_programs(sparse: list[Any], x: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """As `rivals`, with MKL's sparse product (packages mkl and sparse-dot-mkl)."""
+    found = sorted((Path(sys.prefix) / "lib").glob("libmkl_rt.so*"))
+    if found:  # where pip puts it, which no loader looks at
+        os.environ.setdefault("MKL_RT", str(found[0]))
+    from sparse_dot_mkl import dot_product_mkl, mkl_set_num_threads
+
+    mkl_set_num_threads(usable_cores())
+    room = np.zeros_like(x), np.zeros_like(x)  # as little allocation as we allow ourselves
+
+    def mkl_csr() -> Any:
+        y = x
+        for number, w in enumerate(sparse):
+            y = dot_product_mkl(w, y, out=room[number % 2], out_scalar=0.0)
+            np.maximum(y, 0, out=y)
+        return y
+
+    return {"MKL CSR": mkl_csr}
 
 
 def check(network: teraedge.Network, engine: teraedge.Engine, features: np.ndarray) -> None:
@@ -99,42 +133,63 @@ def main() -> None:
     """Measure, print a table, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--only", nargs="*", help="names of networks; by default all")
     parser.add_argument("--output", help="write the result file here")
     arguments = parser.parse_args()
 
     cores, rows = usable_cores(), []
     features = np.random.default_rng(0).random((SAMPLES, NEURONS), dtype=np.float32)
     for name, (network, limit) in networks().items():
+        if arguments.only and name not in arguments.only:
+            continue
         engine = teraedge.compile(network, options=teraedge.Options.mode("a"))
         check(network, engine, features)
-        programs = {"teraedge": lambda engine=engine: engine.run(features)}
+        default = teraedge.compile(network)  # looks for what to merge, and finds nothing
+        programs = {
+            "teraedge": lambda engine=engine: engine.run(features),
+            "teraedge, mode c": lambda engine=default: engine.run(features),
+        }
         programs |= rivals(network, features)
+        expected = engine.run(features).outputs.T
         times: dict[str, list[float]] = {label: [] for label in programs}
-        for label in programs:
-            programs[label]()
-        for _ in range(arguments.repeat):
+        slow = set()
+        for label, run in programs.items():
+            begin = time.perf_counter()
+            given = run()
+            if time.perf_counter() - begin > SLOW:
+                slow.add(label)
+            given = given.outputs.T if isinstance(given, teraedge.Result) else given
+            if not np.allclose(given, expected, rtol=1e-3, atol=1e-3):
+                raise SystemExit(f"FAILED: {label} gives another answer")
+        for number in range(arguments.repeat):
             for label, run in programs.items():
-                begin = time.perf_counter()
-                run()
-                times[label].append(time.perf_counter() - begin)
+                if number == 0 or label not in slow:
+                    time.sleep(SETTLE)
+                    begin = time.perf_counter()
+                    run()
+                    times[label].append(time.perf_counter() - begin)
         peak = multiply_add_peak(cores) if limit == "multiply-add" else load_peak(cores, TILE_BYTES)
         edges = SAMPLES * network.edges
         ours = median(times["teraedge"])
         line = f"{name:22} {edges / ours / 1e9:7.1f} GE/s, {edges / ours / peak:5.1%} of {limit}"
         for label, runs in times.items():
-            mine = label == "teraedge"
+            mine = label.startswith("teraedge")
             fields: dict[str, Any] = {"label": label, "passed": mine or None}
-            if mine:
+            if label == "teraedge":
                 fields |= {
                     "compile_seconds": engine.compile_seconds,
                     "share_of_limit": edges / ours / peak,
                     "limit": f"{limit}s a second of {cores} cores, {peak / 1e9:.1f} G/s",
                 }
             else:
-                fields["rival"] = label
                 line += f", {label} {median(runs) / ours:5.2f} x"
+            if not mine:
+                fields["rival"] = label
             counts = {"nominal_edges": edges, "executed_edges": edges, "samples": SAMPLES}
-            rows.append(row(name, runs, mode="a", **counts, **fields))
+            if label.endswith("mode c"):
+                counts["executed_edges"] = default.run(features).executed_edges
+            mode = "c" if label.endswith("mode c") else "a"
+            rows.append(row(name, runs, mode=mode, **counts, **fields))
         print(line, flush=True)
     if arguments.output:
         write_results(arguments.output, rows)

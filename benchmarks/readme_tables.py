@@ -39,24 +39,29 @@ def challenge_cpu() -> str:
     """One row a network: both modes, with rates and what the process needed."""
     lines = [
         "| network | mode B: dead samples dropped | mode C: everything exact "
-        "| compile (C) | peak memory |",
-        "| --- | --- | --- | --- | --- |",
+        "| compile (C) | peak memory | CPU |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
     files = sorted(latest("*-cpu-challenge-*.json"), key=lambda item: _edges(item[1]))
     for _, record in files:
         ours = {row["mode"]: row for row in record["rows"] if "rival" not in row}
         assert all(row["passed"] for row in ours.values())
-        cells = [f"{ours['b']['network']}"]
-        cells += [
-            f"{span(row['seconds']['median'])}, "
-            f"{quantity(row['nominal_edges_per_s'], 'E/s')} nominal, "
-            f"{quantity(row['executed_edges_per_s'], 'E/s')} executed"
-            for row in (ours["b"], ours["c"])
-        ]
+        cells = [record["rows"][0]["network"]]
+        cells += [_rates(ours.get(mode)) for mode in "bc"]
         cells.append(span(ours["c"]["compile_seconds"]))
         cells.append(quantity(max(row["peak_memory_bytes"] for row in ours.values()), "B"))
+        cells.append(record["machine"]["cpu"])
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join([*lines, "", _source(files)])
+
+
+def _rates(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not measured"
+    return (
+        f"{span(row['seconds']['median'])}, {quantity(row['nominal_edges_per_s'], 'E/s')} nominal, "
+        f"{quantity(row['executed_edges_per_s'], 'E/s')} executed"
+    )
 
 
 def rivals_cpu() -> str:
@@ -79,13 +84,21 @@ def _edges(record: dict[str, Any]) -> float:
 
 
 def _source(files: list[tuple[Path, dict[str, Any]]]) -> str:
-    """Say where and how the figures of a table were measured."""
-    machine, row = files[0][1]["machine"], files[0][1]["rows"][0]
-    names = ", ".join(f"`{path.name}`" for path, _ in files)
-    return (
-        f"{machine['cpu']}, {row['threads']} threads, {row['precision']}, "
-        f"{row['samples']:,} samples, median of the repetitions in {names}; ids equal to the "
-        "official ones in every run."
+    """Say where and how the figures of a table were measured, a sentence a machine."""
+    by_machine: dict[str, list[Path]] = {}
+    for path, record in files:
+        row = record["rows"][0]
+        machine = (
+            f"{record['machine']['cpu']}, {row['threads']} threads, {row['precision']}, "
+            f"{row['samples']:,} samples"
+        )
+        by_machine.setdefault(machine, []).append(path)
+    places = [
+        f"{machine}: {', '.join(f'`{path.name}`' for path in paths)}."
+        for machine, paths in by_machine.items()
+    ]
+    return "Medians of the repetitions; ids equal to the official ones in every run. " + " ".join(
+        places
     )
 
 

@@ -13,7 +13,6 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from math import ceil
 from statistics import median
 from typing import Any
 
@@ -31,8 +30,8 @@ from teraedge.engines.cuda import driver
 
 DISTINCT = 8
 """Layers that are drawn; the network repeats them, and the engine does not know."""
-ROOM = 0.5
-"""Of `Options.memory`, what is left for samples at least; layers have the rest."""
+ROOM = 0.3
+"""Of the bytes of all layers, what the device is given for them."""
 FEW = 64
 """Samples of the run that the copies bound."""
 
@@ -71,13 +70,9 @@ def wide_network(case: Case, seed: int = 1) -> teraedge.Network:
     return teraedge.Network(Repeated(distinct, case.layers), name=case.name)
 
 
-def small_memory(case: Case) -> int:
-    """Return an `Options.memory` in which the samples just fit, and most layers do not.
-
-    Two buffers of activations and the rows of the result take 12 bytes a neuron and sample.
-    """
-    samples = ceil(case.samples / 64) * 64 + 512
-    return int(12.5 * case.neurons * samples / ROOM)
+def small_memory(network: teraedge.Network) -> int:
+    """Return an `Options.memory` in which most layers do not fit: six bytes an edge, at least."""
+    return int(6 * network.edges * ROOM)
 
 
 def timed(engine: teraedge.Engine, features: Any, **rule: Any) -> tuple[list[float], Any]:
@@ -110,7 +105,7 @@ def measure(
     ids = np.unique(np.linspace(0, case.samples - 1, 64).astype(np.int64))
     rows: list[dict[str, Any]] = []
     answer: np.ndarray | None = None
-    memory = small_memory(case)
+    memory = small_memory(network)
     plans = {
         memory: [("streamed", features), ("streamed, few samples", few)],
         None: [("resident", features)],

@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from teraedge import datasets, errors, formats, reference, rounding
     from teraedge.activations import Activation, ClippedReLU, Identity, ReLU
-    from teraedge.engines import Engine, compile  # noqa: A004
+    from teraedge.engines import Engine, compile, load_plan  # noqa: A004
     from teraedge.features import PackedFeatures
     from teraedge.formats import load, save
     from teraedge.network import Layer, Network
@@ -33,6 +33,7 @@ _HOMES = {
     "Result": "result",
     "compile": "engines",
     "load": "formats",
+    "load_plan": "engines",
     "save": "formats",
 }
 _MODULES = ("datasets", "errors", "formats", "reference", "rounding")
@@ -54,6 +55,7 @@ __all__ = [
     "errors",
     "formats",
     "load",
+    "load_plan",
     "reference",
     "rounding",
     "save",

@@ -25,7 +25,7 @@ def jit(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         before = numba.config.CACHE_DIR
-        numba.config.CACHE_DIR = str(cache_dir() / "numba" / _KEY)
+        numba.config.CACHE_DIR = str(cache_dir() / "numba" / SOURCE_KEY)
         try:
             return numba.njit(list(signatures), nogil=True, cache=True, error_model="numpy")(
                 function
@@ -36,4 +36,10 @@ def jit(*signatures: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-_KEY = _source_key()
+def inlined(function: Callable[..., Any]) -> Any:
+    """Let a function be compiled as part of its one caller only, and not again by itself."""
+    return numba.njit(inline="always", error_model="numpy")(function)
+
+
+SOURCE_KEY = _source_key()
+"""Changes with any source of what is compiled and with numba."""

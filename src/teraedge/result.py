@@ -1,11 +1,16 @@
 """Result: what a run gives back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
+
+from teraedge.errors import ModelError
+
+if TYPE_CHECKING:
+    from teraedge.network import Network
 
 Block = tuple[NDArray[np.int64], NDArray[Any]]
 """Sample ids, and a row a sample."""
@@ -55,6 +60,10 @@ class Result:
         What the run did to be faster without changing the answer, by name ("prune", ...).
     same_as : ndarray of int64, shape (samples,), optional
         For each sample the id of the one whose row is also its own; of itself where it ran.
+    passes : mapping of str to int
+        The passes that found something, and the edges a sample that each saved.
+    rounding : sequence of str
+        What makes the last bits differ from those of the reference, a sentence each.
     live : ndarray of int64, optional
         The ids with a nonzero last row, ascending, where they are known without the rows.
     """
@@ -69,6 +78,8 @@ class Result:
         nominal_edges: int,
         exact: Sequence[str] = (),
         same_as: NDArray[np.int64] | None = None,
+        passes: Mapping[str, int] | None = None,
+        rounding: Sequence[str] = (),
         live: NDArray[np.int64] | None = None,
     ) -> None:
         self.shape = shape
@@ -76,6 +87,8 @@ class Result:
         self.seconds = seconds
         self.nominal_edges = nominal_edges
         self.exact = tuple(exact)
+        self.passes = dict(passes or {})
+        self.rounding = tuple(rounding)
         self._lazy_blocks: Sequence[LazyBlock] | None = blocks
         self._same_as, self._live = same_as, live
 
@@ -133,6 +146,37 @@ class Result:
         for ids, rows in self._blocks:
             labels[ids] = rows.argmax(axis=1)
         return labels
+
+    def error_bound(self, network: "Network", features: Any) -> NDArray[np.float64]:
+        """Bound how far each output may lie from the float64 reference, whatever `rounding` says.
+
+        Costs a run of the reference; see `rounding.error_bound`.
+
+        Parameters
+        ----------
+        network : Network
+            The one that was run, as given.
+        features : array, shape (samples, n_in)
+            Those that were run.
+
+        Returns
+        -------
+        ndarray of float64, shape (samples, n_out)
+
+        Raises
+        ------
+        ModelError, FeatureError
+            If they do not fit this result.
+        """
+        from teraedge.rounding import error_bound
+
+        bound = error_bound(network, features)
+        if bound.shape != self.shape:
+            raise ModelError(
+                f"the network and features give {bound.shape} outputs and this result has "
+                f"{self.shape}; give those of the run"
+            )
+        return bound
 
     @property
     def _dtype(self) -> np.dtype[Any]:

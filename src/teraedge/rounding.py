@@ -1,5 +1,6 @@
 """How far an fp32 answer may lie from the float64 reference."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,24 @@ UNIT = 2.0**-24
 
 EXTRA = 8
 """Roundings beside those of a sum: weights, bias and their merged or folded forms, bias added."""
+
+PASSES = {
+    "merge_neurons": "weights of merged neurons are added in float64, rounded to fp32 once",
+    "fold_constants": "constants are added to biases in float64, rounded to fp32 once",
+    "factor": "inputs with equal rows are added up before they are multiplied",
+}
+"""What the passes that reassociate do; the others change no sum."""
+
+
+def statements(passes: Iterable[str]) -> list[str]:
+    """Say what makes the last bits differ from those of the float64 reference.
+
+    Parameters
+    ----------
+    passes : iterable of str
+        Those that found something.
+    """
+    return ["sums are rounded to fp32", *(PASSES[name] for name in passes if name in PASSES)]
 
 
 def error_bound(network: Network, features: Any) -> NDArray[np.float64]:

@@ -102,3 +102,29 @@ def test_export_without_official_categories_says_so(teraedge, tmp_path):
         "neuron1024",
         "sparse-images-1024.tsv",
     ]
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_info_plan(teraedge, model, width):
+    done = teraedge("info", model, "--plan", COLUMNS=str(width), TERAEDGE_CALIBRATION="typical")
+    assert done.returncode == 0, done
+    assert not done.stderr
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0] == "model.safetensors, mode c"
+    assert "2-3" in done.stdout
+    assert ("kernel" in done.stdout) == (width == 120)
+    assert any(line.startswith("a: ") for line in lines)
+
+
+def test_info_plan_json(teraedge, model):
+    done = teraedge("info", model, "--plan", "--mode", "a", "--json")
+    found = json.loads(done.stdout)
+    assert found["mode"] == "a"
+    assert sum(row["edges_given"] for row in found["rows"]) == package.load(model).edges
+    assert sum(row["edges"] for row in found["rows"]) == package.load(model).edges
+    assert all(row["predicted"] > 0 and row["why"] for row in found["rows"])
+
+
+def test_info_plan_refusals(refused, model):
+    assert "abacus" in refused("info", model, "--plan", "--device", "abacus")

@@ -45,7 +45,8 @@ def test_a_hundred_runs_are_bit_identical():
 def test_close_gives_all_memory_back(device, mode):
     network = NETWORKS["rectangular"]
     features = make_features(network, 989)
-    teraedge.compile(network, "cuda", Options.mode(mode)).close()  # loads what stays loaded
+    with teraedge.compile(network, "cuda", Options.mode(mode)) as engine:
+        engine.run(features)  # loads what stays loaded
     before = free_bytes(device)
     for _ in range(5):
         engine = teraedge.compile(network, "cuda", Options.mode(mode))

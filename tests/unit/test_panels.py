@@ -1,5 +1,7 @@
 """The panel layout holds exactly the layer, and finds the shapes it is for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -8,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teraedge import Layer
+from teraedge.engines.cpu.calibrate import TYPICAL
 from teraedge.errors import ModelError
 from teraedge.plan.panels import panel_layer
 
-TALL_EDGE = 1.8
-
 
 def lay_out(matrix, height=4):
-    return panel_layer(Layer(matrix), height, TALL_EDGE)
+    return panel_layer(Layer(matrix), replace(TYPICAL, tile=64, height=height))
 
 
 def dense_of(layout):
@@ -103,4 +104,11 @@ def test_too_large_for_fp32():
     with pytest.raises(ModelError, match="weight is too large for fp32"):
         lay_out(np.array([[1e39]]))
     with pytest.raises(ModelError, match="bias is too large for fp32"):
-        panel_layer(Layer([[1.0]], 1e39), 4, TALL_EDGE)
+        panel_layer(Layer([[1.0]], 1e39), TYPICAL)
+
+
+def test_an_index_lies_behind_the_last():
+    """Kernels read four bytes at an index of two."""
+    layout = lay_out(weights(np.random.default_rng(0), 40, 30))
+    for panels in (layout.tall, layout.single):
+        assert panels.indices.base.size == len(panels.indices) + 1

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from teraedge import ClippedReLU, Layer, Network, Options, ReLU, reference
 from teraedge.errors import OptionsError
-from teraedge.grouping import equal_columns
+from teraedge.grouping import equal_columns, pick_columns
 from teraedge.passes import PASSES
-from teraedge.passes.draft import Wiring
+from teraedge.passes.draft import Draft, Wiring
 from teraedge.passes.rewriter import Rewriter
 from teraedge.plan.plan import _windows
 
@@ -219,3 +219,32 @@ def test_options_name_passes():
     assert Options(passes=("factor", "drop_zeros")).chosen_passes == ("drop_zeros", "factor")
     with pytest.raises(OptionsError, match="'fold'"):
         Options(passes=("fold",))
+
+
+def test_columns_are_picked_as_scipy_does():
+    rng = np.random.default_rng(0)
+    matrix = sp.csc_array(weights(rng, 30, 40, density=0.1))
+    for columns in (rng.integers(0, 40, 70), np.arange(40), np.empty(0, np.int64)):
+        picked = pick_columns(matrix, columns)
+        expected = matrix[:, columns]
+        assert picked.shape == expected.shape
+        for part in ("data", "indices", "indptr"):
+            np.testing.assert_array_equal(getattr(picked, part), getattr(expected, part))
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_absorbing_leaves_the_given_weights_as_they_were(constants):
+    """Inputs that run as one, and inputs that are constant."""
+    rng = np.random.default_rng(0)
+    layer = Layer(weights(rng, 12, 9, density=0.5), 1.0)
+    before = layer.weights.toarray()
+    source = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, -1 if constants else 3, 3, 3])
+    constant = np.where(source < 0, 2.5, 0.0)
+    draft = Draft.of(layer, Wiring(source, constant, 4))
+    draft.absorb()
+    np.testing.assert_array_equal(draft.given.toarray(), before)
+    np.testing.assert_array_equal(layer.weights.toarray(), before)
+    running = rng.normal(size=(5, 4))
+    whole = np.where(source < 0, constant, running[:, source])
+    expected = whole @ before + 1.0
+    np.testing.assert_allclose(running @ draft.weights.toarray() + draft.bias, expected)

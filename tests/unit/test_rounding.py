@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import teraedge
-from teraedge import ClippedReLU, Layer, Network, Options, ReLU, reference
+from teraedge import ClippedReLU, Layer, Network, Options, ReLU, reference, rounding
+from teraedge.errors import ModelError
+from teraedge.passes import PASSES
 from teraedge.rounding import error_bound
 
 
@@ -57,3 +59,27 @@ def test_a_bounded_activation_bounds_the_error(upper):
     layer = Layer(np.full((4, 4), 1e6), 0, ClippedReLU(upper))
     bound = error_bound(Network([layer] * 3), np.ones((2, 4)))
     assert (bound <= upper).all()
+
+
+def test_a_result_says_what_made_it_differ():
+    rng = np.random.default_rng(0)
+    column = rng.normal(size=(30, 1))
+    layers = [Layer(np.repeat(column, 8, axis=1)), Layer(rng.normal(size=(8, 5)))]
+    network, features = Network(layers), rng.normal(size=(20, 30))
+    merged = teraedge.compile(network).run(features)
+    plain = teraedge.compile(network, options=Options(passes=False)).run(features)
+    assert merged.passes == {"merge_neurons": 30 * 7 + 7 * 5}
+    assert plain.passes == {}
+    assert any("merged neurons are added" in line for line in merged.rounding)
+    assert not any("merged" in line for line in plain.rounding)
+    assert any("fp32" in line for line in plain.rounding)
+    bound = merged.error_bound(network, features)
+    np.testing.assert_array_equal(bound, error_bound(network, features))
+    assert (np.abs(merged.outputs - reference.run(network, features).outputs) <= bound).all()
+    with pytest.raises(ModelError, match="give those of the run"):
+        merged.error_bound(network, features[:3])
+
+
+def test_every_pass_that_reassociates_says_so():
+    assert set(rounding.PASSES) <= set(PASSES)
+    assert len(rounding.statements(PASSES)) == 1 + len(rounding.PASSES)

@@ -9,24 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teraedge.bench.gpu import describe
-from teraedge.host import memory_bytes, usable_cores
+from teraedge.host import cpu_model, memory_bytes, usable_cores
 
 if TYPE_CHECKING:
     from teraedge.engines.cuda.driver import Device
 
 PACKAGES = ("teraedge", "numpy", "scipy", "numba", "llvmlite", "safetensors")
-
-
-def cpu_model() -> str:
-    """Return the name of the CPU as its maker writes it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                return " ".join(value.split())
-    except OSError:
-        pass  # not Linux
-    return platform.processor() or platform.machine() or "unknown CPU"
 
 
 def peak_memory_bytes() -> int | None:
@@ -58,6 +46,8 @@ def versions() -> dict[str, str | None]:
     for rival in ("torch", "cupy"):  # by module: CuPy's packages have many names
         if sys.modules.get(rival) is not None:
             found[rival] = _version_of(rival, rival)
+    if "sparse_dot_mkl" in sys.modules:
+        found["mkl"] = metadata.version("mkl")
     if "torch" in found:
         cuda = getattr(getattr(sys.modules["torch"], "version", None), "cuda", None)
         found["torch cuda"] = None if cuda is None else str(cuda)

@@ -5,9 +5,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from teraedge.bench.machine import cpu_model, provenance
+from teraedge.bench.machine import provenance
 from teraedge.cache import atomic_write
-from teraedge.host import usable_cores
+from teraedge.host import cpu_model, usable_cores
 
 if TYPE_CHECKING:
     from teraedge.engines.cuda.driver import Device

@@ -16,7 +16,7 @@ from teraedge.cli.params import (
     ThreadsOption,
 )
 from teraedge.cli.progress import Stage, watched
-from teraedge.cli.text import count
+from teraedge.text import count
 
 if TYPE_CHECKING:
     from teraedge.cli.report import Report

@@ -17,7 +17,7 @@ from teraedge.cli.console import out, write_json
 from teraedge.cli.finding import Finding
 from teraedge.cli.params import JsonOption
 from teraedge.cli.progress import Stage
-from teraedge.cli.text import count, scaled, seconds
+from teraedge.text import count, scaled, seconds
 
 _SIMD = ("avx2", "fma", "avx512f", "avx512bf16", "avx512fp16", "amx-tile", "neon", "sve", "sve2")
 
@@ -93,7 +93,7 @@ def _extra(name: str, packages: list[str]) -> Finding:
 
 def _hardware() -> Iterator[Finding]:
     cores, memory = host.usable_cores(), host.memory_bytes()
-    yield Finding("cpu", machine.cpu_model(), machine.cpu_model())
+    yield Finding("cpu", host.cpu_model(), host.cpu_model())
     yield Finding("cores", cores, f"{count(cores, 'core')} usable")
     simd = _simd()
     yield Finding("simd", simd, ", ".join(simd) or "none known")

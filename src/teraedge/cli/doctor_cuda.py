@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from teraedge.cli.finding import Finding
 from teraedge.cli.progress import Stage
-from teraedge.cli.text import scaled, seconds
+from teraedge.text import scaled, seconds
 
 if TYPE_CHECKING:
     from teraedge.engines.cuda.driver import Device

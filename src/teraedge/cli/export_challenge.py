@@ -8,7 +8,7 @@ import typer
 from teraedge.cli.console import out
 from teraedge.cli.params import LayersOption, NeuronsOption, SamplesOption
 from teraedge.cli.progress import Stage, watched
-from teraedge.cli.text import count
+from teraedge.text import count
 
 
 def export_challenge(

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from teraedge.cli.console import out, write_json
-from teraedge.cli.params import JsonOption, ModelArgument
-from teraedge.cli.progress import Stage
-from teraedge.cli.text import count, scaled
+from teraedge.cli.devices import check_device
+from teraedge.cli.params import DeviceOption, JsonOption, Mode, ModelArgument, ModeOption
+from teraedge.cli.progress import Stage, watched
+from teraedge.text import count, scaled
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from teraedge.network import Layer, Network
+    from teraedge.plan.explain import Explanation
 
 
 @dataclass(frozen=True)
@@ -64,20 +68,61 @@ class Run:
         }
 
 
-def info(model: ModelArgument, as_json: JsonOption = False) -> None:
-    """Show the layers of a model and their weights.
+def info(
+    model: ModelArgument,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Compile, and show how each layer would run, and why.")
+    ] = False,
+    device: DeviceOption = "cpu",
+    mode: ModeOption = Mode.c,
+    as_json: JsonOption = False,
+) -> None:
+    """Show the layers of a model and their weights, or, with --plan, how they would run.
 
     Layers are read one at a time, so a model may be larger than the memory.
     """
     from teraedge import formats
 
     network = formats.load(model)
+    if plan:
+        explanation = _explain(network, device, mode)
+        if as_json:
+            write_json({"model": str(model), "mode": mode.value, **explanation.to_json()})
+        else:
+            _show_plan(explanation, f"{network.name or model.name}, mode {mode.value}")
+        return
     with Stage("reading the layers") as stage:
         runs = list(_runs(network, stage))
     if as_json:
         write_json(_to_json(network, model, runs))
     else:
         _show(network, model, runs)
+
+
+def _explain(network: "Network", device: str, mode: Mode) -> "Explanation":
+    """Compile the network and explain the plan."""
+    import teraedge
+
+    check_device(device)
+    with Stage("compiling") as compiling:
+        engine = teraedge.compile(watched(network, compiling), device, mode.options(None))
+    with engine:
+        return engine.explain()
+
+
+def _show_plan(explanation: "Explanation", title: str) -> None:
+    header, cells, notes = explanation.table(out().width)
+    table = _plain_table()
+    for name in header:
+        left = name in explanation.texts
+        table.add_column(name, justify="left" if left else "right", overflow="fold")
+    for row in cells:
+        table.add_row(*row)
+    out().print(title, style="bold")
+    out().print(explanation.title)
+    out().print(table)
+    for line in (*notes, explanation.summary):
+        out().print(line)
 
 
 def _runs(network: "Network", stage: Stage) -> Iterator[Run]:
@@ -165,19 +210,23 @@ def _show(network: "Network", model: "Path", runs: list[Run]) -> None:
 
 
 def _table(title: str) -> "Table":
-    from rich import box
-    from rich.table import Table
-
-    table = Table(
-        title=title,
-        title_style="bold",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),  # narrow, so that most models fit 80 columns
-    )
+    table = _plain_table(title)
     for name in ("layers", "shape", "edges", "density"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("weights", "bias"):
         table.add_column(name, no_wrap=True)
     table.add_column("activation", overflow="fold")
     return table
+
+
+def _plain_table(title: str | None = None) -> "Table":
+    from rich import box
+    from rich.table import Table
+
+    return Table(
+        title=title,
+        title_style="bold",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),  # narrow, so that most models fit 80 columns
+    )

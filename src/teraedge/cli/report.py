@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from teraedge import host
-from teraedge.bench import machine
 from teraedge.cli.console import out
-from teraedge.cli.text import count, number, scaled, seconds, sparkline
+from teraedge.text import count, number, scaled, seconds, sparkline
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -64,7 +63,7 @@ class Report:
         result, span = self.result, self.result.seconds
         return {
             "network": self.network,
-            "device": machine.cpu_model(),
+            "device": host.cpu_model(),
             "gpus": 0,
             "threads": self.threads,
             "mode": self.mode,
@@ -105,7 +104,7 @@ class Report:
         share = result.executed_edges / max(result.nominal_edges, 1)
         executed = self.rate(result.executed_edges)
         return [
-            ("device", f"{self.device}: {machine.cpu_model()}, {count(self.threads, 'thread')}"),
+            ("device", f"{self.device}: {host.cpu_model()}, {count(self.threads, 'thread')}"),
             ("network", f"{count(self.layers, 'layer')}, {count(self.edges, 'edge')}"),
             ("data", seconds(self.data_seconds)),
             ("compile", seconds(self.compile_seconds)),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from teraedge.cli.text import count
+from teraedge.text import count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -59,10 +59,9 @@ def _compare(network: "Network", features: Any, result: "Result") -> dict[str, A
     import numpy as np
 
     from teraedge import reference
-    from teraedge.rounding import error_bound
 
     expected = reference.run(network, features)
-    bound = error_bound(network, features)
+    bound = result.error_bound(network, features)
     errors = np.abs(result.outputs - expected.outputs)
     worst = np.unravel_index(np.argmax(errors), errors.shape) if errors.size else (0, 0)
     return {
@@ -78,6 +77,8 @@ def _compare(network: "Network", features: Any, result: "Result") -> dict[str, A
         "other_labels": int((result.labels != expected.labels).sum()),
         "other_live": len(np.setxor1d(result.live, expected.live)),
         "exact": list(result.exact),
+        "passes": result.passes,
+        "rounding": list(result.rounding),
     }
 
 
@@ -96,6 +97,7 @@ def _show(findings: dict[str, Any]) -> None:
     table.add_row("other labels", f"{findings['other_labels']:,}")
     table.add_row("other live ids", f"{findings['other_live']:,}")
     table.add_row("exact steps", ", ".join(findings["exact"]) or "none: everything executed")
+    table.add_row("last bits", "; ".join(findings["rounding"]))
     out().print(table)
     if not findings["bound_tells"]:
         # Deep networks amplify a rounding error more than they can show.

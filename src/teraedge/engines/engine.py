@@ -2,13 +2,16 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeAlias
 
+from teraedge.errors import DeviceError
 from teraedge.result import Result
 
 if TYPE_CHECKING:
     from teraedge.options import Options
+    from teraedge.plan.explain import Explanation
 
 
 Progress: TypeAlias = Callable[[float], None]
@@ -59,6 +62,37 @@ class Engine(ABC):
         FeatureError
             If the features do not fit the network or are not finite.
         """
+
+    @abstractmethod
+    def explain(self) -> "Explanation":
+        """Explain, for every layer, its layout and kernel, how long it takes, and why.
+
+        Returns
+        -------
+        Explanation
+            ``print`` it; `rows` and `to_json` have the figures. After a run its times are those
+            of the last run.
+        """
+
+    def save(self, path: str | Path) -> None:
+        """Write the compiled plan, all layers included, for `teraedge.load_plan`.
+
+        Parameters
+        ----------
+        path : path
+            ``*.safetensors``; a large plan becomes several files beside it and an index, as a
+            model does. A plan of that name is replaced once the new one is complete.
+
+        Raises
+        ------
+        FormatError
+            If the file cannot be written.
+        DeviceError
+            If plans of this device cannot be saved.
+        """
+        raise DeviceError(
+            f"plans for {self.device!r} cannot be saved; save the network, or compile for 'cpu'"
+        )
 
     @abstractmethod
     def close(self) -> None:

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 
 from teraedge.activations import Activation
 from teraedge.errors import FormatError, ModelError
+from teraedge.formats._shards import File, check_format, open_files
 from teraedge.formats._spec import read_activation, read_json
-from teraedge.formats.native import FORMAT, INDEX_SUFFIX, SUFFIX
+from teraedge.formats.native import FORMAT
 from teraedge.network import Layer, Network
 
 _DTYPES = {
@@ -35,112 +35,15 @@ class _About(NamedTuple):
 
 def open_model(path: Path) -> Network:
     """Open a model and check all but the values."""
-    index = path.with_name(path.name.removesuffix(SUFFIX) + INDEX_SUFFIX)
-    if path.name.endswith(INDEX_SUFFIX) or (not path.exists() and index.is_file()):
-        path = path if path.name.endswith(INDEX_SUFFIX) else index
-        metadata, tensors = _open_shards(path)
-    else:
-        file = _File(path)
-        metadata, tensors = file.metadata, dict.fromkeys(file.names, file)
+    path, metadata, tensors = open_files(path)
     about = _read_about(metadata, path)
     name = metadata.get("name")
     return Network(_Model(path, about, tensors), name=name if isinstance(name, str) else None)
 
 
-class _File:
-    """One safetensors file, mapped to memory."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        if not path.is_file():
-            raise FormatError(f"{path}: there is no such file")
-        try:
-            file: Any = safe_open(path, framework="numpy")
-            self.metadata: dict[str, Any] = file.metadata() or {}
-            self.names = frozenset(file.keys())
-            self._file = file
-        except (SafetensorError, OSError, ValueError) as error:
-            raise FormatError(f"{path}: is truncated or not safetensors: {error}") from None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _File, (self.path,)  # another process maps it anew
-
-    def describe(self, name: str) -> tuple[str, list[int]]:
-        """Return dtype, as safetensors names it, and shape of a tensor, without reading it."""
-        part = self._file.get_slice(name)
-        return part.get_dtype(), part.get_shape()
-
-    def read(self, name: str) -> NDArray[Any]:
-        """Return a copy of a tensor."""
-        try:
-            array: NDArray[Any] = self._file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise FormatError(f"{self.path}: {name} cannot be read: {error}") from None
-        return array
-
-
-def _open_shards(path: Path) -> tuple[dict[str, Any], dict[str, _File]]:
-    """Open the shards that an index names, and match their tensors with it."""
-    index = _read_index(path)
-    metadata, weight_map = index["metadata"], index["weight_map"]
-    files: dict[Any, _File] = {}
-    for shard in weight_map.values():
-        if not isinstance(shard, str) or not _is_plain_name(shard):
-            raise FormatError(
-                f"{path}: weight_map names {ascii(shard)[:80]}; shards are {SUFFIX} files beside "
-                "the index"
-            )
-        if shard not in files:
-            files[shard] = _open_shard(path, shard, metadata)
-    for shard, file in files.items():
-        mapped = {name for name, where in weight_map.items() if where == shard}
-        if mapped != file.names:
-            raise FormatError(
-                f"{file.path}: its tensors are not those of the index; look at "
-                f"{min(mapped ^ file.names)[:80]}"
-            )
-    return metadata, {name: files[shard] for name, shard in weight_map.items()}
-
-
-def _read_index(path: Path) -> dict[str, Any]:
-    try:
-        index: dict[str, Any] = read_json(path.read_bytes(), str(path))
-    except OSError as error:
-        raise FormatError(f"{path}: cannot be read: {error.strerror or error}") from None
-    if not all(isinstance(index.get(key), dict) for key in ("metadata", "weight_map")):
-        raise FormatError(f"{path}: must have the objects metadata and weight_map")
-    return index
-
-
-def read_metadata(path: Path) -> dict[str, Any]:
-    """Return what an index or a safetensors file says of itself, unchecked."""
-    if path.name.endswith(INDEX_SUFFIX):
-        metadata: dict[str, Any] = _read_index(path)["metadata"]
-        return metadata
-    return _File(path).metadata
-
-
-def _is_plain_name(name: str) -> bool:
-    return name.endswith(SUFFIX) and not any(char in name for char in "/\\:\0")
-
-
-def _open_shard(path: Path, shard: str, metadata: dict[str, Any]) -> _File:
-    file = _File(path.with_name(shard))
-    if file.metadata.get("model") != metadata.get("model"):
-        raise FormatError(f"{file.path}: belongs to another save than {path.name}")
-    return file
-
-
 def _read_about(metadata: dict[str, Any], path: Path) -> list[_About]:
     """Check the metadata and return what it says of each layer."""
-    if metadata.get("format") != FORMAT["format"]:
-        raise FormatError(f"{path}: is not a teraedge model (its metadata has no such format)")
-    version = metadata.get("format_version")
-    if version != FORMAT["format_version"]:
-        raise FormatError(
-            f"{path}: has format version {ascii(version)[:40]}; this teraedge reads "
-            f"{FORMAT['format_version']}"
-        )
+    check_format(metadata, FORMAT, path)
     layers = read_json(metadata.get("layers", ""), f"{path}: layers", list)
     if not layers:
         raise FormatError(f"{path}: the metadata has no layers")
@@ -164,7 +67,7 @@ def _read_layer_about(item: Any, where: str) -> _About:
 class _Model:
     """Layers read from mapped files when asked for."""
 
-    def __init__(self, path: Path, about: list[_About], tensors: dict[str, _File]) -> None:
+    def __init__(self, path: Path, about: list[_About], tensors: dict[str, File]) -> None:
         self._path, self._about, self._tensors = path, about, tensors
         self.n_in, self.n_out = about[0].n_in, about[-1].n_out
         self.edges = sum(self._check_tensors(index) for index in range(len(about)))

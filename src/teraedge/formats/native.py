@@ -22,26 +22,17 @@ gives the file of each tensor. ``model``, an id of that save, stands in the inde
 """
 
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.cache import new_file_mode
-from teraedge.errors import FormatError
-from teraedge.formats._atomic import beside
+from teraedge.formats._shards import Writer
 from teraedge.network import Layer, Network
 from teraedge.options import parse_bytes
 
-SUFFIX = ".safetensors"
-INDEX_SUFFIX = ".safetensors.index.json"
 FORMAT = {"format": "teraedge", "format_version": "1"}
-_SHARD = re.compile(r"-\d{5}-of-\d{5}\.safetensors").fullmatch
 
 
 def from_native(path: str | Path) -> Network:
@@ -88,24 +79,14 @@ def to_native(network: Network, path: str | Path, *, shard_size: int | str = "4G
     FormatError
         If the suffix is another or the files cannot be written.
     """
-    folder, stem = Path(path).parent, Path(path).name
-    if not stem.endswith(SUFFIX):
-        raise FormatError(f"{path}: the name of a native model ends with {SUFFIX}")
-    stem = stem.removesuffix(SUFFIX)
-    limit = parse_bytes(shard_size)
     name = {} if network.name is None else {"name": network.name}
-    with _Writer(folder, stem) as writer:
-        about, held, size = [], dict[str, NDArray[Any]](), 0
+    about = []
+    with Writer(Path(path), FORMAT, parse_bytes(shard_size)) as writer:
         for index, layer in enumerate(network):
             tensors, info = _pack(layer, f"layers.{index}.")
-            added = sum(tensor.nbytes for tensor in tensors.values())
-            if held and size + added > limit:
-                writer.shard(held)
-                held, size = {}, 0
-            held |= tensors
-            size += added
+            writer.add(tensors)
             about.append(info)
-        writer.finish(held, FORMAT | name | {"layers": json.dumps(about)})
+        writer.finish(name | {"layers": json.dumps(about)})
 
 
 def _pack(layer: Layer, prefix: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -128,103 +109,3 @@ def _pack(layer: Layer, prefix: str) -> tuple[dict[str, NDArray[Any]], dict[str,
         "bias": layer.bias is not None,
     }
     return {prefix + key: np.ascontiguousarray(value) for key, value in tensors.items()}, info
-
-
-class _Writer:
-    """The files of one save: temporary until all are complete."""
-
-    def __init__(self, folder: Path, stem: str) -> None:
-        self._folder, self._stem = folder, stem
-        self._model = uuid4().hex
-        self._shards: list[tuple[Path, dict[str, int]]] = []
-
-    def __enter__(self) -> "_Writer":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for temporary, _sizes in self._shards:
-            temporary.unlink(missing_ok=True)
-
-    def shard(
-        self, tensors: dict[str, NDArray[Any]], metadata: dict[str, str] | None = None
-    ) -> None:
-        """Write tensors to the next temporary file."""
-        from safetensors import SafetensorError
-        from safetensors.numpy import save_file
-
-        temporary = beside(self._folder / f"{self._stem}{SUFFIX}")
-        self._shards.append((temporary, {key: value.nbytes for key, value in tensors.items()}))
-        with self._writing():
-            mode = new_file_mode(temporary)
-            try:
-                save_file(tensors, temporary, metadata or FORMAT | {"model": self._model})
-                temporary.chmod(mode)
-            except SafetensorError as error:  # as it reports a full disk, for one
-                raise FormatError(f"{self._target()}: cannot be written: {error}") from None
-
-    def finish(self, tensors: dict[str, NDArray[Any]], metadata: dict[str, str]) -> None:
-        """Write what is left, give every file its name, and remove what the save replaces."""
-        old = set(self._existing())
-        if self._shards:
-            self.shard(tensors)
-            new = self._finish_shards(metadata | {"model": self._model})
-        else:
-            self.shard(tensors, metadata)
-            new = [self._target()]
-            with self._writing():
-                self._shards[0][0].replace(new[0])
-        with self._writing():
-            for path in old - set(new):
-                if _is_ours(path):
-                    path.unlink(missing_ok=True)
-
-    def _finish_shards(self, metadata: dict[str, str]) -> list[Path]:
-        count = len(self._shards)
-        names = [f"{self._stem}-{k:05}-of-{count:05}{SUFFIX}" for k in range(1, count + 1)]
-        weight_map = {
-            key: name for name, (_, sizes) in zip(names, self._shards, strict=True) for key in sizes
-        }
-        total = sum(sum(sizes.values()) for _, sizes in self._shards)
-        text = json.dumps({"metadata": {"total_size": total, **metadata}, "weight_map": weight_map})
-        index = self._folder / f"{self._stem}{INDEX_SUFFIX}"
-        temporary = beside(index)
-        targets = [self._folder / name for name in names]
-        with self._writing():
-            try:
-                temporary.write_text(text + "\n", encoding="utf-8")
-                for (shard, _), target in zip(self._shards, targets, strict=True):
-                    shard.replace(target)
-                temporary.replace(index)  # the last, so that it never names what is not there
-            finally:
-                temporary.unlink(missing_ok=True)
-        return [*targets, index]
-
-    def _target(self) -> Path:
-        return self._folder / f"{self._stem}{SUFFIX}"
-
-    def _existing(self) -> Iterator[Path]:
-        """Yield the files of a model of this name."""
-        if not self._folder.is_dir():
-            return
-        for path in self._folder.iterdir():
-            end = path.name.removeprefix(self._stem)
-            if path.name.startswith(self._stem) and (end in (SUFFIX, INDEX_SUFFIX) or _SHARD(end)):
-                yield path
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            reason = error.strerror or error
-            raise FormatError(f"{self._target()}: cannot be written: {reason}") from None
-
-
-def _is_ours(path: Path) -> bool:
-    """Tell whether a file is of this format: a new model removes no other program's files."""
-    from teraedge.formats._native_reader import read_metadata
-
-    try:
-        return bool(read_metadata(path).get("format") == FORMAT["format"])
-    except FormatError:
-        return False

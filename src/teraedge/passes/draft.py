@@ -8,6 +8,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from teraedge.activations import Activation
+from teraedge.grouping import pick_columns
 from teraedge.network import Layer
 
 NONE = -1
@@ -101,8 +102,8 @@ class Draft:
         """Keep some columns; `replaced_by` says for each old column its new one, or `NONE`."""
         self.untouched = False
         absorbed = self.given is not self.weights
-        self.weights = self.weights[:, columns]
-        self.given = self.given[:, columns] if absorbed else self.weights
+        self.weights = pick_columns(self.weights, columns)
+        self.given = pick_columns(self.given, columns) if absorbed else self.weights
         self.bias = self.bias[columns]
         self.column = np.where(self.column == NONE, NONE, replaced_by[self.column])
 
@@ -120,10 +121,34 @@ class Draft:
         if self.inputs.trivial:
             return
         self.untouched = False
-        self.bias = self.bias + self.weights.T @ self.inputs.constant
-        self.weights = sp.csc_array(self.inputs.spread() @ self.weights)
-        self.weights.sort_indices()
+        weights, inputs = self.weights, self.inputs
+        source = inputs.source[weights.indices]
+        if (source == NONE).any():
+            self.bias = self.bias + weights.T @ inputs.constant
+        self.weights = _joined(weights, source, inputs.running)
 
     def outputs(self) -> Wiring:
         """Return where the outputs as given come from."""
         return Wiring(self.column, self.constant, self.weights.shape[1])
+
+
+def _joined(weights: sp.csc_array, rows: NDArray[np.int64], running: int) -> sp.csc_array:
+    """Return the matrix with its entries moved to other rows, where those that meet are added.
+
+    Parameters
+    ----------
+    weights : csc_array
+    rows : ndarray of int64, shape (entries,)
+        Where each entry goes; `NONE` for nowhere.
+    running : int
+        Rows of the new matrix.
+    """
+    data, indptr = weights.data.astype(np.float64), weights.indptr.copy()  # changed in place
+    kept = rows != NONE
+    if not kept.all():
+        indptr = np.concatenate(([0], np.cumsum(kept)))[indptr]
+        data, rows = data[kept], rows[kept]
+    shape = running, weights.shape[1]
+    joined = sp.csc_array((data, rows.astype(weights.indices.dtype), indptr), shape=shape)
+    joined.sum_duplicates()
+    return joined

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from teraedge.grouping import equal_columns
+from teraedge.grouping import equal_columns, lengths
 from teraedge.passes.draft import NONE, Draft
 
 NEURON_COST = 4
@@ -33,19 +33,19 @@ class Factored:
 def factor(draft: Draft) -> Factored | None:
     """Return the two factors where they cost less than the layer as it is."""
     given = draft.given.tocsr()
-    read = np.flatnonzero((draft.inputs.source != NONE) & (np.diff(given.indptr) > 0))
+    read = np.flatnonzero((draft.inputs.source != NONE) & (lengths(given.indptr) > 0))
     first = equal_columns(given.indptr, given.indices, given.data)
     rows, group = np.unique(first[read], return_inverse=True)
     if len(rows) == len(read):
         return None
-    kernel = given[rows]
-    if kernel.nnz + len(rows) * (1 + NEURON_COST) >= draft.edges:
+    edges = int(lengths(given.indptr)[rows].sum())
+    if edges + len(rows) * (1 + NEURON_COST) >= draft.edges:
         return None  # there is at least one adding edge a group
     adding = sp.csr_array(
         (np.ones(len(read)), (draft.inputs.source[read], group)),
         shape=(draft.inputs.running, len(rows)),
     )  # duplicates are added: an input that runs may stand for several of a group
     adding.sum_duplicates()
-    if adding.nnz + kernel.nnz + len(rows) * NEURON_COST >= draft.edges:
+    if adding.nnz + edges + len(rows) * NEURON_COST >= draft.edges:
         return None
-    return Factored(adding, kernel)
+    return Factored(adding, given[rows])

@@ -19,6 +19,6 @@ def merge_neurons(draft: Draft) -> None:
     """Keep one column of every group of equal ones."""
     weights = draft.weights
     first = equal_columns(weights.indptr, weights.indices, weights.data, labels=draft.bias)
-    columns, group = np.unique(first, return_inverse=True)
-    if len(columns) < len(first):
-        draft.keep(columns, group)
+    kept = first == np.arange(len(first))
+    if not kept.all():
+        draft.keep(np.flatnonzero(kept), (np.cumsum(kept) - 1)[first])

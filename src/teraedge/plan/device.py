@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.plan import banks
+from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 
 Kernel = Literal["resident", "staged", "wide"]
@@ -83,6 +84,8 @@ class DeviceLayer:
         The weight, where all are equal.
     bias : ndarray of float32, shape (n_out,)
     clamp : (float, float)
+    choice : Choice
+        Without times: they are not predicted for this device.
     parts, part_rows, buffers : int
         Parts of the inputs, rows of a part, and how many parts there is room for at a time
         (staged).
@@ -101,6 +104,7 @@ class DeviceLayer:
     value: float | None
     bias: NDArray[np.float32]
     clamp: tuple[float, float]
+    choice: Choice
     parts: int = 0
     part_rows: int = 0
     buffers: int = 0

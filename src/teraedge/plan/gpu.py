@@ -12,7 +12,6 @@ length, so that little is padded, and their edges are ordered for the banks of s
 (`plan.banks`). The wide kernel reads one panel a warp.
 """
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,9 @@ from numpy.typing import NDArray
 
 from teraedge.network import Layer
 from teraedge.plan import banks, rates
+from teraedge.plan.cost import Constants
 from teraedge.plan.device import (
+    COLUMNS,
     LANES,
     STATIC_SHARED,
     WARPS,
@@ -43,6 +44,8 @@ RESIDENT_TALL_EDGE, WIDE_TALL_EDGE = 1.5, 1.25
 more of weights."""
 SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
+NEVER = 1e9
+"""What makes an edge of a tall panel too dear to be chosen."""
 WIDE_ALIGN = 8
 """Edges the wide kernel loads together."""
 
@@ -65,13 +68,13 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
     resident, seconds = None, np.inf
     if rows * min(SAMPLES, default=room) * 4 <= room:
-        panels = panel_layer(layer, RESIDENT_HEIGHT, RESIDENT_TALL_EDGE)
+        panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
         if samples > 4:
             return _resident(panels, samples, _shared(panels, samples))
         if samples:
             resident, seconds = panels, rates.resident_four_seconds(panels, RESIDENT_TALL_EDGE)
-    wide = panel_layer(layer, WIDE_HEIGHT, WIDE_TALL_EDGE)
+    wide = panel_layer(layer, _relative(WIDE_HEIGHT, WIDE_TALL_EDGE))
     wide_seconds = rates.wide_seconds(wide, WIDE_TALL_EDGE)
     if rates.staged_at_best(wide) < min(seconds, wide_seconds):
         single = _all_single(layer, wide)
@@ -87,8 +90,7 @@ def _all_single(layer: Layer, panels: PanelLayer) -> PanelLayer:
     """Return a layer without tall panels."""
     if not len(panels.tall.outputs):
         return panels
-    panels = panel_layer(layer, 1, np.inf)
-    return replace(panels, tall=panels.single, single=panels.tall)
+    return panel_layer(layer, _relative(WIDE_HEIGHT, NEVER))
 
 
 def _best_staging(layer: PanelLayer, room: int, seconds: float) -> Staging | None:
@@ -101,6 +103,27 @@ def _best_staging(layer: PanelLayer, room: int, seconds: float) -> Staging | Non
     if best is not None and rates.staged_seconds(layer, best := settled(best)) < seconds:
         return best
     return None
+
+
+def _relative(height: int, tall_edge: float) -> Constants:
+    """Return what panels cost in edges of a single neuron, wherever inputs come from."""
+    edge = 1.0, 1.0, 1.0
+    return Constants(
+        tile=COLUMNS,
+        height=height,
+        caches=(2**60, 2**61),
+        tall_edge=(tall_edge, tall_edge, tall_edge),
+        single_edge=edge,
+        tall_run=tall_edge,
+        single_run=1.0,
+        tall_neuron=1.0,
+        single_neuron=1.0,
+        load=1.0,
+        store=1.0,
+        byte=1e-9,
+        multiply_add=0.25,
+        read=edge,
+    )
 
 
 def _totals(samples: int) -> int:
@@ -132,6 +155,7 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
+        choice=layer.choice.without_times("resident"),
     )
 
 
@@ -186,6 +210,7 @@ def _wide(layer: PanelLayer) -> DeviceLayer:
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
+        choice=layer.choice.without_times("wide"),
     )
 
 

@@ -1,21 +1,32 @@
 """The plan of a network: the layers that run, laid out, and which of them stay in memory."""
 
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
 from itertools import chain, pairwise
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.errors import ModelError
+from teraedge.host import usable_cores
 from teraedge.network import Layer, Network
 from teraedge.options import Options
 from teraedge.passes.draft import Wiring
 from teraedge.passes.rewriter import Rewriter
+from teraedge.plan.explain import Choice, Part
+from teraedge.plan.fingerprint import Fingerprint
 
 log = logging.getLogger(__name__)
+
+LARGE = 200_000
+"""Edges from which on layers are laid out side by side, in threads."""
+WORKERS = 8
+"""Layers that are laid out at a time, at most; so many are in memory."""
 
 
 class LaidOut(Protocol):
@@ -44,6 +55,10 @@ class LaidOut(Protocol):
     @property
     def nbytes(self) -> int:
         """Bytes it takes on the device."""
+
+    @property
+    def choice(self) -> Choice:
+        """Why it is laid out as it is."""
 
 
 L = TypeVar("L", bound=LaidOut)
@@ -74,8 +89,14 @@ class Plan(Generic[L]):
         Of the network as given.
     width : int
         The largest number of neurons before or after any layer that runs.
+    edges_given : list of int
+        Of each layer as given.
+    fingerprint : str
+        Of the network as given: another one has another.
     origin : list of int
         For each layer that runs, the number of the layer as given that it is part of.
+    parts : list of Part
+        Of every layer that runs, what `explain` needs to know.
     resident : list of LaidOut
         The first layers that run, as many as stay in memory.
     droppable : ndarray of bool, shape (layers that run + 1,)
@@ -89,6 +110,20 @@ class Plan(Generic[L]):
         Bytes that `streamed` yields together, at most.
     """
 
+    n_in: int
+    n_out: int
+    edges: int
+    width: int
+    edges_given: list[int]
+    fingerprint: str
+    origin: list[int]
+    parts: list[Part]
+    resident: list[L]
+    droppable: NDArray[np.bool_]
+    saved: Counter[str]
+    streamed_bytes: int
+    room: int
+
     def __init__(
         self,
         network: Network,
@@ -101,10 +136,8 @@ class Plan(Generic[L]):
         self._layout, self._budget, self._places = lay_out, memory, places
         self.n_in = self.width = network.n_in
         self.n_out = self.edges = 0
-        self.origin: list[int] = []
-        self.resident: list[L] = []
+        self.origin, self.parts, self.resident, self.edges_given = [], [], [], []
         self._cut = 0, Wiring.identity(self.n_in)
-        self.saved: Counter[str] = Counter()
         quiet = self._read()
         suffix = np.logical_and.accumulate(np.array([*quiet, True])[::-1])[::-1]
         self.droppable = suffix if options.prune else np.zeros_like(suffix)
@@ -113,7 +146,7 @@ class Plan(Generic[L]):
             len(network),
             len(self.origin),
             len(self.resident),
-            _nbytes(self.resident) / 1e6,
+            nbytes_of(self.resident) / 1e6,
             ", ".join(f"{count:,} by {name}" for name, count in self.saved.items()) or "none",
         )
 
@@ -121,51 +154,103 @@ class Plan(Generic[L]):
         """Lay the network out; returns for each layer that runs whether zero rows stay zero."""
         quiet: list[bool] = []
         held = cut_layers = largest = 0
-        rewriter = Rewriter(self._passes, self._cut[1])
-        for index, (layer, following) in enumerate(_windows(self._network)):
+        rewriter, fingerprint = Rewriter(self._passes, self._cut[1]), Fingerprint()
+        for given, parts in self._laid_out(0, rewriter, fingerprint.add):
             if held <= self._budget * 3 // 4:
                 # If not all fits, keep up to here: the rest needs room to come several at a time.
-                self._cut, cut_layers = (index, rewriter.inputs), len(self.origin)
-            for part in self._lay_out(rewriter, layer, following, index):
+                self._cut, cut_layers = (given.number, given.inputs), len(self.origin)
+            for part in parts:
                 held += part.nbytes
                 largest = max(largest, part.nbytes)
                 if held <= self._budget:
                     self.resident.append(part)
                 quiet.append(_keeps_zero(part))
-                self.origin.append(index)
+                self.origin.append(given.number)
+                self.parts.append(part_of(part, given.number))
                 self.width = max(self.width, part.n_out)
-            self.edges += layer.edges
-            self.n_out = layer.n_out
+            self.edges_given.append(given.edges)
+            self.edges += given.edges
+            self.n_out = given.n_out
         if held > self._budget:
             del self.resident[cut_layers:]
-        self.streamed_bytes = held - _nbytes(self.resident)
-        self.room = max((self._budget - _nbytes(self.resident)) // self._places, largest)
+        self.streamed_bytes = held - nbytes_of(self.resident)
+        self.room = max((self._budget - nbytes_of(self.resident)) // self._places, largest)
         self.saved = +rewriter.saved  # without zeros
+        self.fingerprint = fingerprint.hexdigest()
         return quiet
 
     def streamed(self) -> Iterator[tuple[int, list[L]]]:
         """Yield (first layer, layers) for what is not resident, as many at a time as have room."""
         first = len(self.resident)
-        if first == len(self.origin):
+        segment: list[L] = []
+        for part in self._later():
+            if segment and nbytes_of(segment) + part.nbytes > self.room:
+                yield first, segment
+                first, segment = first + len(segment), []
+            segment.append(part)
+        if segment:
+            yield first, segment
+
+    def layers(self) -> Iterator[L]:
+        """Yield every layer that runs; those that are not resident are made one at a time."""
+        yield from self.resident
+        yield from self._later()
+
+    def _later(self) -> Iterator[L]:
+        """Yield the layers that are not resident."""
+        if len(self.resident) == len(self.origin):
             return
         start, inputs = self._cut
-        rewriter = Rewriter(self._passes, inputs)
-        segment: list[L] = []
-        for index, (layer, following) in enumerate(_windows(self._network[start:]), start):
-            for part in self._lay_out(rewriter, layer, following, index):
-                if segment and _nbytes(segment) + part.nbytes > self.room:
-                    yield first, segment
-                    first, segment = first + len(segment), []
-                segment.append(part)
-        yield first, segment
+        for _, parts in self._laid_out(start, Rewriter(self._passes, inputs), None):
+            yield from parts
 
-    def _lay_out(
-        self, rewriter: Rewriter, layer: Layer, following: Layer | None, index: int
-    ) -> list[L]:
-        try:
-            return [self._layout(part) for part in rewriter.rewrite(layer, following)]
-        except ModelError as error:
-            raise ModelError(f"layer {index}: {error}") from None
+    def _laid_out(
+        self, start: int, rewriter: Rewriter, watch: Callable[[Layer], None] | None
+    ) -> Iterator[tuple["_Given", list[L]]]:
+        """Rewrite layers `start` and following one by one, and lay them out.
+
+        Large ones are laid out in threads while the next are read.
+        """
+        workers = min(WORKERS, usable_cores())
+        waiting: deque[tuple[_Given, list[Callable[[], L]]]] = deque()
+        with ThreadPoolExecutor(workers, "teraedge-plan") as pool:
+            for index, (layer, following) in enumerate(_windows(self._network[start:]), start):
+                if watch is not None:
+                    watch(layer)
+                given = _Given(index, layer.edges, layer.n_out, rewriter.inputs)
+                with _numbered(index):
+                    parts = rewriter.rewrite(layer, following)
+                tasks: list[Callable[[], L]] = [partial(self._layout, part) for part in parts]
+                if workers > 1 and layer.edges >= LARGE:
+                    tasks = [pool.submit(task).result for task in tasks]
+                waiting.append((given, tasks))
+                while len(waiting) > (workers if layer.edges >= LARGE else 0):
+                    yield _finished(*waiting.popleft())
+            while waiting:
+                yield _finished(*waiting.popleft())
+
+
+class _Given(NamedTuple):
+    """What is remembered of a layer as given; `inputs`: what it reads."""
+
+    number: int
+    edges: int
+    n_out: int
+    inputs: Wiring
+
+
+def _finished(given: _Given, tasks: list[Callable[[], L]]) -> tuple[_Given, list[L]]:
+    with _numbered(given.number):
+        return given, [task() for task in tasks]
+
+
+@contextmanager
+def _numbered(layer: int) -> Iterator[None]:
+    """Let errors say which layer they are of."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"layer {layer}: {error}") from None
 
 
 def _windows(network: Network) -> Iterator[tuple[Layer, Layer | None]]:
@@ -173,7 +258,13 @@ def _windows(network: Network) -> Iterator[tuple[Layer, Layer | None]]:
     return pairwise(chain(network, (None,)))  # type: ignore[arg-type]
 
 
-def _nbytes(layers: Iterable[LaidOut]) -> int:
+def part_of(layer: LaidOut, origin: int) -> Part:
+    """Return what is remembered of a layer when it is not in memory."""
+    return Part(origin, layer.n_in, layer.n_out, layer.edges, layer.nbytes, layer.choice)
+
+
+def nbytes_of(layers: Iterable[LaidOut]) -> int:
+    """Return the bytes of layers that are laid out."""
     return sum(layer.nbytes for layer in layers)
 
 

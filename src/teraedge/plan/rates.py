@@ -15,6 +15,9 @@ L2_BYTES = 8e12
 """Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
 STAGED_BYTES = 5e12
 """The same in the pieces of 32 bytes of which the staged kernel takes rows."""
+PIECE_SECONDS = 5e-6 / 132
+"""What the staged kernel takes for each part and output block besides, spread over 132 blocks that
+run at once: the wait for its first rows and lists, and two barriers."""
 RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""
@@ -22,32 +25,15 @@ reads for every four samples, come from L2 as fast as they can."""
 
 def wide_seconds(layer: PanelLayer, tall_edge: float) -> float:
     """Return what the wide kernel takes: it reads 4 bytes an edge of a panel from L2."""
-    reads = len(layer.single.indices) + tall_edge * len(layer.tall.indices)
-    return reads * 4 / L2_BYTES
-
-
-def resident_four_seconds(layer: PanelLayer, tall_edge: float) -> float:
-    """Return what the resident kernel takes with tiles of four samples."""
-    return (len(layer.single.indices) + tall_edge * len(layer.tall.indices)) / RESIDENT_FOUR
-
-
-def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
-    """Return what the staged kernel takes.
-
-    Lists are read step by step, and reads that meet in a bank take turns. Before that, or at the
-    same time where there is room for two parts, each output block gets all rows, and the lists
-    stream in besides.
-    """
-    weights = layer.value is None
-    steps = plan.slots / LANES
     reads = (steps * (READS_A_STEP - (not weights)) + plan.meetings * CHUNKS) / READS
     row_bytes = plan.blocks * layer.n_in * SAMPLES * 4
     rows = row_bytes / STAGED_BYTES
     lists = plan.slots * (6 if weights else 2) / L2_BYTES
+    waits = plan.parts * plan.blocks * PIECE_SECONDS
     if plan.buffers > 1:
         writes = row_bytes / 128 / READS  # to shared memory, which is busy with reads
-        return max(reads + writes, rows + lists) / SAMPLES
-    return (max(reads, lists) + rows) / SAMPLES
+        return (max(reads + writes, rows + lists) + waits) / SAMPLES
+    return (max(reads, lists) + rows + waits) / SAMPLES
 
 
 def staged_at_best(layer: PanelLayer) -> float:

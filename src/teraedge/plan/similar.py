@@ -9,12 +9,13 @@ Adding x 0 changes no sum of finite numbers, so results are the same to the last
 order of additions leaves.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.grouping import entries_of
+from teraedge.grouping import entries_of, lengths
 
 SAMPLE = 64
 """Groups looked at before all of them are."""
@@ -64,18 +65,25 @@ def _similar(columns: Columns, single: NDArray[np.int64], height: int) -> NDArra
     that is the share of inputs in common (Broder, 1997).
     """
     indptr, indices, _ = columns
-    single = single[np.diff(indptr)[single] > 0]
-    entries, counts = entries_of(single, indptr), np.diff(indptr)[single]
+    single = single[lengths(indptr)[single] > 0]
+    entries, counts = entries_of(single, indptr), lengths(indptr)[single]
     if len(single) < height:
         return np.empty((0, height), np.int64)
     starts = np.cumsum(counts) - counts
-    random = np.random.default_rng(1)
     size = int(indices.max()) + 1
     hashes = [
-        np.minimum.reduceat(random.permutation(size)[indices[entries]], starts) for _ in range(2)
+        np.minimum.reduceat(order_of_chance[indices[entries]], starts)
+        for order_of_chance in _permutations(size)
     ]
     order = single[np.lexsort(hashes)]
     return order[: len(order) // height * height].reshape(-1, height)
+
+
+@lru_cache(maxsize=16)
+def _permutations(size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return two orders of the inputs, the same every time."""
+    random = np.random.default_rng(1)
+    return random.permutation(size), random.permutation(size)
 
 
 def _union(
@@ -95,7 +103,7 @@ def _union(
     """
     indptr, indices, _ = columns
     flat = groups.ravel()
-    counts = np.diff(indptr)[flat]
+    counts = lengths(indptr)[flat]
     size = int(indices.max()) + 1
     group = np.repeat(np.arange(len(flat)) // groups.shape[1], counts)
     lane = np.repeat(np.arange(len(flat)) % groups.shape[1], counts)
@@ -108,7 +116,7 @@ def _pays(columns: Columns, groups: NDArray[np.int64], tall_edge: float) -> NDAr
     """Tell which groups are cheaper as one panel over all their inputs."""
     keys, _, _, size = _union(columns, groups)
     together = np.bincount(keys // size, minlength=len(groups))
-    apart = np.diff(columns.indptr)[groups].sum(axis=1)
+    apart = lengths(columns.indptr)[groups].sum(axis=1)
     pays: NDArray[np.bool_] = together * tall_edge < apart
     return pays
 
@@ -122,7 +130,7 @@ def _padded(columns: Columns, groups: NDArray[np.int64]) -> Columns:
     starts = np.searchsorted(keys, np.arange(len(groups) + 1) * size)
     wide = np.diff(starts)
 
-    counts = np.diff(indptr)
+    counts = lengths(indptr)
     counts[groups.ravel()] = np.repeat(wide, groups.shape[1])
     new_indptr = np.concatenate(([0], np.cumsum(counts)))
     new = Columns(
@@ -134,4 +142,38 @@ def _padded(columns: Columns, groups: NDArray[np.int64]) -> Columns:
     for k in range(groups.shape[1]):
         target = entries_of(groups[:, k], new_indptr)
         new.indices[target], new.weights[target] = keys % size, table[:, k]
+    return new
+
+
+def fill_columns(columns: Columns, n_in: int, height: int) -> Columns:
+    """Give columns all inputs, as zeros where they have no edge, so that they fill whole panels.
+
+    Parameters
+    ----------
+    columns : Columns
+    n_in : int
+        Inputs of the layer.
+    height : int
+        Neurons of a panel; the columns with the fewest edges that are too many stay as they are.
+
+    Returns
+    -------
+    Columns
+    """
+    indptr, indices, weights = columns
+    counts = lengths(indptr)
+    spared = np.argsort(counts, kind="stable")[: len(counts) % height]
+    full = np.setdiff1d(np.arange(len(counts)), spared)
+    new_counts = counts.copy()
+    new_counts[full] = n_in
+    new_indptr = np.concatenate(([0], np.cumsum(new_counts)))
+    new = Columns(
+        new_indptr, np.empty(new_indptr[-1], indices.dtype), np.zeros(new_indptr[-1], np.float32)
+    )
+    new.indices[entries_of(full, new_indptr)] = np.tile(np.arange(n_in), len(full))
+    source = entries_of(full, indptr)
+    target = np.repeat(new_indptr[full], counts[full]) + indices[source]
+    new.weights[target] = weights[source]
+    kept, old = entries_of(spared, new_indptr), entries_of(spared, indptr)
+    new.indices[kept], new.weights[kept] = indices[old], weights[old]
     return new

@@ -177,6 +177,7 @@ def lay_out_staged(layer: PanelLayer, plan: Staging) -> DeviceLayer:
         ),
         single=single,
         value=layer.value,
+        choice=layer.choice.without_times("staged"),
         bias=layer.bias,
         clamp=layer.clamp,
         parts=plan.parts,

@@ -3,29 +3,46 @@
 import itertools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
+from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.engines.cpu import kernels
-from teraedge.engines.cpu.pool import Pool, Runner, Samples, runner
+from teraedge.engines.cpu import feeding
+from teraedge.engines.cpu.calibrate import constants
+from teraedge.engines.cpu.pool import Pool, Samples
 from teraedge.engines.cpu.program import Program
-from teraedge.engines.cpu.simd import HEIGHT, LANES, TALL_EDGE, TILE
+from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
 from teraedge.engines.cpu.state import State
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError
 from teraedge.features import Features, as_features
-from teraedge.host import memory_bytes, usable_cores
+from teraedge.host import cpu_model, memory_bytes, usable_cores
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
+from teraedge.plan.explain import Explanation, LastRun, explain
+from teraedge.plan.packing import VERSION, pack_panels, unpack_panels
 from teraedge.plan.panels import PanelLayer, panel_layer
 from teraedge.plan.plan import Plan
+from teraedge.plan.saved import LoadedPlan, SavedPlan, save_plan
 from teraedge.result import LayerTrace, Result
+from teraedge.rounding import statements
+from teraedge.text import count
 
 _UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
+
+_ENGINE = {"device": "cpu", "layout": VERSION, "lanes": LANES, "tile": TILE, "height": HEIGHT}
+"""What a saved plan must have been made for."""
+
+_ROUNDING = [
+    "the even and the odd edges of a neuron without a panel are summed apart",
+    "the edges of a panel are summed in the order of its inputs",
+]
+"""How the kernels order sums; see `rounding.statements`."""
 
 Work = Callable[[Program, Pool, State], Iterator[int]]
 """Takes some samples through a segment; yields the tiles that come out at the end."""
@@ -41,10 +58,9 @@ class CpuEngine(Engine):
 
     device = "cpu"
 
-    def __init__(self, network: Network, options: Options) -> None:
-        start = perf_counter()
+    def __init__(self, plan: Plan[PanelLayer], options: Options, start: float) -> None:
         self.options = options
-        self._plan = Plan(network, options, _lay_out, _memory(options))
+        self._plan = plan
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self._resident: Program | None = None
         if self._plan.resident:
@@ -52,9 +68,32 @@ class CpuEngine(Engine):
         self._threads = options.threads or usable_cores()
         self._executor = ThreadPoolExecutor(self._threads, "teraedge")
         self._pools: list[Pool] = []
+        self._last: LastRun | None = None
         self._lock = Lock()
         self._closed = False
         self.compile_seconds = perf_counter() - start
+
+    @classmethod
+    def compile(cls, network: Network, options: Options) -> Self:
+        """Plan a network."""
+        start = perf_counter()
+        speeds = constants()
+
+        def lay_out(layer: Layer) -> PanelLayer:
+            return panel_layer(layer, speeds)
+
+        return cls(Plan(network, options, lay_out, _memory(options)), options, start)
+
+    @classmethod
+    def load(cls, saved: SavedPlan, options: Options) -> Self:
+        """Go on from a saved plan."""
+        start = perf_counter()
+        saved.check_engine(_ENGINE)
+        unpack = partial(unpack_panels, height=HEIGHT)
+        return cls(LoadedPlan(saved, _memory(options), unpack), options, start)
+
+    def save(self, path: str | Path) -> None:  # noqa: D102
+        save_plan(path, self._plan, self.options, _ENGINE, pack_panels)
 
     def run(self, features: Any, *, progress: Progress | None = None) -> Result:  # noqa: D102
         with self._lock:
@@ -62,6 +101,17 @@ class CpuEngine(Engine):
                 raise DeviceError("the engine is closed; compile the network again")
             start = perf_counter()
             return self._run(as_features(features, self.n_in), start, progress)
+
+    def explain(self) -> Explanation:  # noqa: D102
+        speeds, plan = constants(), self._plan
+        return explain(
+            plan.parts,
+            plan.edges_given,
+            device=f"cpu: {cpu_model()}, {count(self._threads, 'thread')}",
+            workers=self._threads,
+            transfer=1e-9 * (self.n_in * speeds.load + self.n_out * speeds.store),
+            last=self._last,
+        )
 
     def close(self) -> None:  # noqa: D102
         with self._lock:
@@ -78,13 +128,15 @@ class CpuEngine(Engine):
         threads = max(1, min(self._threads, -(-samples // size)))
         while len(self._pools) < threads:
             self._pools.append(Pool(self._plan.width, len(self._plan.origin)))
+        # Where samples can die nobody knows how many rows come out: begin with room for few.
+        rows = TILE if self._plan.droppable[:-1].any() else -(-samples // threads)
         for pool in self._pools:
-            pool.reset()
-        run = runner(features)
+            pool.reset(rows)
+        source = feeding.sources(features)
         # Enough pieces that threads end together, few enough that Python is not in the way.
         step = size * max(1, min(16, samples // (size * threads * 8)))
         work: list[Work] = [
-            _features_work(run, first, min(first + step, samples), size)
+            _features_work(source, first, min(first + step, samples), size)
             for first in range(0, samples, step)
         ]
         same_as = np.arange(samples)
@@ -92,6 +144,7 @@ class CpuEngine(Engine):
         for program in self._programs():
             done = self._run_segment(program, work, threads, same_as, progress)
             work = [_tile_work(tile) for tile in done]
+        self._last = self._remember(samples, threads)
         return Result(
             (samples, self.n_out),
             [(tile.ids, tile.values) for tile in done],
@@ -99,6 +152,8 @@ class CpuEngine(Engine):
             seconds=perf_counter() - start,
             nominal_edges=samples * self.edges,
             exact=self._exact(pruned=trace[-1].live < samples),
+            passes=self._plan.saved,
+            rounding=[*statements(self._plan.saved), *_ROUNDING],
             same_as=_roots(same_as) if self.options.merge else None,
         )
 
@@ -152,6 +207,17 @@ class CpuEngine(Engine):
         steps = ["prune"] * pruned + ["merge"] * merged
         return steps + list(self._plan.saved)
 
+    def _remember(self, samples: int, threads: int) -> LastRun:
+        """Return what `explain` will want to know of the run that ends."""
+        used = self._pools[:threads]
+        executed = np.sum([pool.executed for pool in used], axis=0)
+        edges = np.array([max(part.edges, 1) for part in self._plan.parts])
+        nanos = np.sum([pool.nanos for pool in used], axis=0)
+        registers = -(-executed // (edges * LANES))
+        return LastRun(
+            samples, (registers * LANES).tolist(), (nanos / (1e9 * threads)).tolist(), threads
+        )
+
     def _trace(self, threads: int) -> list[LayerTrace]:
         used = self._pools[:threads]
         live = np.sum([pool.live for pool in used], axis=0).tolist()
@@ -162,10 +228,6 @@ class CpuEngine(Engine):
             before = trace[origin]  # a layer as given may run in several parts
             trace[origin] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
         return trace
-
-
-def _lay_out(layer: Layer) -> PanelLayer:
-    return panel_layer(layer, HEIGHT, TALL_EDGE)
 
 
 def _memory(options: Options) -> int:
@@ -182,27 +244,33 @@ def _tiles(program: Program, pool: Pool, state: State, work: Iterator[Work]) -> 
     """
     for piece in work:
         yield from piece(program, pool, state)
-    while (tile := kernels.next_parked(pool.waits)) >= 0:
-        if (tile := kernels.advance(program.table, tile, state)) >= 0:
-            yield tile
+    yield from _through(feeding.parked(), 0, feeding.UNTIL_NONE, 1, program, state)
 
 
-def _features_work(run: Runner, first: int, last: int, size: int) -> Work:
+def _through(
+    source: feeding.Source, first: int, last: int, size: int, program: Program, state: State
+) -> Iterator[int]:
+    """Yield the tiles that come out while all samples of a source go through a segment."""
+    while True:
+        first, tile = feeding.run(source, first, last, size, program.table, program.chunks, state)
+        if tile < 0:
+            return
+        yield tile
+
+
+def _features_work(
+    source: Callable[[int, int], feeding.Source], first: int, last: int, size: int
+) -> Work:
     def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
-        next_sample = first
-        while next_sample < last:
-            next_sample, tile = run(next_sample, last, size, program.table, state)
-            if tile >= 0:
-                yield tile
+        return _through(source(first, last), first, last, size, program, state)
 
     return work
 
 
 def _tile_work(samples: Samples) -> Work:
     def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
-        tile = pool.put(samples)
-        if tile >= 0 and (tile := kernels.advance(program.table, tile, state)) >= 0:
-            yield tile
+        if pool.put(samples):
+            yield from _through(feeding.parked(), 0, 1, 1, program, state)
 
     return work
 

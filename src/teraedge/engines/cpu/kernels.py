@@ -10,6 +10,7 @@ moved a few times in a whole run, and layers always run on tiles that are at lea
 import numpy as np
 from numba import types
 
+from teraedge.engines.cpu.panels import panels
 from teraedge.engines.cpu.simd import (
     HEIGHT,
     LANES,
@@ -17,18 +18,17 @@ from teraedge.engines.cpu.simd import (
     count_bits,
     nanoseconds,
     pack_lanes,
-    panels,
+    spread_mask,
+    vector_counts,
 )
 from teraedge.engines.cpu.state import (
     FREE,
     HALF,
     IN_USE,
-    layer_type,
-    layers_type,
     row_type,
     state_type,
 )
-from teraedge.jit import jit
+from teraedge.jit import inlined, jit
 
 ONE, ALL = np.uint64(1), np.uint64(2**64 - 1)
 HASH = np.uint32(0x9E3779B1)  # 2**32 / golden ratio
@@ -36,27 +36,85 @@ MAX_GAP = 64
 """Layers between two looks for equal samples, at most."""
 
 
+FLOAT, LONG = 4, 8
+"""Bytes of a value (and of an output's number), and of where a panel starts."""
+TALL, SINGLE = vector_counts(HEIGHT), vector_counts(1)
+
 _i64, _u64, _ints = types.int64, types.uint64, types.int64[::1]
 
 
-@jit(_u64(layer_type, _i64, _i64, _i64))
-def run_layer(layer, x, y, samples):
-    """Run a layer over the first `samples` of the tile at address x into the one at y.
+@inlined
+def split_registers(registers, counts):
+    """Return how many registers to take at once, one of `counts`, and how many times."""
+    vectors = 1
+    for count in counts:
+        if count <= registers:
+            vectors = count
+    return vectors, registers // vectors
+
+
+@inlined
+def run_panels(layer, x, y, samples, tall_indices, tall_span, single_indices, single_span):
+    """Run some panels of a layer over the first `samples` of the tile at address x into that at y.
 
     Returns the samples with a nonzero output, as bits.
     """
-    vectors = (samples + LANES - 1) // LANES
+    live = np.uint64(0)
+    registers = (samples + LANES - 1) // LANES
     tall, single = layer.tall, layer.single
-    live = panels(
-        HEIGHT, vectors, layer.equal, layer.wide, x, y, tall.count, tall.starts, tall.indices,
-        tall.weights, tall.outputs, layer.bias, layer.value, layer.lower, layer.upper,
-    )  # fmt: skip
-    live |= panels(
-        1, vectors, layer.equal, layer.wide, x, y, single.count, single.starts, single.indices,
-        single.weights, single.outputs, layer.bias, layer.value, layer.lower, layer.upper,
-    )  # fmt: skip
+    first, begin = tall_span[0], 0
+    while begin < registers and first < tall_span[1]:
+        vectors, blocks = split_registers(registers - begin, TALL)
+        at = begin * LANES * FLOAT
+        some = panels(
+            HEIGHT, vectors, layer.equal, layer.index_bytes, x + at, y + at, blocks,
+            tall_span[1] - first, tall.starts + first * LONG, tall_indices, tall.weights,
+            tall.outputs + first * HEIGHT * FLOAT, layer.bias, layer.value, layer.lower,
+            layer.upper,
+        )  # fmt: skip
+        live |= some << np.uint64(begin * LANES)
+        begin += vectors * blocks
+    first, begin = single_span[0], 0
+    while begin < registers and first < single_span[1]:
+        vectors, blocks = split_registers(registers - begin, SINGLE)
+        at = begin * LANES * FLOAT
+        some = panels(
+            1, vectors, layer.equal, layer.index_bytes, x + at, y + at, blocks,
+            single_span[1] - first, single.starts + first * LONG, single_indices, single.weights,
+            single.outputs + first * FLOAT, layer.bias, layer.value, layer.lower, layer.upper,
+        )  # fmt: skip
+        live |= some << np.uint64(begin * LANES)
+        begin += vectors * blocks
     padding = np.uint64(64 - samples)
     return live << padding >> padding
+
+
+@inlined
+def run_layer(layer, chunks, in_chunks, tile, other, state):
+    """Run a layer from one tile into another; returns the samples with a nonzero output, as bits.
+
+    Where it is the first layer `in_chunks`, the inputs of each are spread from masks beforehand.
+    """
+    x, y = state.tiles[tile].ctypes.data, state.tiles[other].ctypes.data
+    tall_indices, single_indices = layer.tall.indices, layer.single.indices
+    tall_span, single_span = (0, layer.tall.count), (0, layer.single.count)
+    live, chunk, count = np.uint64(0), 0, 1
+    if in_chunks:
+        count = len(chunks.starts) - 1
+        tall_indices = chunks.tall_indices.ctypes.data
+        single_indices = chunks.single_indices.ctypes.data
+    while chunk < count:
+        if in_chunks:
+            tall_span = chunks.tall[chunk], chunks.tall[chunk + 1]
+            single_span = chunks.single[chunk], chunks.single[chunk + 1]
+            begin = chunks.starts[chunk]
+            for row in range(chunks.starts[chunk + 1] - begin):
+                spread_mask(state.masks[chunks.inputs[begin + row]], x + row * TILE * FLOAT)
+        live |= run_panels(
+            layer, x, y, state.counts[tile], tall_indices, tall_span, single_indices, single_span
+        )
+        chunk += 1
+    return live
 
 
 @jit(_i64(_ints, _i64))
@@ -68,13 +126,17 @@ def find_tile(layers_of_tiles, layer):
     return -1
 
 
-@jit(_i64(_ints))
-def next_parked(layers_of_tiles):
-    """Return the parked tile that is furthest behind, -1 where none is left."""
+@jit(_i64(_ints, _ints))
+def next_parked(layers_of_tiles, counts):
+    """Return the parked tile that is furthest behind, the fullest of those, -1 without any."""
     best = -1
     for tile in range(len(layers_of_tiles)):
         layer = layers_of_tiles[tile]
-        if layer != FREE and (best < 0 or layer < layers_of_tiles[best]):
+        if layer != FREE and (
+            best < 0
+            or layer < layers_of_tiles[best]
+            or (layer == layers_of_tiles[best] and counts[tile] > counts[best])
+        ):
             best = tile
     return best
 
@@ -82,16 +144,20 @@ def next_parked(layers_of_tiles):
 @jit(types.void(state_type, _i64, _u64, _i64, _i64))
 def move_samples(state, source, bits, target, neurons):
     """Append the samples set in `bits` of one tile to another."""
-    tiles, begin = state.tiles, state.counts[target]
+    lanes, begins, end = state.lanes, state.begins, state.counts[target]
+    for first in range(0, TILE, LANES):
+        begins[first // LANES], place = end, first
+        for sample in range(first, min(first + LANES, state.counts[source])):
+            if bits >> np.uint64(sample) & ONE:
+                lanes[place] = sample - first
+                state.ids[target, end] = state.ids[source, sample]
+                state.shares[target, end] = state.shares[source, sample]
+                place, end = place + 1, end + 1
+    state.counts[target] = end
     pack_lanes(
-        tiles[source].ctypes.data, bits, tiles[target].ctypes.data + begin * tiles.itemsize, neurons
-    )
-    for sample in range(state.counts[source]):
-        if bits >> np.uint64(sample) & ONE:
-            state.ids[target, begin] = state.ids[source, sample]
-            state.shares[target, begin] = state.shares[source, sample]
-            begin += 1
-    state.counts[target] = begin
+        state.tiles[source].ctypes.data, state.tiles[target].ctypes.data, neurons,
+        lanes.ctypes.data, begins.ctypes.data,
+    )  # fmt: skip
 
 
 @jit(_i64(state_type, _i64, _u64, _i64, _i64))
@@ -183,9 +249,19 @@ def worth_merging(state, index):
     return looks < 2 or finds * 4 >= looks or visits % 16 == 0
 
 
-@jit(_i64(layers_type, _i64, state_type))
-def advance(layers, tile, state):
+@inlined
+def advance(layers, chunks, masked, tile, state):
     """Take a tile from the layer it waits for through all the others.
+
+    Parameters
+    ----------
+    layers : ndarray of LAYER
+    chunks : first.Chunks
+        Of the first layer.
+    masked : bool
+        Whether the tile's samples lie as masks, for a first layer in chunks.
+    tile : int
+    state : State
 
     Returns
     -------
@@ -201,9 +277,7 @@ def advance(layers, tile, state):
         layer = layers[index]
         other = find_tile(state.waits, FREE)
         count = state.counts[tile]
-        live = run_layer(
-            layer, state.tiles[tile].ctypes.data, state.tiles[other].ctypes.data, count
-        )
+        live = run_layer(layer, chunks, masked and index == 0, tile, other, state)
         state.executed[index] += count_bits(running) * layer.edges
         state.ids[other] = state.ids[tile]
         state.shares[other] = state.shares[tile]

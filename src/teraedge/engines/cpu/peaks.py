@@ -80,12 +80,22 @@ def _run_loads(count: int, address: int, mask: int) -> float:
     return _loads(count, address, mask)  # type: ignore[no-any-return]
 
 
-def multiply_add_peak(threads: int) -> float:
-    """Return the most fp32 multiply-adds a second that so many threads can do together."""
-    return _fastest(threads, lambda count: _run_multiply_adds(count, np.float32(0.5)))
+def multiply_add_peak(threads: int, trials: int = 7, rounds: int = 4_000_000) -> float:
+    """Return the most fp32 multiply-adds a second that so many threads can do together.
+
+    Parameters
+    ----------
+    threads : int
+    trials, rounds : int
+        The best of so many trials counts, each of so many rounds of `CHAINS` registers a thread.
+        Many short ones find the moments in which nobody else runs on a machine.
+    """
+    return _fastest(
+        threads, lambda count: _run_multiply_adds(count, np.float32(0.5)), trials, rounds
+    )
 
 
-def load_peak(threads: int, size: int) -> float:
+def load_peak(threads: int, size: int, trials: int = 7, rounds: int = 4_000_000) -> float:
     """Return the most float32 values a second that threads can load, each from its own buffer.
 
     Parameters
@@ -93,6 +103,8 @@ def load_peak(threads: int, size: int) -> float:
     threads : int
     size : int
         Bytes of a buffer, a power of two: it decides which cache the loads come from.
+    trials, rounds : int
+        As in `multiply_add_peak`.
     """
     registers = size // (4 * LANES)
     buffers = [np.ones((registers + CHAINS + 1) * LANES, np.float32) for _ in range(threads)]
@@ -106,15 +118,15 @@ def load_peak(threads: int, size: int) -> float:
         _run_loads(count, start, registers - 1)
         free.put(start)
 
-    return _fastest(threads, run)
+    return _fastest(threads, run, trials, rounds)
 
 
-def _fastest(threads: int, run: Callable[[int], Any]) -> float:
-    """Return values a second of the best of some short trials on all threads at once."""
-    count, best = 4_000_000, 0.0
+def _fastest(threads: int, run: Callable[[int], Any], trials: int, rounds: int) -> float:
+    """Return values a second of the best of some trials on all threads at once."""
+    best = 0.0
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(7):
+        for _ in range(trials):
             begin = time.perf_counter()
-            list(pool.map(run, [count] * threads))
-            best = max(best, threads * count * CHAINS * LANES / (time.perf_counter() - begin))
+            list(pool.map(run, [rounds] * threads))
+            best = max(best, threads * rounds * CHAINS * LANES / (time.perf_counter() - begin))
     return best

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.engines.cpu.first import NO_CHUNKS, first_chunks
 from teraedge.engines.cpu.state import LAYER
 from teraedge.plan.panels import PanelLayer, Panels
 
@@ -25,11 +26,14 @@ class Program:
     Attributes
     ----------
     table : ndarray of state.LAYER, shape (layers,)
+    chunks : Chunks
+        Of the first layer, for packed features.
     """
 
     def __init__(self, first: int, layers: Sequence[PanelLayer], droppable: Sequence[bool]) -> None:
         self.first, self.layers = first, layers
         self.table = np.zeros(len(layers), LAYER)
+        self.chunks = first_chunks(layers[0]) if first == 0 else NO_CHUNKS
         for row, layer, drop in zip(self.table, layers, droppable, strict=True):
             _fill(row, layer, drop)
 
@@ -44,7 +48,7 @@ def _fill(row: Any, layer: PanelLayer, droppable: bool) -> None:
     row["droppable"] = droppable
     row["equal"] = layer.value is not None
     row["value"] = layer.value or 0.0
-    row["wide"] = layer.tall.indices.dtype == np.uint32
+    row["index_bytes"] = layer.tall.indices.itemsize
     row["bias"] = layer.bias.ctypes.data
     row["lower"], row["upper"] = layer.clamp
     row["tall"], row["single"] = _addresses(layer.tall), _addresses(layer.single)

@@ -23,7 +23,7 @@ LAYER = np.dtype(
         ("edges", np.int64),
         ("droppable", np.int64),
         ("equal", np.int64),
-        ("wide", np.int64),
+        ("index_bytes", np.int64),
         ("bias", np.int64),
         ("tall", PANELS),
         ("single", PANELS),
@@ -55,7 +55,12 @@ class State(NamedTuple):
         Samples live after each layer, multiply-adds, and time, to be added to.
     looks : ndarray of int64, shape (layers + 1, 3)
         Tiles that came by, looks for equal samples, and looks that found some.
-    scratch, hashes : ndarray of uint8 and uint32, shape (TILE,)
+    scratch : ndarray of uint8
+        For features on their way into a tile.
+    masks : ndarray of uint64, shape (neurons,)
+        The samples of a tile that are 1, a bit each, where the first layer runs in chunks.
+    hashes, lanes : ndarray of uint32 and int32, shape (TILE,)
+    begins : ndarray of int64, shape (TILE / LANES,)
     same_as : ndarray of int64, shape (samples,)
         The sample that runs for each; shared by all threads, each writes its own samples.
     look_until : int
@@ -72,7 +77,10 @@ class State(NamedTuple):
     nanos: Any
     looks: Any
     scratch: Any
+    masks: Any
     hashes: Any
+    lanes: Any
+    begins: Any
     same_as: Any
     look_until: Any
 
@@ -85,5 +93,13 @@ row_type = types.float32[::1]
 scratch_type = types.uint8[::1]
 _pool = [types.float32[:, ::1], _int_rows, _int_rows, _ints, _ints]
 _counters = [_ints, _ints, _ints, _int_rows]
-_others = [scratch_type, types.uint32[::1], _ints, types.int64]
+_others = [
+    scratch_type,
+    types.uint64[::1],
+    types.uint32[::1],
+    types.int32[::1],
+    _ints,
+    _ints,
+    types.int64,
+]
 state_type = types.NamedTuple(_pool + _counters + _others, State)

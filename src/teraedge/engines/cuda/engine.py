@@ -20,10 +20,14 @@ from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.plan import gpu
 from teraedge.plan.device import COLUMNS, LANES, DeviceLayer
+from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
 from teraedge.plan.plan import Plan
+from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result
+from teraedge.rounding import statements
 
+_ROUNDING = "edges of the resident kernel are summed in an order that suits shared memory"
 SHARE = 0.9
 """Of the free device memory, what samples may take."""
 LAYER_SHARE = 0.5
@@ -57,10 +61,8 @@ class CudaEngine(Engine):
         memory = self.options.memory
         free = self._device.free_bytes()
         budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
-        self._edges: list[int] = []  # of the layers that run
         self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
-        self._edges = self._edges[: len(self._plan.origin)]
         self._stream = self._device.stream()
         self._launcher = Launcher(self._device)
         self._loader = Loader(self._device, self._stream)
@@ -68,6 +70,7 @@ class CudaEngine(Engine):
         self._graph: driver.Graph | None = None
         self._chunk = self._send_resident()
         self._ran: list[Segment] = []
+        self._last: LastRun | None = None
         host_bytes = (memory_bytes() or 0) // HOST_SHARE
         self._feeder = Feeder(self._device, self._plan, host_bytes)
 
@@ -80,6 +83,19 @@ class CudaEngine(Engine):
                 as_given(features, self.n_in, self._device, self._stream), start, progress
             )
 
+    def explain(self) -> Explanation:  # noqa: D102
+        plan = self._plan
+        samples = SAMPLES if self._last is None else self._last.samples
+        stay = len(plan.resident)
+        return explain(
+            [*plan.parts[:stay], *(streamed(part, samples) for part in plan.parts[stay:])],
+            plan.edges_given,
+            device=f"{self.device}: {self._device.name}",
+            workers=1,
+            transfer=None,
+            last=self._last,
+        )
+
     def close(self) -> None:  # noqa: D102
         with self._lock:
             self._closed = True
@@ -87,8 +103,7 @@ class CudaEngine(Engine):
 
     def _lay_out(self, layer: Layer) -> DeviceLayer:
         laid_out = gpu.lay_out(layer, self._device.shared_bytes)
-        self._edges.append(layer.edges)
-        return laid_out
+        return predicted(laid_out, self._device.multiprocessors * self._device.clock_hz)
 
     def _send_resident(self) -> Chunk | None:
         """Bring the layers that stay to the device."""
@@ -114,9 +129,10 @@ class CudaEngine(Engine):
         out = None
         if isinstance(features, DeviceFeatures):
             out = self._device.allocate(samples * self.n_out * 4, outlives=True)
-            self._stream.fill(out, 0)
+            if self._plan.droppable.any():  # else every row is written
+                self._stream.fill(out, 0)
         blocks: list[LazyBlock] = []
-        live = [np.empty(0, np.int64)]
+        live = np.zeros(samples, np.bool_)
         counted: list[Counters] = []
         for first in range(0, max(samples, 1), state.samples):
             last = min(first + state.samples, samples)
@@ -129,19 +145,23 @@ class CudaEngine(Engine):
             self._loader.store(state, number, self.n_out, rows, by_id=out is not None)
             found = state.live(self._stream, number, slots, order)
             self._stream.synchronize()
-            live.append(found.ids[found.nonzero])
+            live[found.ids[found.nonzero]] = True
             if out is None:
                 shape = _whole_words(slots), self.n_out
                 blocks.append((found.ids[found.used], Rows(rows, shape, found.used)))
             if progress is not None:
                 progress(last / max(samples, 1))
-        trace = self._trace(counted)
+        ids = np.flatnonzero(live)
+        seconds = perf_counter() - start
+        trace = self._trace(samples, counted)
         shape = samples, self.n_out
         fields: dict[str, Any] = {
-            "seconds": perf_counter() - start,
+            "seconds": seconds,
             "nominal_edges": samples * self.edges,
             "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
-            "live": np.sort(np.concatenate(live)),
+            "passes": self._plan.saved,
+            "rounding": [*statements(self._plan.saved), _ROUNDING],
+            "live": ids,
         }
         if out is not None and isinstance(features, DeviceFeatures):
             return DeviceResult(out, features, shape, trace, **fields)
@@ -202,21 +222,21 @@ class CudaEngine(Engine):
             self._launcher.launch(self._stream, segment, address, state, len(self._ran))
             self._ran.append(segment)
 
-    def _trace(self, batches: list[Counters]) -> list[LayerTrace]:
+    def _trace(self, samples: int, batches: list[Counters]) -> list[LayerTrace]:
+        live = np.sum([counters.live for counters in batches], axis=0).tolist()
+        ran = np.sum([counters.ran for counters in batches], axis=0)
+        edges = ran * np.array([part.edges for part in self._plan.parts], np.uint64)
+        blocks = np.concatenate(
+            [np.full(part.count, self._launcher.blocks_of(part)) for part in self._ran]
+        )
+        nanos = np.sum([counters.nanos for counters in batches], axis=0)
+        seconds = (nanos / blocks / 1e9).tolist()
         origin = self._plan.origin
         trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
-        for segment in self._ran:
-            blocks = self._launcher.blocks_of(segment)
-            for layer in range(segment.first, segment.first + segment.count):
-                live = sum(int(counters.live[layer]) for counters in batches)
-                ran = sum(int(counters.ran[layer]) for counters in batches)
-                nanos = sum(int(counters.nanos[layer]) for counters in batches)
-                before = trace[origin[layer]]  # a layer as given may run in several parts
-                trace[origin[layer]] = LayerTrace(
-                    live,
-                    before.edges + ran * self._edges[layer],
-                    before.seconds + nanos / 1e9 / blocks,
-                )
+        for layer, *row in zip(origin, live, edges.tolist(), seconds, strict=True):
+            before = trace[layer]  # a layer as given may run in several parts
+            trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
+        self._last = LastRun(samples, ran.tolist(), seconds, 1)
         return trace
 
     def _free_graph(self) -> None:

@@ -29,6 +29,7 @@ class Launcher:
         self._staged: dict[int, Kernel] = {}
         self._wide: dict[int, tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
+        self._grids: dict[tuple[str, int, int], int] = {}
 
     def prepare(self, segment: Segment) -> None:
         """Compile what a segment needs."""
@@ -109,7 +110,11 @@ class Launcher:
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""
-        return self._device.multiprocessors * max(1, kernel.occupancy(threads, shared))
+        key = kernel.name, threads, shared
+        if key not in self._grids:
+            resident = kernel.occupancy(threads, shared)
+            self._grids[key] = self._device.multiprocessors * max(1, resident)
+        return self._grids[key]
 
 
 def layer_address(table: int, index: int) -> int:

@@ -14,7 +14,7 @@ WIDE_STAGES = (3, 2)
 """Pieces in the ring of a warp: three on GPUs with room for them in shared memory, else two."""
 WIDE_EDGES = 8
 """Edges of a piece."""
-CENSUS_THREADS = 1024
+CENSUS_THREADS = 512
 
 
 def resident(samples: int) -> Specialisation:

@@ -190,5 +190,5 @@ class Live(NamedTuple):
 
 def _columns(masks: NDArray[np.uint32]) -> NDArray[np.bool_]:
     """Return a bool a column for a bit a column."""
-    bits = masks[:, None] >> np.arange(LANES, dtype=np.uint32)
-    return (bits & 1).astype(np.bool_).ravel()
+    little = masks.astype("<u4", copy=False).view(np.uint8)
+    return np.unpackbits(little, bitorder="little").view(np.bool_)

@@ -2,7 +2,7 @@
 // pays. Nothing of this goes through the host.
 #include "common.cuh"
 
-constexpr int THREADS = 1024;
+constexpr int THREADS = 512;
 
 // The sum of `value` over the threads before this one; `total` gets that over all.
 __device__ __forceinline__ unsigned sum_before(unsigned value, unsigned *sums, unsigned *total) {

@@ -63,6 +63,10 @@ __device__ __forceinline__ void add_edge(const float4 *rows, unsigned row, float
 
 // Pairs of edges that are loaded together.
 constexpr __device__ int pairs_ahead(int height, int chunks) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
+    if (height == 1 && chunks == 2)
+        return 1; // registers are scarcer there, see below
+#endif
     return height > 1 ? 1 : chunks >= 8 ? 1 : chunks >= 4 ? 2 : 4;
 }
 

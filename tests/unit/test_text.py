@@ -2,7 +2,7 @@
 
 import pytest
 
-from teraedge.cli.text import number, scaled, seconds, sparkline
+from teraedge.text import number, scaled, seconds, sparkline
 
 
 def test_sparkline_falls_with_the_counts():

@@ -1,0 +1,263 @@
+"""The inner loops over panels of neurons, as LLVM IR: what nearly all of a run's time goes into."""
+
+import itertools
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from teraedge.engines.cpu.simd import (
+    BITS,
+    LANES,
+    REGISTER,
+    TILE,
+    fused_multiply_add,
+    splat,
+    splat_constant,
+    vector_counts,
+)
+
+_I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
+_F32 = ir.FloatType()
+_NO_BITS = ir.Constant(BITS, [0] * LANES)
+
+
+class _Panels:
+    """Builds the loop over the panels of a layer; one instance a specialisation.
+
+    A panel is `height` neurons that read the same inputs: for each of its edges `vectors` registers
+    of an input row are loaded and multiplied into those of `height` accumulator rows, which never
+    leave registers. Wider tiles are done in blocks of `vectors`, all of a panel before the next
+    panel: so its input rows, indices and weights are in L1 for all blocks but the first. A row is
+    a list of registers: LLVM handles odd numbers of those badly as one vector.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, height: int, vectors: int, equal: bool) -> None:
+        self.builder, self.height, self.vectors, self.equal = builder, height, vectors, equal
+        # A single neuron has too few accumulators to hide the latency of multiply-add: two sets.
+        self.sets = 2 if height == 1 else 1
+
+    def emit(self, arguments: list[ir.Value], seen: ir.Value) -> None:
+        """Emit the loop; values are or-ed into the registers at `seen`, one a register of a row."""
+        index_bytes, x, y, blocks, count, starts, indices, weights, outputs, bias, *floats = (
+            arguments
+        )
+        builder = self.builder
+        value, lower, upper = floats
+        x, y = self.pointer(x, REGISTER), self.pointer(y, REGISTER)
+        self.starts, self.indices = self.pointer(starts, _I64), self.pointer(indices, _I8)
+        self.index_bytes = index_bytes
+        is_short = builder.icmp_signed("==", index_bytes, _I64(2))
+        self.index_mask = builder.select(is_short, _I32(0xFFFF), _I32(0xFFFFFFFF))
+        self.weights, self.outputs = self.pointer(weights, _F32), self.pointer(outputs, _I32)
+        self.bias = self.pointer(bias, _F32)
+        self.value = splat(builder, value)
+        self.bounds = splat(builder, lower), splat(builder, upper)
+        with cgutils.for_range(builder, count) as panel, cgutils.for_range(builder, blocks) as at:
+            first = builder.mul(at.index, _I64(self.vectors))
+            self.x, self.y = builder.gep(x, [first]), builder.gep(y, [first])
+            self.one_panel(panel.index, builder.gep(seen, [first]))
+
+    def pointer(self, address: ir.Value, element: ir.Type) -> ir.Value:
+        return self.builder.inttoptr(address, element.as_pointer())
+
+    def load(self, pointer: ir.Value, position: ir.Value) -> ir.Value:
+        return self.builder.load(self.builder.gep(pointer, [position]))
+
+    def row(self, tile: ir.Value, neuron: ir.Value) -> list[ir.Value]:
+        """Pointers to the registers of a neuron's row: rows are TILE floats apart."""
+        begin = self.builder.mul(neuron, _I64(TILE // LANES))
+        start = self.builder.gep(tile, [begin])
+        return [self.builder.gep(start, [_I64(k)]) for k in range(self.vectors)]
+
+    def one_panel(self, panel: ir.Value, seen: ir.Value) -> None:
+        """Emit sums, bias, activation and store of a panel over one block of samples."""
+        builder = self.builder
+        bits = [_NO_BITS] * self.vectors
+        for neuron, totals in enumerate(self.sum_edges(panel)):
+            bits = self.finish(panel, neuron, totals, bits)
+        for vector, new in enumerate(bits):
+            pointer = builder.gep(seen, [_I64(vector)])
+            builder.store(builder.or_(builder.load(pointer), new), pointer)
+
+    def sum_edges(self, panel: ir.Value) -> list[list[ir.Value]]:
+        """Emit the loop over a panel's edges, two at a time; returns a row of totals a neuron."""
+        builder = self.builder
+        first = self.load(self.starts, panel)
+        last = self.load(self.starts, builder.add(panel, _I64(1)))
+        odd = builder.and_(builder.sub(last, first), _I64(1))
+        pairs = builder.sub(last, odd)
+        totals = [splat_constant(0.0)] * (self.height * self.sets * self.vectors)
+        totals = self.pairs_loop(first, pairs, totals)
+        before, sums = builder.block, list(totals)
+        with builder.if_then(builder.trunc(odd, ir.IntType(1))):
+            self.one_edge(pairs, sums, 0)
+            inside = builder.block
+        totals = [self.either(a, before, b, inside) for a, b in zip(totals, sums, strict=True)]
+        rows = [totals[k : k + self.vectors] for k in range(0, len(totals), self.vectors)]
+        if self.sets == 2:
+            return [[builder.fadd(a, b) for a, b in zip(*rows, strict=True)]]
+        return rows
+
+    def either(self, a: ir.Value, from_a: ir.Block, b: ir.Value, from_b: ir.Block) -> ir.Value:
+        """Return a or b, depending on where the code came from."""
+        if a is b:
+            return a
+        phi = self.builder.phi(REGISTER)
+        phi.add_incoming(a, from_a)
+        phi.add_incoming(b, from_b)
+        return phi
+
+    def pairs_loop(self, first: ir.Value, last: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
+        """Emit the loop that adds the edges from `first` to `last`, two at a time."""
+        builder = self.builder
+        before = builder.block
+        head = builder.append_basic_block("pairs")
+        body = builder.append_basic_block("pairs.body")
+        done = builder.append_basic_block("pairs.done")
+        builder.branch(head)
+        builder.position_at_end(head)
+        edge = builder.phi(_I64)
+        edge.add_incoming(first, before)
+        phis = [builder.phi(REGISTER) for _ in totals]
+        for phi, total in zip(phis, totals, strict=True):
+            phi.add_incoming(total, before)
+        builder.cbranch(builder.icmp_signed("<", edge, last), body, done)
+        builder.position_at_end(body)
+        sums = list(phis)
+        for step in range(2):
+            self.one_edge(builder.add(edge, _I64(step)), sums, step % self.sets)
+        edge.add_incoming(builder.add(edge, _I64(2)), builder.block)
+        for phi, total in zip(phis, sums, strict=True):
+            phi.add_incoming(total, builder.block)
+        builder.branch(head)
+        builder.position_at_end(done)
+        return list(phis)
+
+    def one_edge(self, edge: ir.Value, sums: list[ir.Value], offset: int) -> None:
+        """Multiply one input row into the totals of each neuron of the panel."""
+        builder = self.builder
+        row = [builder.load(pointer) for pointer in self.row(self.x, self.input_of(edge))]
+        for k in range(self.height):
+            weight = self.value
+            if not self.equal:
+                position = builder.add(builder.mul(edge, _I64(self.height)), _I64(k))
+                weight = splat(builder, self.load(self.weights, position))
+            for vector, x in enumerate(row):
+                slot = (k + offset) * self.vectors + vector
+                sums[slot] = fused_multiply_add(builder, x, weight, sums[slot])
+
+    def input_of(self, edge: ir.Value) -> ir.Value:
+        """Load an index of two or four bytes: always four, and keep what belongs to it."""
+        builder = self.builder
+        address = builder.gep(self.indices, [builder.mul(edge, self.index_bytes)])
+        index = builder.load(builder.bitcast(address, _I32.as_pointer()))
+        index.align = 2
+        return builder.zext(builder.and_(index, self.index_mask), _I64)
+
+    def finish(
+        self, panel: ir.Value, neuron: int, totals: list[ir.Value], seen: list[ir.Value]
+    ) -> list[ir.Value]:
+        """Emit bias, activation and store of one neuron; returns `seen` with its bits or-ed in."""
+        builder = self.builder
+        slot = builder.add(builder.mul(panel, _I64(self.height)), _I64(neuron))
+        target = builder.sext(self.load(self.outputs, slot), _I64)
+        bias = splat(builder, self.load(self.bias, target))
+        lower, upper = self.bounds
+        now = []
+        for total, pointer, bits in zip(totals, self.row(self.y, target), seen, strict=True):
+            y = builder.fadd(total, bias)
+            y = builder.select(builder.fcmp_ordered("<", y, lower), lower, y)
+            y = builder.select(builder.fcmp_ordered(">", y, upper), upper, y)
+            builder.store(y, pointer)
+            now.append(builder.or_(bits, builder.bitcast(y, BITS)))
+        return now
+
+
+def _live_lanes(builder: ir.IRBuilder, seen: ir.Value) -> ir.Value:
+    """Return a bit a lane: whether any of its values was nonzero, -0.0 counting as zero."""
+    live: ir.Value = _I64(0)
+    for vector in range(TILE // LANES):
+        bits = builder.load(builder.gep(seen, [_I64(vector)]))
+        magnitude = builder.and_(bits, ir.Constant(BITS, [0x7FFFFFFF] * LANES))
+        nonzero = builder.icmp_unsigned("!=", magnitude, _NO_BITS)
+        mask = builder.zext(builder.bitcast(nonzero, ir.IntType(LANES)), _I64)
+        live = builder.or_(live, builder.shl(mask, _I64(vector * LANES)))
+    return live
+
+
+@intrinsic
+def panels(
+    typing: Any,
+    height: Any,
+    vectors: Any,
+    equal: Any,
+    index_bytes: Any,
+    x: Any,
+    y: Any,
+    blocks: Any,
+    count: Any,
+    starts: Any,
+    indices: Any,
+    weights: Any,
+    outputs: Any,
+    bias: Any,
+    value: Any,
+    lower: Any,
+    upper: Any,
+) -> Any:
+    """Compute y = f(x W + b) for panels of a layer over a tile; returns the live lanes as bits.
+
+    Parameters
+    ----------
+    height : literal int
+        Neurons a panel.
+    vectors, equal : int64
+        Registers of samples at once, one of `vector_counts(height)`; 1 where all weights are
+        `value`. There is a loop for each combination.
+    index_bytes : int64
+        2 or 4.
+    x, y : int64
+        Addresses of the first samples in the tiles, float32, rows of `TILE` samples a neuron.
+    blocks : int64
+        How many times `vectors` registers of samples.
+    count : int64
+        Panels.
+    starts, indices, weights, outputs, bias : int64
+        Addresses: int64 (count + 1) edge offsets of the panels; uint16 or uint32 input neurons,
+        with two bytes to spare at the end;
+        float32 weights, `height` an edge; int32 output neurons, `height` a panel; float32 bias of
+        all output neurons.
+    value, lower, upper : float32
+        The equal weight; the bounds of the activation.
+
+    Returns
+    -------
+    uint64
+        Bit i is set where sample i has a nonzero in one of these neurons.
+    """
+    if not isinstance(height, types.IntegerLiteral):
+        return None  # numba asks again with the literal type
+    signature = types.uint64(height, *[types.int64] * 12, *[types.float32] * 3)
+    counts = vector_counts(height.literal_value)
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        vectors, equal = arguments[1:3]
+        seen = cgutils.alloca_once(builder, BITS, size=TILE // LANES)
+        for vector in range(TILE // LANES):
+            builder.store(_NO_BITS, builder.gep(seen, [_I64(vector)]))
+        done = builder.append_basic_block("done")
+        switch = builder.switch(builder.add(builder.mul(vectors, _I64(2)), equal), done)
+        for count, is_equal in itertools.product(counts, (False, True)):
+            block = builder.append_basic_block("case")
+            switch.add_case(_I64(2 * count + is_equal), block)
+            builder.position_at_end(block)
+            kernel = _Panels(builder, height.literal_value, count, is_equal)
+            kernel.emit(list(arguments[3:]), seen)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return _live_lanes(builder, seen)
+
+    return signature, codegen
