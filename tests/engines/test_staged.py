@@ -73,7 +73,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
         kernel = next(kernels)
         if kernel == "resident":
             return real(layer, shared_bytes)
-        panels = gpu.panel_layer(layer, layer.n_out + 1, 1.0)
+        panels = gpu.all_single(layer)
         if kernel == "wide":
             return gpu._wide(panels)
         return gpu.lay_out_staged(panels, gpu.staging(panels, 2 * SMALL, 2))

@@ -8,7 +8,6 @@ import scipy.sparse as sp
 
 from teraedge import Layer, datasets
 from teraedge.plan import gpu, parts, rates, staged
-from teraedge.plan.panels import panel_layer
 
 HOPPER = 227 * 1024
 ROOM = HOPPER - 1024
@@ -19,7 +18,7 @@ def random_layer(n, **kwargs):
 
 
 def laid_out(layer, room, buffers):
-    panels = panel_layer(layer, layer.n_out + 1, 1.0)
+    panels = gpu.all_single(layer)
     plan = staged.settled(staged.staging(panels, room, buffers))
     return plan, staged.lay_out_staged(panels, plan)
 
@@ -139,14 +138,14 @@ def test_which_kernel():
 
 
 def test_too_many_parts():
-    panels = panel_layer(random_layer(4000, fan_in=2), 4001, 1.0)
+    panels = gpu.all_single(random_layer(4000, fan_in=2))
     assert staged.staging(panels, (128 + 8) * 32, 1).parts == 32
     assert staged.staging(panels, (120 + 8) * 32, 1) is None
     assert staged.staging(panels, 15 * 32, 1) is None  # not even the rows of zeros and eight more
 
 
 def test_costs_fall_with_padding():
-    panels = panel_layer(random_layer(16384, fan_in=32), 16385, 1.0)
+    panels = gpu.all_single(random_layer(16384, fan_in=32))
     one = staged.staging(panels, ROOM, 1)
     worse = replace(one, lengths=one.lengths + 2)
     assert rates.staged_seconds(panels, one) < rates.staged_seconds(panels, worse)

@@ -77,7 +77,7 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     wide = panel_layer(layer, _relative(WIDE_HEIGHT, WIDE_TALL_EDGE))
     wide_seconds = rates.wide_seconds(wide, WIDE_TALL_EDGE)
     if rates.staged_at_best(wide) < min(seconds, wide_seconds):
-        single = _all_single(layer, wide)
+        single = wide if not len(wide.tall.outputs) else all_single(layer)
         plan = _best_staging(single, room, min(seconds, wide_seconds))
         if plan is not None:
             return lay_out_staged(single, plan)
@@ -86,10 +86,8 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     return _wide(wide)
 
 
-def _all_single(layer: Layer, panels: PanelLayer) -> PanelLayer:
+def all_single(layer: Layer) -> PanelLayer:
     """Return a layer without tall panels."""
-    if not len(panels.tall.outputs):
-        return panels
     return panel_layer(layer, _relative(WIDE_HEIGHT, NEVER))
 
 

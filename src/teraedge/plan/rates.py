@@ -25,6 +25,24 @@ reads for every four samples, come from L2 as fast as they can."""
 
 def wide_seconds(layer: PanelLayer, tall_edge: float) -> float:
     """Return what the wide kernel takes: it reads 4 bytes an edge of a panel from L2."""
+    reads = len(layer.single.indices) + tall_edge * len(layer.tall.indices)
+    return reads * 4 / L2_BYTES
+
+
+def resident_four_seconds(layer: PanelLayer, tall_edge: float) -> float:
+    """Return what the resident kernel takes with tiles of four samples."""
+    return (len(layer.single.indices) + tall_edge * len(layer.tall.indices)) / RESIDENT_FOUR
+
+
+def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
+    """Return what the staged kernel takes.
+
+    Lists are read step by step, and reads that meet in a bank take turns. Before that, or at the
+    same time where there is room for two parts, each output block gets all rows, and the lists
+    stream in besides.
+    """
+    weights = layer.value is None
+    steps = plan.slots / LANES
     reads = (steps * (READS_A_STEP - (not weights)) + plan.meetings * CHUNKS) / READS
     row_bytes = plan.blocks * layer.n_in * SAMPLES * 4
     rows = row_bytes / STAGED_BYTES
