@@ -78,6 +78,7 @@ def _run(
         layers=layers,
         edges=network.edges,
         device=device,
+        hardware=engine.hardware,
         mode=mode.value,
         options=options,
         result=result,

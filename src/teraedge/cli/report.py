@@ -29,6 +29,8 @@ class Report:
         Of the network as given.
     device : str
         As the user named it.
+    hardware : str
+        What that is.
     mode : str
         "a", "b" or "c".
     options : Options
@@ -42,6 +44,7 @@ class Report:
     layers: int
     edges: int
     device: str
+    hardware: str
     mode: str
     options: "Options"
     result: "Result"
@@ -54,6 +57,15 @@ class Report:
         """CPU threads the run may have used."""
         return self.options.threads or host.usable_cores()
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it ran on the CPU."""
+        return self.device == "cpu"
+
+    def _where(self) -> str:
+        threads = f", {count(self.threads, 'thread')}" if self.on_cpu else ""
+        return f"{self.device}: {self.hardware}{threads}"
+
     def rate(self, edges: int) -> float:
         """Return edges a second of the run."""
         return edges / max(self.result.seconds, 1e-9)
@@ -63,9 +75,9 @@ class Report:
         result, span = self.result, self.result.seconds
         return {
             "network": self.network,
-            "device": host.cpu_model(),
-            "gpus": 0,
-            "threads": self.threads,
+            "device": self.hardware,
+            "gpus": 0 if self.on_cpu else 1,
+            "threads": self.threads if self.on_cpu else None,
             "mode": self.mode,
             "precision": self.options.precision,
             "samples": result.samples,
@@ -104,7 +116,7 @@ class Report:
         share = result.executed_edges / max(result.nominal_edges, 1)
         executed = self.rate(result.executed_edges)
         return [
-            ("device", f"{self.device}: {host.cpu_model()}, {count(self.threads, 'thread')}"),
+            ("device", self._where()),
             ("network", f"{count(self.layers, 'layer')}, {count(self.edges, 'edge')}"),
             ("data", seconds(self.data_seconds)),
             ("compile", seconds(self.compile_seconds)),

@@ -85,6 +85,7 @@ def _run(
         layers=len(network),
         edges=engine.edges,
         device=device,
+        hardware=engine.hardware,
         mode=mode.value,
         options=options,
         result=result,

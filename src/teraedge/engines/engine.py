@@ -25,6 +25,8 @@ class Engine(ABC):
     ----------
     device : str
         Where it runs, as given to `compile`.
+    hardware : str
+        What that is, as its maker calls it.
     options : Options
     n_in, n_out : int
         Neurons the network reads and writes.
@@ -35,6 +37,7 @@ class Engine(ABC):
     """
 
     device: str
+    hardware: str
     options: "Options"
     n_in: int
     n_out: int

@@ -60,6 +60,7 @@ class CpuEngine(Engine):
 
     def __init__(self, plan: Plan[PanelLayer], options: Options, start: float) -> None:
         self.options = options
+        self.hardware = cpu_model()
         self._plan = plan
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self._resident: Program | None = None
@@ -107,7 +108,7 @@ class CpuEngine(Engine):
         return explain(
             plan.parts,
             plan.edges_given,
-            device=f"cpu: {cpu_model()}, {count(self._threads, 'thread')}",
+            device=f"cpu: {self.hardware}, {count(self._threads, 'thread')}",
             workers=self._threads,
             transfer=1e-9 * (self.n_in * speeds.load + self.n_out * speeds.store),
             last=self._last,

@@ -49,7 +49,9 @@ class CudaEngine(Engine):
         self.device, self.options = device, options
         self._closed = False
         self._lock = Lock()
+        self._graph: driver.Graph | None = None
         self._device = driver.open_device(device)
+        self.hardware = self._device.name
         try:
             self._compile(network)
         except BaseException:
@@ -67,7 +69,6 @@ class CudaEngine(Engine):
         self._launcher = Launcher(self._device)
         self._loader = Loader(self._device, self._stream)
         self._state: RunState | None = None
-        self._graph: driver.Graph | None = None
         self._chunk = self._send_resident()
         self._ran: list[Segment] = []
         self._last: LastRun | None = None
@@ -90,7 +91,7 @@ class CudaEngine(Engine):
         return explain(
             [*plan.parts[:stay], *(streamed(part, samples) for part in plan.parts[stay:])],
             plan.edges_given,
-            device=f"{self.device}: {self._device.name}",
+            device=f"{self.device}: {self.hardware}",
             workers=1,
             transfer=None,
             last=self._last,
@@ -99,6 +100,7 @@ class CudaEngine(Engine):
     def close(self) -> None:  # noqa: D102
         with self._lock:
             self._closed = True
+            self._free_graph()
             self._device.close()
 
     def _lay_out(self, layer: Layer) -> DeviceLayer:

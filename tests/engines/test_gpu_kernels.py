@@ -1,0 +1,77 @@
+"""Every tile of the resident kernel, and the wide kernel, over networks that would not get them.
+
+The networks of the suite are small, so that all but one of them fit the largest tile.
+"""
+
+import engine_devices
+import numpy as np
+import pytest
+from engines_networks import NETWORKS, make_features
+
+import teraedge
+from teraedge import Options
+from teraedge.plan import gpu, rates
+
+NAMES = [
+    "rectangular",
+    "most die",
+    "wakes up",
+    "empty rows and columns",
+    "no edges",
+    "shared inputs",
+    "nearly shared inputs",
+    "one neuron",
+    "dense",
+]
+
+
+@pytest.fixture(params=engine_devices.DEVICES[1:])
+def device(request):
+    name, undo = engine_devices.opened(request.param)
+    yield name
+    undo()
+
+
+@pytest.fixture(params=[16, 8, 4, 0], ids=["16", "8", "4", "wide"])
+def kernel(request, monkeypatch):
+    """Let every layer run in tiles of so many samples, or in the wide kernel."""
+    samples = request.param
+    monkeypatch.setattr(gpu, "SAMPLES", (samples,) if samples else ())
+    monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
+    monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
+    return samples
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_reference(device, kernel, name):
+    network = NETWORKS[name]
+    for samples in (1, 33, 150):
+        features = make_features(network, samples)
+        expected = teraedge.reference.run(network, features)
+        for mode in "ac":
+            with teraedge.compile(network, device, Options.mode(mode)) as engine:
+                assert {layer.samples for layer in engine._plan.resident} == {kernel}
+                for _ in range(2):  # the second from the graph
+                    result = engine.run(features)
+                    np.testing.assert_array_equal(result.outputs, expected.outputs)
+                    np.testing.assert_array_equal(result.live, expected.live)
+
+
+def test_layers_of_different_kernels_follow_each_other(device, monkeypatch):
+    """Tiles of 32, 16 and 8 samples and the wide kernel in one network."""
+    rng = np.random.default_rng(0)
+    sizes = [100, 1500, 3000, 7200, 50]
+    layers = [
+        teraedge.Layer((rng.random((a, b)) < 3 / a).astype(np.float32), -1, teraedge.ClippedReLU(4))
+        for a, b in zip(sizes, sizes[1:], strict=False)
+    ]
+    network = teraedge.Network(layers)
+    features = make_features(network, 70)
+    expected = teraedge.reference.run(network, features)
+    monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
+    for mode in "ab":
+        with teraedge.compile(network, device, Options.mode(mode)) as engine:
+            assert len({layer.samples for layer in engine._plan.resident}) >= 3
+            result = engine.run(features)
+        np.testing.assert_array_equal(result.outputs, expected.outputs)
+        np.testing.assert_array_equal(result.live, expected.live)
