@@ -3,6 +3,8 @@
 The networks of the suite are small, so that all but one of them fit the largest tile.
 """
 
+from itertools import pairwise
+
 import engine_devices
 import numpy as np
 import pytest
@@ -63,7 +65,7 @@ def test_layers_of_different_kernels_follow_each_other(device, monkeypatch):
     sizes = [100, 1500, 3000, 7200, 50]
     layers = [
         teraedge.Layer((rng.random((a, b)) < 3 / a).astype(np.float32), -1, teraedge.ClippedReLU(4))
-        for a, b in zip(sizes, sizes[1:], strict=False)
+        for a, b in pairwise(sizes)
     ]
     network = teraedge.Network(layers)
     features = make_features(network, 70)
