@@ -16,7 +16,8 @@ def convert(
     target: Annotated[
         Path,
         typer.Argument(
-            metavar="OUT", help="Where to: .safetensors, .mtx, neuron<N>/ or another folder."
+            metavar="OUT",
+            help="Where to: .safetensors, .mtx, a folder neuron1024 (TSV) or another (MTX).",
         ),
     ],
 ) -> None:

@@ -90,7 +90,8 @@ def load_plan(
     Raises
     ------
     FormatError
-        If a file is missing, damaged, or a plan for something else.
+        If a file is missing, cut short, malformed, or a plan for something else. Values are not
+        checked: a flipped bit in a weight goes unseen.
 
     Examples
     --------
@@ -128,8 +129,8 @@ def _check(network: object, options: object, needed: bool = True) -> None:
     """Refuse what is neither a network nor options."""
     if not isinstance(network, Network) and (needed or network is not None):
         raise ModelError(
-            f"the network is a {type(network).__name__}; give a teraedge.Network, for example "
-            "teraedge.Network([layer, ...])"
+            f"the network is a {type(network).__name__}; give a teraedge.Network, as "
+            "teraedge.Network([layer, ...]) or teraedge.Network(source)"
         )
     if not isinstance(options, Options | None):
         raise OptionsError(

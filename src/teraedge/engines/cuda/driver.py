@@ -4,7 +4,9 @@ Only this file and the four that it stands on (``bindings``, ``memory``, ``strea
 NVIDIA's libraries. Tests put an emulated device with the same face in place of `open_device`.
 """
 
+import ctypes
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from threading import Lock
@@ -91,13 +93,17 @@ def device_count() -> int:
     DeviceError
         If there is no driver, it does not start, or it shows no GPU.
     """
-    driver = libraries().driver
+    none = DeviceError("no NVIDIA driver was found; install one, or run on device 'cpu'")
+    try:
+        driver = libraries().driver
+    except DependencyError:
+        if not _has_driver():  # packages alone would not help
+            raise none from None
+        raise
     try:
         error = driver.cuInit(0)[0]
     except RuntimeError:  # the driver's library is not there
-        raise DeviceError(
-            "no NVIDIA driver was found; install one, or run on device 'cpu'"
-        ) from None
+        raise none from None
     if error == driver.CUresult.CUDA_ERROR_NO_DEVICE:
         count = 0
     elif error != 0:
@@ -126,6 +132,15 @@ def _check_versions() -> None:
             f"the NVIDIA driver brings CUDA {cuda} and the installed cuda-bindings are for CUDA "
             f"{ours}; pip install 'teraedge[cuda{cuda}]', or update the driver"
         )
+
+
+def _has_driver() -> bool:
+    """Tell whether the driver's library is there."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 class Device:
