@@ -3,15 +3,19 @@
 The networks of the suite are small, so that all but one of them fit the largest tile.
 """
 
+from functools import partial
 from itertools import pairwise
 
 import engine_devices
 import numpy as np
 import pytest
+from cuda_emulator import build
+from cuda_emulator.device import EmulatedDevice
 from engines_networks import NETWORKS, make_features
 
 import teraedge
 from teraedge import Options
+from teraedge.engines.cuda import driver
 from teraedge.plan import gpu, rates
 
 NAMES = [
@@ -77,3 +81,21 @@ def test_layers_of_different_kernels_follow_each_other(device, monkeypatch):
             result = engine.run(features)
         np.testing.assert_array_equal(result.outputs, expected.outputs)
         np.testing.assert_array_equal(result.live, expected.live)
+
+
+@pytest.mark.skipif(not build.available(), reason=build.REASON)
+@pytest.mark.parametrize("mode", ["a", "b"])
+def test_more_samples_than_the_device_holds(monkeypatch, mode):
+    """They run in batches, and rows go to the host in between."""
+    network = NETWORKS["rectangular"]
+    features = make_features(network, 989)
+    expected = teraedge.reference.run(network, features)
+    monkeypatch.setattr(driver, "open_device", partial(EmulatedDevice, memory_bytes=2**18))
+    with teraedge.compile(network, "cuda", Options.mode(mode)) as engine:
+        for _ in range(2):
+            result = engine.run(features)
+            assert engine._state.samples < 500
+            np.testing.assert_array_equal(result.outputs, expected.outputs)
+            np.testing.assert_array_equal(result.live, expected.live)
+            assert len(result.trace) == len(network)
+            assert result.trace[-1].live == (len(expected.live) if mode == "b" else 989)

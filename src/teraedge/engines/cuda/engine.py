@@ -12,7 +12,7 @@ from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_give
 from teraedge.engines.cuda.launcher import Launcher, layer_address
 from teraedge.engines.cuda.output import DeviceResult, Rows
 from teraedge.engines.cuda.program import pack, packed_size
-from teraedge.engines.cuda.state import Counters, RunState, bytes_a_sample
+from teraedge.engines.cuda.state import SPARE_TILES, Counters, RunState, bytes_a_sample
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError, FeatureError
 from teraedge.host import memory_bytes
@@ -149,8 +149,10 @@ class CudaEngine(Engine):
             self._stream.synchronize()
             live[found.ids[found.nonzero]] = True
             if out is None:
-                shape = _whole_words(slots), self.n_out
-                blocks.append((found.ids[found.used], Rows(rows, shape, found.used)))
+                lazy = Rows(rows, (_whole_words(slots), self.n_out), found.used)
+                # What comes in batches would not fit the device as a whole.
+                whole = state.samples >= samples
+                blocks.append((found.ids[found.used], lazy if whole else lazy()))
             if progress is not None:
                 progress(last / max(samples, 1))
         ids = np.flatnonzero(live)
@@ -181,10 +183,11 @@ class CudaEngine(Engine):
             self._state = None
         each = bytes_a_sample(plan.width, len(plan.origin)) + 4 * self.n_out
         free = self._device.free_bytes()
-        room = int(free * SHARE / each) // COLUMNS * COLUMNS
+        room = (int(free * SHARE / each) // COLUMNS - SPARE_TILES) * COLUMNS
         if room < COLUMNS:
+            least = int((1 + SPARE_TILES) * COLUMNS * each)
             raise DeviceError(
-                f"{COLUMNS} samples of {plan.width} neurons take {int(COLUMNS * each):,} bytes and "
+                f"{COLUMNS} samples of {plan.width} neurons take {least:,} bytes and "
                 f"{free:,} are free on {self._device.name}; give Options(memory=...) less for "
                 "layers, or close other programs on this GPU"
             )

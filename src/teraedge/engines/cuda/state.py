@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from teraedge.engines.cuda.driver import Device, Memory, Stream
 from teraedge.plan.device import COLUMNS, LANES
 
-SPARE_TILES = 4
-"""Tiles past the last that the wide kernel may read."""
+SPARE_TILES = 1
+"""Tiles past the last, so that a piece of work of several tiles never leaves the buffers."""
 
 STATE = np.dtype(
     [
@@ -136,7 +136,7 @@ class RunState:
     def install(self, stream: Stream) -> None:
         """Send the struct, once."""
         stream.to_device(self.struct, self._table.reshape(1).view(np.uint8))
-        stream.fill(self.rows[0], 0)  # wide kernels read past the last tile
+        stream.fill(self.rows[0], 0)  # kernels read whole tiles
         stream.fill(self.rows[1], 0)
         stream.synchronize()
 
