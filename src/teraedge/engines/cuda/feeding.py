@@ -152,9 +152,3 @@ class Loader:
 
     def _launch(self, name: str, *arguments: int | Memory) -> None:
         self._stream.launch(self._kernels[name], self._grid, BLOCK, 0, *arguments)
-
-
-def check_valid(invalid: bool) -> None:
-    """Raise if a kernel found a feature that is not a finite float32."""
-    if invalid:
-        raise FeatureError("features hold NaN, infinity or values beyond fp32; give finite numbers")

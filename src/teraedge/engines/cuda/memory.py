@@ -1,6 +1,7 @@
 """Memory of the GPU, and page-locked memory of the host."""
 
 import ctypes
+from abc import ABC, abstractmethod
 from contextlib import suppress
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -15,12 +16,12 @@ if TYPE_CHECKING:
     from teraedge.engines.cuda.bindings import Context
 
 
-class Block:
+class Block(ABC):
     """Something that is given back once, by ``free()`` or at the end of a ``with``."""
 
+    @abstractmethod
     def free(self) -> None:
         """Give the memory back; again does nothing, nor does it after the GPU was lost."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         return self
