@@ -41,6 +41,7 @@ class EmulatedDevice:
     """
 
     arch = "emulated"
+    tensor_cores = True
     l2_bytes = 2**20
     clock_hz = 1e9
     driver_version = "emulated"

@@ -16,7 +16,7 @@ from engines_networks import NETWORKS, make_features
 import teraedge
 from teraedge import Options
 from teraedge.engines.cuda import driver
-from teraedge.plan import gpu, rates
+from teraedge.plan import block, gpu, rates
 
 NAMES = [
     "rectangular",
@@ -38,10 +38,19 @@ def device(request):
     undo()
 
 
-@pytest.fixture(params=[16, 8, 4, 0], ids=["16", "8", "4", "wide"])
+@pytest.fixture(
+    params=[("resident", 16), ("resident", 8), ("resident", 4), ("wide", 0)]
+    + [("block", 32), ("block", 16), ("block", 8)],
+    ids=lambda kernel: "{}-{}".format(*kernel),
+)
 def kernel(request, monkeypatch):
-    """Let every layer run in tiles of so many samples, or in the wide kernel."""
-    samples = request.param
+    """Let every layer run in one kernel, in tiles of so many samples."""
+    name, samples = request.param
+    if name == "block":
+        monkeypatch.setattr(rates, "block_seconds", lambda panels: -1.0)
+        monkeypatch.setattr(block, "SAMPLES", (samples,))
+        return samples
+    monkeypatch.setattr(rates, "block_seconds", lambda panels: np.inf)
     monkeypatch.setattr(gpu, "SAMPLES", (samples,) if samples else ())
     monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
     monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)

@@ -1,7 +1,7 @@
 """What the CUDA kernels read of a layer, whichever kernel it is."""
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +10,7 @@ from teraedge.plan import banks
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 
-Kernel = Literal["resident", "staged", "wide"]
+Kernel = Literal["resident", "block", "staged", "wide"]
 THREADS = 512
 WARPS = THREADS // 32
 ZERO_ROWS = 8
@@ -24,6 +24,7 @@ LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("", "V4")])
 """`struct List` of kernels/common.cuh."""
 TARGET = np.dtype([("output", np.int32), ("bias", np.float32)])
 """`struct Target`."""
+_EMPTY = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class DevicePanels:
         Staged: one for each part and slice, (parts * slices,).
     indices : ndarray of uint16 or uint32
         Two a word, in 16-byte chunks of shared memory, as `in_words` orders them. Wide: (edges,),
-        neurons.
+        neurons. Block: addresses, [step][quarter][4].
     weights : ndarray of float32, or empty
-        As `in_words` orders them. Wide: (edges, height). Empty where all weights of the layer are
-        equal.
+        As `in_words` orders them. Wide: (edges, height). Block: bits of bf16, as uint16,
+        [step][term][lane][8]. Empty where all weights of the layer are equal.
     targets : ndarray of `TARGET`
         The neurons, -1 where there is none, and their biases: (slices * lanes, height). Wide:
         (count, height).
@@ -52,9 +53,16 @@ class DevicePanels:
     height: int
     lists: NDArray[Any]
     indices: NDArray[Any]
-    weights: NDArray[np.float32]
+    weights: NDArray[Any]
     targets: NDArray[Any]
     slots: int
+
+    @classmethod
+    def none(cls) -> "DevicePanels":
+        """Return no panels."""
+        return cls(
+            1, list_table(_EMPTY, _EMPTY), _EMPTY, np.empty(0, np.float32), _EMPTY.view(TARGET), 0
+        )
 
     @property
     def count(self) -> int:
@@ -67,13 +75,34 @@ class DevicePanels:
         return self.lists, self.indices, self.weights, self.targets
 
 
+class BlockParts(NamedTuple):
+    """What only the block kernel needs of a layer.
+
+    Attributes
+    ----------
+    terms : int
+        Terms of bf16 that a weight is the sum of.
+    rounds : int
+        Panels of a warp, at most.
+    steps : int
+        Steps from the stream of a warp to that of the next.
+    places : ndarray of uint16, shape (n_in,)
+        Where in the tile each input lies.
+    """
+
+    terms: int
+    rounds: int
+    steps: int
+    places: NDArray[np.uint16]
+
+
 @dataclass(frozen=True)
 class DeviceLayer:
     """A layer as the CUDA kernels read it.
 
     Attributes
     ----------
-    kernel : {"resident", "staged", "wide"}
+    kernel : {"resident", "block", "staged", "wide"}
     n_in, n_out, edges : int
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
@@ -89,6 +118,7 @@ class DeviceLayer:
     parts, part_rows, buffers : int
         Parts of the inputs, rows of a part, and how many parts there is room for at a time
         (staged).
+    block : BlockParts or None
     nbytes : int
         Bytes on the device.
     """
@@ -108,17 +138,23 @@ class DeviceLayer:
     parts: int = 0
     part_rows: int = 0
     buffers: int = 0
+    block: BlockParts | None = None
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        arrays = (*self.tall.arrays, *self.single.arrays)
         # Each array and the layer's entry in the table begin where a line does.
-        object.__setattr__(self, "nbytes", 256 + sum(array.nbytes + 256 for array in arrays))
+        object.__setattr__(self, "nbytes", 256 + sum(a.nbytes + 256 for a in self.arrays))
+
+    @property
+    def arrays(self) -> tuple[NDArray[Any], ...]:
+        """What goes to the device."""
+        more = () if self.block is None else (self.block.places,)
+        return *self.tall.arrays, *self.single.arrays, *more
 
     @property
     def resident(self) -> bool:
-        """Whether it runs in the resident kernel."""
-        return self.kernel == "resident"
+        """Whether it runs in a kernel that takes a tile through several layers."""
+        return self.kernel in ("resident", "block")
 
     @property
     def padding(self) -> float:

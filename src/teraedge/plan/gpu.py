@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from teraedge.network import Layer
 from teraedge.plan import banks, rates
+from teraedge.plan.block import PANEL, block_panels, lay_out_block, tile_samples
 from teraedge.plan.cost import Constants
 from teraedge.plan.device import (
     COLUMNS,
@@ -42,6 +43,8 @@ RESIDENT_HEIGHT, WIDE_HEIGHT = 4, 8
 RESIDENT_TALL_EDGE, WIDE_TALL_EDGE = 1.5, 1.25
 """What an edge of a tall panel costs, in edges of a single neuron: as many reads of inputs, and
 more of weights."""
+BLOCK_TALL_EDGE = 1.0
+"""As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
 SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
 NEVER = 1e9
@@ -50,7 +53,7 @@ WIDE_ALIGN = 8
 """Edges the wide kernel loads together."""
 
 
-def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
+def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> DeviceLayer:
     """Lay a layer out for the kernel that it fits.
 
     Parameters
@@ -58,6 +61,8 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     layer : Layer
     shared_bytes : int
         Shared memory a block may have.
+    tensor_cores : bool
+        Whether the device has some that multiply bf16.
 
     Raises
     ------
@@ -70,6 +75,10 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
+        if tensor_cores:
+            block = _block(layer, room, rates.resident_seconds(panels, samples))
+            if block is not None:
+                return block
         if samples > 4:
             return _resident(panels, samples, _shared(panels, samples))
         if samples:
@@ -84,6 +93,16 @@ def lay_out(layer: Layer, shared_bytes: int) -> DeviceLayer:
     if resident is not None and seconds < wide_seconds:
         return _resident(resident, 4, _shared(resident, 4))
     return _wide(wide)
+
+
+def _block(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
+    """Lay a layer out for the block kernel, if that takes less than some seconds."""
+    found = panel_layer(layer, _relative(PANEL, BLOCK_TALL_EDGE))
+    panels = block_panels(found)
+    samples = tile_samples(panels, found, room)
+    if samples and rates.block_seconds(panels) < seconds:
+        return lay_out_block(panels, found, samples)
+    return None
 
 
 def all_single(layer: Layer) -> PanelLayer:

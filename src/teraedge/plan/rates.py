@@ -4,6 +4,9 @@ Seconds a sample on an H200. Other GPUs are faster or slower, but their shared m
 cache have about the same ratio, so that the order stays.
 """
 
+from math import inf
+
+from teraedge.plan.block import BlockPanels
 from teraedge.plan.device import LANES
 from teraedge.plan.panels import PanelLayer
 from teraedge.plan.staged import CHUNKS, READS_A_STEP, SAMPLES, WIDTH, Staging
@@ -13,6 +16,10 @@ READS = 2.2e11
 at 1.98 GHz, of which the resident kernel reaches 85 %."""
 L2_BYTES = 8e12
 """Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
+RESIDENT_REACHED, TALL_REACHED = 0.9, 0.5
+"""What the resident kernel reaches of `READS`, for single neurons and for tall panels."""
+BLOCK_STEP = 5e-12
+"""What the block kernel takes for a step."""
 STAGED_BYTES = 5e12
 """The same in the pieces of 32 bytes of which the staged kernel takes rows."""
 PIECE_SECONDS = 5e-6 / 132
@@ -21,6 +28,25 @@ run at once: the wait for its first rows and lists, and two barriers."""
 RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""
+
+
+def resident_seconds(layer: PanelLayer, samples: int) -> float:
+    """Return what the resident kernel takes with tiles of so many samples, 0 for none."""
+    if samples == 0:
+        return inf
+    if samples < 8:
+        return resident_four_seconds(layer, 1.5)
+    chunks = samples // 4
+    equal = layer.value is not None
+    reads = len(layer.single.indices) * (4 * chunks + (1 if equal else 3)) / RESIDENT_REACHED
+    weights = chunks // 2 * (1 if equal else 9)
+    reads += len(layer.tall.indices) * (4 * chunks + weights) / TALL_REACHED
+    return reads / LANES / READS / samples
+
+
+def block_seconds(panels: BlockPanels) -> float:
+    """Return what the block kernel takes."""
+    return float(panels.steps.sum()) * BLOCK_STEP
 
 
 def wide_seconds(layer: PanelLayer, tall_edge: float) -> float:

@@ -1,4 +1,4 @@
-"""Segments: which layers the resident kernel takes a tile of samples through in one go."""
+"""Segments: which layers a kernel takes a tile of samples through in one go."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Segment:
     ----------
     first, count : int
         Its layers.
-    kernel : {"resident", "staged", "wide"}
+    kernel : {"resident", "block", "staged", "wide"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     buffers : int
@@ -23,6 +23,8 @@ class Segment:
         Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
         Whether samples may die in it, so that those left are moved together at its end.
+    terms : int
+        Of a weight, in the block kernel.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
     """
@@ -34,6 +36,7 @@ class Segment:
     buffers: int
     shared: int
     moves: bool
+    terms: int
     heights: tuple[int, ...]
 
 
@@ -63,7 +66,9 @@ def segments(
             last
             or not layer.resident
             or not layers[end].resident
+            or layers[end].kernel != layer.kernel
             or layers[end].samples != layer.samples
+            or _terms(layers[end]) != _terms(layer)
             or (dies and _is_border(first + end))
         ):
             shared = max(part.shared for part in layers[begin:end])
@@ -76,9 +81,14 @@ def segments(
                 buffers=layer.buffers,
                 shared=shared,
                 moves=dies,
+                terms=_terms(layer),
                 heights=heights,
             )
             begin = end
+
+
+def _terms(layer: DeviceLayer) -> int:
+    return 0 if layer.block is None else layer.block.terms
 
 
 def _is_border(layer: int) -> bool:

@@ -154,6 +154,8 @@ class Device:
     name : str
         As "NVIDIA H200".
     arch : str
+    tensor_cores : bool
+        Whether there are some that multiply bf16.
         As "sm_90".
     multiprocessors : int
     shared_bytes : int
@@ -193,6 +195,7 @@ class Device:
 
         major, minor = read("COMPUTE_CAPABILITY_MAJOR"), read("COMPUTE_CAPABILITY_MINOR")
         self.arch = f"sm_{major}{minor}"
+        self.tensor_cores = major >= 8
         self.multiprocessors = read("MULTIPROCESSOR_COUNT")
         self.shared_bytes = read("MAX_SHARED_MEMORY_PER_BLOCK_OPTIN")
         self.l2_bytes = read("L2_CACHE_SIZE")

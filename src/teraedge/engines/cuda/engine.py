@@ -104,7 +104,9 @@ class CudaEngine(Engine):
             self._device.close()
 
     def _lay_out(self, layer: Layer) -> DeviceLayer:
-        laid_out = gpu.lay_out(layer, self._device.shared_bytes)
+        laid_out = gpu.lay_out(
+            layer, self._device.shared_bytes, tensor_cores=self._device.tensor_cores
+        )
         return predicted(laid_out, self._device.multiprocessors * self._device.clock_hz)
 
     def _send_resident(self) -> Chunk | None:
@@ -116,10 +118,11 @@ class CudaEngine(Engine):
         nbytes = packed_size(layers)
         self._layers = self._device.allocate(nbytes)
         packed = np.empty(nbytes, np.uint8)
-        pack(layers, droppable, self._layers.address, packed)
+        parts = list(segments(layers, droppable, 0))
+        pack(layers, droppable, parts, self._layers.address, packed)
         self._stream.to_device(self._layers, packed)
         self._stream.synchronize()
-        chunk = Chunk(0, list(segments(layers, droppable, 0)), self._layers.address)
+        chunk = Chunk(0, parts, self._layers.address)
         for segment in chunk.segments:
             self._launcher.prepare(segment)
         return chunk
@@ -200,7 +203,9 @@ class CudaEngine(Engine):
     def _run_batch(self, features: Given, first: int, last: int, state: RunState) -> Counters:
         """Take some samples through all layers; returns what was counted."""
         state.clear(self._stream)
-        kept = self._loader.load(features, first, last, self.n_in, state)
+        layers = self._plan.resident
+        spreads = bool(layers) and layers[0].kernel == "block"
+        kept = self._loader.load(features, first, last, self.n_in, state, spreads=spreads)
         self._ran = []
         if self._chunk is not None:
             if self._graph is None:

@@ -136,8 +136,9 @@ class Feeder:
                     copied[number - BUFFERS].synchronize()
             droppable = self._plan.droppable[first + 1 : first + 1 + len(layers)].tolist()
             place = self._places[number % PLACES]
-            pack(layers, droppable, place.address, pinned.array)
-            packed = _Packed(first, list(segments(layers, droppable, first)), pinned, nbytes)
+            parts = list(segments(layers, droppable, first))
+            pack(layers, droppable, parts, place.address, pinned.array)
+            packed = _Packed(first, parts, pinned, nbytes)
             if self._keeps:
                 self._kept.append(packed)
             yield packed

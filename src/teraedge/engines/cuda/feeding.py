@@ -87,8 +87,12 @@ class Loader:
         self._kernels = device.kernels(file, defines, names)
         self._grid = device.multiprocessors * 8
 
-    def load(self, features: Given, first: int, last: int, n: int, state: RunState) -> Any:
+    def load(
+        self, features: Given, first: int, last: int, n: int, state: RunState, *, spreads: bool
+    ) -> Any:
         """Queue samples `first` to `last` as the samples of a run.
+
+        Packed ones stay as they are if the first layer `spreads` them itself.
 
         Returns
         -------
@@ -96,23 +100,33 @@ class Loader:
             To be kept until the stream has come so far.
         """
         count = last - first
-        self._launch("begin", state.struct, count, first)
         if count == 0:
+            self._begin(state, 0, first)
             return None
         if isinstance(features, DeviceFeatures):
             itemsize = features.dtype.itemsize
             address = features.address + first * features.strides[0] * itemsize
+            if features.packed and spreads:
+                self._begin(state, count, first, address, features.strides[0])
+                return features.owner
+            self._begin(state, count, first)
             if features.packed:
                 self._launch("load_packed", address, features.strides[0], count, n, state.struct)
-                return features.owner
-            self._dense(address, features.dtype, features.strides, count, n, state)
+            else:
+                self._dense(address, features.dtype, features.strides, count, n, state)
             return features.owner
         piece = features[first:last]
         if isinstance(piece, PackedFeatures):
             bits = np.ascontiguousarray(piece.bits)
+            if spreads:
+                self._stream.to_device(state.rows[0], bits)
+                self._begin(state, count, first, state.rows[0].address, bits.shape[1])
+                return bits
+            self._begin(state, count, first)
             self._stream.to_device(state.rows[1], bits)
             self._launch("load_packed", state.rows[1], bits.shape[1], count, n, state.struct)
             return bits
+        self._begin(state, count, first)
         if isinstance(piece, sp.csr_array):
             return self._sparse(piece, n, state)
         with np.errstate(over="ignore"):
@@ -124,6 +138,12 @@ class Loader:
     def store(self, state: RunState, segment: int, n: int, rows: Memory, by_id: bool) -> None:
         """Queue the rows before a segment, row-major, into `rows`."""
         self._launch("store_rows", state.struct, segment, n, rows, by_id)
+
+    def _begin(
+        self, state: RunState, count: int, first: int, bits: int = 0, stride: int = 0
+    ) -> None:
+        """Have a run begin, perhaps with packed features that the first layer spreads."""
+        self._launch("begin", state.struct, count, first, bits, stride)
 
     def _dense(
         self,

@@ -6,6 +6,7 @@ from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
     WIDE_STAGES,
     WIDE_THREADS,
+    block,
     compact,
     resident,
     staged,
@@ -13,7 +14,8 @@ from teraedge.engines.cuda.specialisations import (
     wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
-from teraedge.plan.device import STATIC_SHARED, THREADS
+from teraedge.plan.block import SHAPES
+from teraedge.plan.device import LANES, STATIC_SHARED, THREADS
 from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 176
@@ -26,15 +28,18 @@ class Launcher:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._resident: dict[int, Kernel] = {}
+        self._block: dict[tuple[int, int], Kernel] = {}
         self._staged: dict[int, Kernel] = {}
         self._wide: dict[int, tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
-        self._grids: dict[tuple[str, int, int], int] = {}
+        self._grids: dict[tuple[int, int, int], int] = {}
 
     def prepare(self, segment: Segment) -> None:
         """Compile what a segment needs."""
         if segment.kernel == "resident":
             self._resident_kernel(segment.samples)
+        elif segment.kernel == "block":
+            self._block_kernel(segment.samples, segment.terms)
         elif segment.kernel == "staged":
             self._staged_kernel(segment.buffers)
         else:
@@ -63,6 +68,14 @@ class Launcher:
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
             )  # fmt: skip
             return
+        if segment.kernel == "block":
+            kernel, threads = self._block_kernel(segment.samples, segment.terms), _threads(segment)
+            stream.launch(
+                kernel, self._blocks(kernel, threads, segment.shared), threads, segment.shared,
+                layers, segment.first, segment.count, state.struct, number, segment.moves,
+                number == 0,
+            )  # fmt: skip
+            return
         if segment.kernel == "staged":
             kernel, shared = self._staged_kernel(segment.buffers), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
@@ -82,6 +95,9 @@ class Launcher:
 
     def blocks_of(self, segment: Segment) -> int:
         """Return the blocks that share the time of a segment's layers."""
+        if segment.kernel == "block":
+            kernel = self._block_kernel(segment.samples, segment.terms)
+            return self._blocks(kernel, _threads(segment), segment.shared)
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment.samples), THREADS, segment.shared)
@@ -91,6 +107,12 @@ class Launcher:
             file, defines, names = resident(samples)
             self._resident[samples] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[samples]
+
+    def _block_kernel(self, samples: int, terms: int) -> Kernel:
+        if (samples, terms) not in self._block:
+            file, defines, names = block(samples, terms)
+            self._block[samples, terms] = self._device.kernels(file, defines, names)[names[0]]
+        return self._block[samples, terms]
 
     def _staged_kernel(self, buffers: int) -> Kernel:
         if buffers not in self._staged:
@@ -110,11 +132,16 @@ class Launcher:
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""
-        key = kernel.name, threads, shared
+        key = id(kernel), threads, shared
         if key not in self._grids:
             resident = kernel.occupancy(threads, shared)
             self._grids[key] = self._device.multiprocessors * max(1, resident)
         return self._grids[key]
+
+
+def _threads(segment: Segment) -> int:
+    """Return the threads of a block of the block kernel."""
+    return SHAPES[segment.samples].warps * LANES
 
 
 def layer_address(table: int, index: int) -> int:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.plan.device import DeviceLayer
+from teraedge.plan.device import TARGET, DeviceLayer
+from teraedge.plan.segments import Segment
 
 ALIGN = 256
 """Where arrays begin, in bytes: a vector load never crosses a line."""
@@ -29,6 +30,9 @@ LAYER = np.dtype(
         ("wide", np.int32),
         ("parts", np.int32),
         ("part_rows", np.int32),
+        ("rounds", np.int32),
+        ("steps", np.int32),
+        ("places", np.uint64),
     ]
 )
 """`struct Layer` of kernels/common.cuh."""
@@ -46,6 +50,7 @@ def packed_size(layers: Sequence[DeviceLayer]) -> int:
 def pack(
     layers: Sequence[DeviceLayer],
     droppable: Sequence[bool],
+    parts: Sequence[Segment],
     address: int,
     target: NDArray[np.uint8],
 ) -> None:
@@ -56,33 +61,59 @@ def pack(
     layers : sequence of DeviceLayer
     droppable : sequence of bool
         Whether a row that is zero after each layer stays zero for good.
+    parts : sequence of Segment
+        Those that the layers make.
     address : int
         Device address that `target` will be copied to.
     target : ndarray of uint8, shape (at least packed_size(layers),)
     """
     table = np.zeros(len(layers), LAYER)
     offset = _aligned(table.nbytes)
-    for row, layer, drop in zip(table, layers, droppable, strict=True):
+    following = _following(layers, parts)
+    for row, layer, drop, after in zip(table, layers, droppable, following, strict=True):
         addresses = []
-        for array in _arrays(layer):
+        for array in _arrays(layer, after):
             addresses.append(address + offset)
             target[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
             offset += _aligned(array.nbytes)
         row["n_in"], row["n_out"] = layer.n_in, layer.n_out
         row["tall"] = (layer.tall.count, *addresses[:4])
-        row["single"] = (layer.single.count, *addresses[4:])
+        row["single"] = (layer.single.count, *addresses[4:8])
         row["value"] = layer.value or 0.0
         row["lower"], row["upper"] = layer.clamp
         row["equal"] = layer.value is not None
         row["droppable"] = drop
         row["wide"] = layer.single.indices.dtype == np.uint32
         row["parts"], row["part_rows"] = layer.parts, layer.part_rows
+        if layer.block is not None:
+            row["rounds"], row["steps"] = layer.block.rounds, layer.block.steps
+            row["places"] = addresses[8]
     target[: table.nbytes] = table.view(np.uint8)
 
 
-def _arrays(layer: DeviceLayer) -> Iterator[NDArray[Any]]:
-    yield from layer.tall.arrays
-    yield from layer.single.arrays
+def _following(
+    layers: Sequence[DeviceLayer], parts: Sequence[Segment]
+) -> list[DeviceLayer | None]:
+    """Return the layer after each in the same segment."""
+    following: list[DeviceLayer | None] = [*layers[1:], None]
+    for part in parts:
+        following[part.first + part.count - 1 - parts[0].first] = None
+    return following
+
+
+def _arrays(layer: DeviceLayer, following: DeviceLayer | None = None) -> Iterator[NDArray[Any]]:
+    """Yield the arrays of a layer; its outputs go to the places that the next one reads."""
+    if following is None or following.block is None:
+        yield from layer.arrays
+        return
+    places = np.append(following.block.places.astype(np.int32), np.int32(-1))
+    for array in layer.arrays:
+        if array.dtype == TARGET:
+            placed = array.copy()
+            placed["output"] = places[array["output"]]
+            yield placed
+        else:
+            yield array
 
 
 def _aligned(nbytes: int) -> int:

@@ -19,9 +19,10 @@ STATE = np.dtype(
             (name, np.uint64)
             for name in (
                 *("slots", "buffer", "order", "masks", "nonzero", "starts", "leaving", "compacts"),
-                *("tickets", "live", "ran", "nanos", "began", "invalid"),
+                *("tickets", "live", "ran", "nanos", "began", "invalid", "bits"),
             )
         ],
+        ("bits_stride", np.int64),
         ("words", np.int64),
     ]
 )

@@ -48,9 +48,11 @@ struct alignas(16) Layer {
     int droppable; // a row that is zero after this layer is zero for good
     int wide;      // indices take 4 bytes
     int parts, part_rows; // of the inputs (staged kernel)
+    int rounds, steps;    // panels of a warp, and what all of them take at most (block kernel)
+    const unsigned short *places; // device, n_in: where in the tile each input lies (block kernel)
 };
 
-static_assert(sizeof(Layer) == 128, "eight copies of 16 bytes");
+static_assert(sizeof(Layer) % 16 == 0, "whole copies of 16 bytes");
 
 // What a run keeps on the device. The arrays over segments have one entry more than segments.
 struct State {
@@ -69,6 +71,8 @@ struct State {
     u64 *nanos;         // [layer] time spent in it; by the resident kernel, that of all blocks
     u64 *began;         // [segment] when the wide or the staged kernel began
     int *invalid;       // set where a feature is not finite
+    const unsigned char *bits; // packed features that have not been brought into rows, or none
+    i64 bits_stride;           // bytes a sample
     i64 words;          // the most a run may have, an even number
 };
 
@@ -102,4 +106,10 @@ __device__ __forceinline__ i64 words_of(unsigned slots) { return (static_cast<i6
 // Where the value of a neuron for a slot lies, n neurons a sample.
 __device__ __forceinline__ i64 place(i64 slot, i64 neuron, i64 n) {
     return (slot / COLUMNS * n + neuron) * COLUMNS + slot % COLUMNS;
+}
+
+// Bring a layer's sizes and addresses into shared memory, without waiting.
+__device__ __forceinline__ void load_layer(Layer *into, const Layer *layer) {
+    if (threadIdx.x < sizeof(Layer) / 16)
+        copy_async(reinterpret_cast<uint4 *>(into) + threadIdx.x, reinterpret_cast<const uint4 *>(layer) + threadIdx.x);
 }

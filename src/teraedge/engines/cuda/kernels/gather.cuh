@@ -150,9 +150,3 @@ __device__ __forceinline__ unsigned finish(const Layer &layer, float bias, int s
     }
     return live;
 }
-
-// Bring a layer's sizes and addresses into shared memory, without waiting.
-__device__ __forceinline__ void load_layer(Layer *into, const Layer *layer) {
-    if (threadIdx.x < sizeof(Layer) / 16)
-        copy_async(reinterpret_cast<uint4 *>(into) + threadIdx.x, reinterpret_cast<const uint4 *>(layer) + threadIdx.x);
-}

@@ -9,6 +9,7 @@
 //
 // Specialised by: SAMPLES (4, 8, 16, 32), THREADS.
 #include "gather.cuh"
+#include "tiles.cuh"
 
 constexpr int WARPS = THREADS / 32;
 constexpr int TALL = 4;
@@ -204,109 +205,41 @@ __device__ __forceinline__ void store_tile(float *rows, const int *slots, i64 ne
         target[k / SAMPLES * COLUMNS] = values[k];
 }
 
-// What a block knows of its tile. In shared memory, because sums need all registers.
-struct Tile {
-    Layer layers[2]; // the one that runs, and the next
-    i64 slot;        // of its first sample
-    unsigned running;
-    unsigned nonzero[2]; // samples with a nonzero output, of the layer that runs, and 0 for the next
-    u64 began;           // the layer that runs
-    int slots[SAMPLES];  // where samples go
-};
-
-// Decide where each live sample of the tile goes, and move what belongs to it besides its row.
-__device__ __forceinline__ void claim_slots(const State &state, i64 segment, Tile &now, bool moves) {
-    if (threadIdx.x >= 32)
-        return;
-    const int lane = threadIdx.x;
-    const int order = state.order[segment];
-    unsigned *masks = state.masks + (segment + 1) * state.words;
-    unsigned base = static_cast<unsigned>(now.slot);
-    if (moves && lane == 0)
-        base = atomicAdd(state.slots + segment + 1, __popc(now.running));
-    base = __shfl_sync(ALL_LANES, base, 0);
-    if (lane < SAMPLES) {
-        const unsigned rank = moves ? __popc(now.running & first_bits(lane)) : lane;
-        const bool stays = (now.running >> lane & 1) != 0;
-        now.slots[lane] = stays ? static_cast<int>(base + rank) : -1;
-        if (stays) {
-            if (moves)
-                state.ids[1 - order][base + rank] = state.ids[order][now.slot + lane];
-            atomicOr(masks + (base + rank) / WORD, 1u << (base + rank) % WORD);
-        }
-    }
-}
-
-// Take the next tile, if there is one with live samples; false where none is left.
-__device__ __forceinline__ bool next_tile(const State &state, i64 segment, const Layer *layers, Tile &now) {
-    const unsigned total = state.slots[segment];
-    for (;;) {
-        __syncthreads(); // all are done with the tile before
-        if (threadIdx.x == 0) {
-            now.slot = static_cast<i64>(atomicAdd(state.tickets + segment, 1)) * SAMPLES;
-            now.running = 0;
-            if (now.slot < total)
-                now.running = state.masks[segment * state.words + now.slot / WORD] >> now.slot % WORD & first_bits(SAMPLES);
-            now.nonzero[0] = now.nonzero[1] = 0;
-        }
-        __syncthreads();
-        if (now.slot >= total)
-            return false;
-        if (now.running == 0)
-            continue;
-        load_layer(now.layers, layers);
-        load_tile(state.rows[state.buffer[segment]], now.slot, layers[0].n_in);
-        wait_for_copies();
-        if (threadIdx.x == 0)
-            now.began = nanoseconds();
-        __syncthreads();
-        return true;
-    }
-}
-
-// By one thread, when all samples of a layer are known: who is still running, and the counters.
-__device__ __forceinline__ void count(const State &state, i64 number, bool droppable, int which, Tile &now) {
-    const u64 end = nanoseconds();
-    atomicAdd(state.ran + number, static_cast<u64>(__popc(now.running)));
-    if (droppable)
-        now.running &= now.nonzero[which];
-    now.nonzero[which] = 0;
-    atomicAdd(state.live + number, static_cast<u64>(__popc(now.running)));
-    atomicAdd(state.nanos + number, end - now.began);
-    now.began = end;
-}
-
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
 // `moves`: dead samples are dropped at the end; else every sample keeps its slot.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     resident(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves) {
     __shared__ Tile now;
     const State &state = *shared_state;
-    if (blockIdx.x == 0 && threadIdx.x == 0) {
-        state.buffer[segment + 1] = 1 - state.buffer[segment];
-        state.order[segment + 1] = moves ? 1 - state.order[segment] : state.order[segment];
-        if (!moves)
-            state.slots[segment + 1] = state.slots[segment];
-    }
-    while (next_tile(state, segment, layers, now)) {
+    const int layers_in_all = static_cast<int>(layer_count);
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        describe_next(state, segment, moves);
+    while (claim_tile(state, segment, layers, layers_in_all, SAMPLES, now)) {
+        load_tile(state.rows[state.buffer[segment]], now.slot, layers[0].n_in);
+        begin_tile(now);
 #pragma unroll 1
-        for (int done = 0; done < static_cast<int>(layer_count) && now.running; done++) {
-            const Layer &layer = now.layers[done % 2];
-            const Layer *following = done + 1 < layer_count ? now.layers + (done + 1) % 2 : nullptr;
-            if (following)
-                load_layer(now.layers + (done + 1) % 2, layers + done + 1);
+        for (int done = 0; done < layers_in_all && now.running; done++) {
+            const Layer &layer = now.layers[done % (LAYERS_AHEAD + 1)];
+            const Layer *following = done + 1 < layers_in_all ? now.layers + (done + 1) % (LAYERS_AHEAD + 1) : nullptr;
+            if (done + LAYERS_AHEAD < layers_in_all)
+                load_layer(now.layers + (done + LAYERS_AHEAD) % (LAYERS_AHEAD + 1), layers + done + LAYERS_AHEAD);
             if (layer.equal)
                 run_layer<true>(layer, following, now.nonzero + done % 2);
             else
                 run_layer<false>(layer, following, now.nonzero + done % 2);
             clear_zero_rows(layer.n_out);
-            if (threadIdx.x == 0) // all have told their nonzero samples
-                count(state, first + done, layer.droppable, done % 2, now);
+            if (threadIdx.x == 0) { // all have told their nonzero samples
+                const unsigned ran = now.running;
+                if (layer.droppable)
+                    now.running &= now.nonzero[done % 2];
+                now.nonzero[done % 2] = 0;
+                count(state, first + done, ran, now.running, now);
+            }
             __syncthreads();
         }
         if (now.running == 0)
             continue;
-        claim_slots(state, segment, now, moves);
+        claim_slots(state, segment, now, SAMPLES, moves);
         __syncthreads();
         store_tile(state.rows[1 - state.buffer[segment]], now.slots, layers[layer_count - 1].n_out);
     }

@@ -32,9 +32,10 @@ __device__ __forceinline__ float read_element(const void *data, i64 kind, i64 at
     }
 }
 
-// Start a run of `samples` samples, numbered from `first` on: all of them live, in order.
-extern "C" __global__ void begin(const State *shared_state, i64 samples, i64 first) {
-    const State &state = *shared_state;
+// Start a run of `samples` samples, numbered from `first` on: all of them live, in order. `bits` are packed
+// features, `stride` bytes a sample, that the first layer spreads, or none.
+extern "C" __global__ void begin(State *shared_state, i64 samples, i64 first, const unsigned char *bits, i64 stride) {
+    State &state = *shared_state;
     const i64 thread = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
     const i64 threads = static_cast<i64>(gridDim.x) * blockDim.x;
     for (i64 k = thread; k < samples; k += threads)
@@ -44,7 +45,7 @@ extern "C" __global__ void begin(const State *shared_state, i64 samples, i64 fir
         state.masks[word] = rest <= 0 ? 0 : first_bits(rest < WORD ? static_cast<int>(rest) : WORD);
     }
     if (thread == 0)
-        state.slots[0] = static_cast<unsigned>(samples);
+        state.slots[0] = static_cast<unsigned>(samples), state.bits = bits, state.bits_stride = stride;
 }
 
 // Packed 0/1 features, `stride` bytes a sample, the first neuron in the highest bit. A warp takes

@@ -1,0 +1,377 @@
+// Several layers at a time over a tile of samples in shared memory, on tensor cores: for layers whose
+// neurons share their inputs.
+//
+// A *panel* is 16 neurons that read the same inputs; a *step* multiplies 16 of those inputs into them,
+// for all samples of the tile, in fp32 as sums of bf16 terms (mma.cuh). A warp has its panels for itself
+// and keeps their sums in registers until all warps have read their last input, since results overwrite
+// the tile; the steps of all its panels lie one after the other in memory, as its *stream*.
+//
+// A row of the tile is one neuron, SAMPLES floats; a unit is what a lane reads of it, SAMPLES / 8 floats,
+// eight a row. Lane 4 g + q reads unit g of four rows, and so its four neighbours read four rows at the
+// same time: those lie in four different quarters of the banks if their places differ modulo 4, which
+// the plan sees to (plan/block.py). What little of a place decides where in a row its units lie is in
+// the address that the plan gives, 8 * place + 2 * (place % 4), for every width of a tile.
+//
+// How many samples a tile has, 8 to SAMPLES, follows from how many there are: few are spread over
+// all multiprocessors.
+//
+// Specialised by: SAMPLES (8, 16, 32: the most that fit), TERMS (1, 2, 3: bf16 terms of a weight),
+// THREADS, HELD (panels of a warp at most).
+#include "mma.cuh"
+#include "tiles.cuh"
+
+constexpr int WARPS = THREADS / 32;
+constexpr int PANEL = 16, STEP = 16;
+constexpr int ZERO_ROWS = 4; // behind the last neuron: padding
+
+extern __shared__ float4 tile[];
+
+// ---------------------------------------------------------------- the tile
+
+// What of an address tells where in a row of so many samples units lie.
+template <int WIDTH> constexpr __device__ unsigned address_mask() {
+    return WIDTH == 32 ? 0xffffu : WIDTH == 16 ? 0xfffdu : 0xfff9u;
+}
+
+__device__ __forceinline__ unsigned address_of(unsigned place) { return place * 8 + (place & 3) * 2; }
+
+// The first of the rows of zeros.
+__device__ __forceinline__ unsigned zero_place(i64 neurons) { return static_cast<unsigned>(neurons + 3) & ~3u; }
+
+// Where a sample of a row lies, in floats.
+template <int WIDTH> __device__ __forceinline__ int float_at(unsigned place, int sample) {
+    constexpr int UNIT = WIDTH / 8;
+    const unsigned unit = (address_of(place) & address_mask<WIDTH>()) ^ (sample / UNIT);
+    return static_cast<int>(unit) * UNIT + sample % UNIT;
+}
+
+template <int WIDTH> __device__ __forceinline__ void clear_zero_rows(i64 neurons) {
+    float4 *zeros = tile + zero_place(neurons) * (WIDTH / 4);
+    for (int k = threadIdx.x; k < ZERO_ROWS * WIDTH / 4; k += THREADS)
+        zeros[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+// Copy the rows of WIDTH slots from `slot` on into the tile, each to its place.
+template <int WIDTH>
+__device__ __forceinline__ void load_rows(const float *rows, i64 slot, i64 neurons, const unsigned short *places) {
+    constexpr int CHUNKS = WIDTH / 4;
+    const float4 *source = reinterpret_cast<const float4 *>(rows + place(slot, 0, neurons));
+    for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS) {
+        const int neuron = k / CHUNKS, chunk = k % CHUNKS;
+        copy_async(tile + float_at<WIDTH>(places[neuron], chunk * 4) / 4, source + neuron * (COLUMNS / 4) + chunk);
+    }
+}
+
+// Spread packed 0/1 features of the samples from `slot` on into the tile.
+template <int WIDTH>
+__device__ __forceinline__ void load_bits(const State &state, i64 slot, i64 neurons, const unsigned short *places) {
+    float *values = reinterpret_cast<float *>(tile);
+    const int sample = threadIdx.x % WIDTH;
+    const bool there = slot + sample < state.slots[0];
+    const unsigned char *bits = state.bits + (slot + sample) * state.bits_stride;
+    for (int byte = threadIdx.x / WIDTH; byte * 8 < neurons; byte += THREADS / WIDTH) {
+        const unsigned eight = there ? bits[byte] : 0;
+        for (int k = 0; k < 8 && byte * 8 + k < neurons; k++)
+            values[float_at<WIDTH>(places[byte * 8 + k], sample)] = static_cast<float>(eight >> (7 - k) & 1);
+    }
+}
+
+// Write the rows of samples with a slot of 0 or more to their slots; every neuron lies at its number.
+template <int WIDTH> __device__ __forceinline__ void store_rows(float *rows, const int *slots, i64 neurons) {
+    const float *values = reinterpret_cast<const float *>(tile);
+    const int sample = threadIdx.x % WIDTH, slot = slots[sample];
+    if (slot < 0)
+        return;
+    float *target = rows + place(slot, 0, neurons);
+    for (int neuron = threadIdx.x / WIDTH; neuron < neurons; neuron += THREADS / WIDTH)
+        target[static_cast<i64>(neuron) * COLUMNS] = values[float_at<WIDTH>(neuron, sample)];
+}
+
+// ---------------------------------------------------------------- steps
+
+// A unit of a row.
+template <int TILES> __device__ __forceinline__ void load_unit(unsigned address, unsigned group, float (&x)[TILES]) {
+    const unsigned unit = (address & address_mask<TILES * 8>()) ^ group;
+    if constexpr (TILES == 4) {
+        const float4 four = tile[unit];
+        x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+    } else if constexpr (TILES == 2) {
+        const float2 two = reinterpret_cast<const float2 *>(tile)[unit];
+        x[0] = two.x, x[1] = two.y;
+    } else {
+        x[0] = reinterpret_cast<const float *>(tile)[unit];
+    }
+}
+
+// What a lane reads of the tile in a step: a unit of each of its four rows.
+template <int TILES> __device__ __forceinline__ void load_units(uint2 rows, unsigned group, float (&x)[4][TILES]) {
+    load_unit(rows.x & 0xffff, group, x[0]);
+    load_unit(rows.x >> 16, group, x[1]);
+    load_unit(rows.y & 0xffff, group, x[2]);
+    load_unit(rows.y >> 16, group, x[3]);
+}
+
+// The weights of a step.
+struct Weights {
+    uint4 terms[TERMS];
+
+    __device__ __forceinline__ void load(const uint4 *words) {
+#pragma unroll
+        for (int t = 0; t < TERMS; t++)
+            terms[t] = __ldg(words + t * 32);
+    }
+
+    // Where all weights are equal, and one term is enough for them.
+    __device__ __forceinline__ void fill(float value) {
+        const unsigned both = upper_halves(value, value);
+        terms[0] = make_uint4(both, both, both, both);
+    }
+};
+
+// The stream of a warp: the addresses of rows, and weights, of its steps.
+struct Stream {
+    const uint2 *rows;
+    const uint4 *weights;
+
+    __device__ __forceinline__ Stream(const Layer &layer, int warp, int lane)
+        : rows(static_cast<const uint2 *>(layer.tall.indices) + static_cast<i64>(warp) * layer.steps * 4 + lane % 4),
+          weights(reinterpret_cast<const uint4 *>(layer.tall.weights) +
+                  static_cast<i64>(warp) * layer.steps * TERMS * 32 + lane) {}
+};
+
+// Multiply a step into `large` and `small` sums. Before that, `fetch` reads what the next step needs into
+// x, which has been split by then, so that it arrives while tensor cores work.
+template <int TILES, class Fetch>
+__device__ __forceinline__ void multiply(const Weights &weights, float (&x)[4][TILES], float (&large)[TILES][4],
+                                         float (&small)[TILES][4], Fetch fetch) {
+    unsigned low[TILES][3], high[TILES][3];
+#pragma unroll
+    for (int t = 0; t < TILES; t++) {
+        split(x[0][t], x[1][t], low[t][0], low[t][1], low[t][2]);
+        split(x[2][t], x[3][t], high[t][0], high[t][1], high[t][2]);
+    }
+    fetch();
+#pragma unroll
+    for (int order = 2; order >= 0; order--) // the numbers of both terms added up
+#pragma unroll
+        for (int of = order; of >= 0; of--)
+            if (of < TERMS)
+#pragma unroll
+                for (int t = 0; t < TILES; t++)
+                    multiply_add(order ? small[t] : large[t], weights.terms[of], low[t][order - of], high[t][order - of]);
+}
+
+// ---------------------------------------------------------------- layers
+
+// What a warp has read of a layer before that begins.
+struct Ahead {
+    uint2 rows[2]; // of its first two steps
+    Weights weights;
+    int length; // steps of its first panel
+
+    __device__ __forceinline__ void load(const Layer &layer, int warp, int lane) {
+        const Stream stream(layer, warp, lane);
+        length = layer.tall.lists[warp * layer.rounds].length;
+        rows[0] = __ldg(stream.rows), rows[1] = __ldg(stream.rows + 4);
+        if (!layer.equal)
+            weights.load(stream.weights);
+    }
+};
+
+// Compute the panels of a warp.
+template <int TILES, bool EQUAL>
+__device__ __forceinline__ void compute(const Layer &layer, Ahead &ahead, int warp, int lane,
+                                        float (&totals)[HELD][TILES][4]) {
+    const int group = lane / 4, rounds = layer.rounds;
+    const List *lists = layer.tall.lists + warp * rounds;
+    const Target *targets = layer.tall.targets + warp * rounds * PANEL + group;
+    Stream stream(layer, warp, lane);
+    if (EQUAL)
+        ahead.weights.fill(layer.value);
+    uint2 rows = ahead.rows[1];
+    constexpr bool EARLY = TERMS == 1; // weights of the next step, for which there are no registers else
+    Weights next;
+    float x[4][TILES];
+    load_units(ahead.rows[0], group, x);
+    int length = ahead.length;
+#pragma unroll
+    for (int h = 0; h < HELD; h++) {
+        if (h >= rounds)
+            break;
+        const int later = h + 1 < rounds ? lists[h + 1].length : 0;
+        const float bias[2] = {targets[h * PANEL].bias, targets[h * PANEL + 8].bias};
+        float small[TILES][4];
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                totals[h][t][k] = small[t][k] = 0.0f;
+#pragma unroll 1
+        for (; length > 0; length--) { // reads up to two steps past the last
+            stream.rows += 4;
+            stream.weights += TERMS * 32;
+            if (!EQUAL && EARLY)
+                next.load(stream.weights);
+            multiply(ahead.weights, x, totals[h], small, [&] {
+                load_units(rows, group, x);
+                rows = __ldg(stream.rows + 4);
+            });
+            if (!EQUAL && EARLY)
+                ahead.weights = next;
+            else if (!EQUAL)
+                ahead.weights.load(stream.weights);
+        }
+        length = later;
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                totals[h][t][k] = activate(layer, totals[h][t][k] + small[t][k], bias[k / 2]);
+    }
+}
+
+// Write the units 2 quarter and 2 quarter + 1 of a row.
+template <int TILES>
+__device__ __forceinline__ void write_units(int place, int group, int quarter, const float (&units)[2][TILES]) {
+    float *values = reinterpret_cast<float *>(tile);
+    const int at = float_at<TILES * 8>(place, 2 * quarter * TILES);
+    if constexpr (TILES == 4) {
+        // Even rows begin with the even unit, odd ones with the odd one: in other banks.
+        const bool odd = group & 1;
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            float four[4];
+#pragma unroll
+            for (int t = 0; t < 4; t++)
+                four[t] = odd ? units[1 - k][t] : units[k][t];
+            *reinterpret_cast<float4 *>(values + (at ^ (odd == (k == 0) ? 4 : 0))) =
+                make_float4(four[0], four[1], four[2], four[3]);
+        }
+    } else if constexpr (TILES == 2) {
+        *reinterpret_cast<float4 *>(values + at) = make_float4(units[0][0], units[0][1], units[1][0], units[1][1]);
+    } else {
+        *reinterpret_cast<float2 *>(values + at) = make_float2(units[0][0], units[1][0]);
+    }
+}
+
+// Write the panels of a warp; returns the samples with a nonzero output, of this lane.
+template <int TILES>
+__device__ __forceinline__ unsigned write(const Layer &layer, int warp, int lane, const float (&totals)[HELD][TILES][4]) {
+    const int group = lane / 4, quarter = lane % 4, rounds = layer.rounds;
+    const Target *targets = layer.tall.targets + warp * rounds * PANEL + group;
+    unsigned some[TILES][2] = {};
+#pragma unroll
+    for (int h = 0; h < HELD; h++) {
+        if (h >= rounds)
+            break;
+#pragma unroll
+        for (int below = 0; below < 2; below++) {
+            const int output = __ldg(&targets[h * PANEL + below * 8].output);
+            if (output < 0)
+                continue;
+            float units[2][TILES];
+#pragma unroll
+            for (int t = 0; t < TILES; t++)
+#pragma unroll
+                for (int k = 0; k < 2; k++) {
+                    units[k][t] = totals[h][t][2 * below + k];
+                    some[t][k] |= __float_as_uint(units[k][t]);
+                }
+            write_units(output, group, quarter, units);
+        }
+    }
+    unsigned live = 0;
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int k = 0; k < 2; k++) // -0 is zero
+            live |= (some[t][k] << 1 ? 1u : 0u) << ((2 * quarter + k) * TILES + t);
+    return live;
+}
+
+// Take the tile through a layer; ors the samples with a nonzero output into now.nonzero[number % 2].
+template <int WIDTH, bool EQUAL>
+__device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, Ahead &ahead, int number, Tile &now) {
+    constexpr int TILES = WIDTH / 8;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    float totals[HELD][TILES][4];
+    compute<TILES, EQUAL>(layer, ahead, warp, lane, totals);
+    wait_for_copies();
+    __syncthreads(); // every input has been read
+    if (following)
+        ahead.load(*following, warp, lane);
+    if (threadIdx.x == 0)
+        now.nonzero[(number + 1) % 2] = 0;
+    unsigned live = write(layer, warp, lane, totals);
+    if (layer.droppable) {
+        live = or_over_warp(live);
+        if (lane == 0 && live)
+            atomicOr(now.nonzero + number % 2, live);
+    }
+    clear_zero_rows<WIDTH>(layer.n_out);
+    __syncthreads(); // every output has been written, and the samples with a nonzero are known
+}
+
+// Take all tiles of WIDTH samples through the segment.
+template <int WIDTH>
+__device__ __forceinline__ void run_tiles(const State &state, const Layer *layers, i64 first, int layer_count,
+                                          i64 segment, bool moves, bool bits, Tile &now) {
+    constexpr int PLACES = LAYERS_AHEAD + 1;
+    while (claim_tile(state, segment, layers, layer_count, WIDTH, now)) {
+        if (bits)
+            load_bits<WIDTH>(state, now.slot, layers[0].n_in, layers[0].places);
+        else
+            load_rows<WIDTH>(state.rows[state.buffer[segment]], now.slot, layers[0].n_in, layers[0].places);
+        clear_zero_rows<WIDTH>(layers[0].n_in);
+        Ahead ahead;
+        ahead.load(layers[0], threadIdx.x / 32, threadIdx.x % 32);
+        begin_tile(now);
+        unsigned running = now.running;
+#pragma unroll 1
+        for (int done = 0; done < layer_count && running; done++) {
+            const Layer &layer = now.layers[done % PLACES];
+            const Layer *following = done + 1 < layer_count ? now.layers + (done + 1) % PLACES : nullptr;
+            if (done + LAYERS_AHEAD < layer_count)
+                load_layer(now.layers + (done + LAYERS_AHEAD) % PLACES, layers + done + LAYERS_AHEAD);
+            const bool droppable = layer.droppable; // the next layer but one may take its place after that
+            if (TERMS == 1 && layer.equal)
+                run_layer<WIDTH, TERMS == 1>(layer, following, ahead, done, now);
+            else
+                run_layer<WIDTH, false>(layer, following, ahead, done, now);
+            const unsigned ran = running;
+            if (droppable)
+                running &= now.nonzero[done % 2];
+            if (threadIdx.x == 0)
+                count(state, first + done, ran, running, now);
+        }
+        if (running == 0)
+            continue;
+        if (threadIdx.x == 0)
+            now.running = running;
+        __syncwarp();
+        claim_slots(state, segment, now, WIDTH, moves);
+        __syncthreads();
+        store_rows<WIDTH>(state.rows[1 - state.buffer[segment]], now.slots, layers[layer_count - 1].n_out);
+    }
+}
+
+// Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
+// `moves`: dead samples are dropped at the end; else every sample keeps its slot. `bits`: the inputs are
+// packed features.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    block(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
+          i64 takes_bits) {
+    __shared__ Tile now;
+    const State &state = *shared_state;
+    const int count = static_cast<int>(layer_count);
+    const bool bits = takes_bits && state.bits;
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        describe_next(state, segment, moves);
+    const unsigned total = state.slots[segment];
+    if (SAMPLES > 16 && total > gridDim.x * 16)
+        run_tiles<SAMPLES>(state, layers, first, count, segment, moves, bits, now);
+    else if (SAMPLES > 8 && total > gridDim.x * 8)
+        run_tiles<(SAMPLES < 16 ? SAMPLES : 16)>(state, layers, first, count, segment, moves, bits, now);
+    else
+        run_tiles<8>(state, layers, first, count, segment, moves, bits, now);
+}
