@@ -39,18 +39,22 @@ def device(request):
 
 
 @pytest.fixture(
-    params=[("resident", 16), ("resident", 8), ("resident", 4), ("wide", 0)]
-    + [("block", 32), ("block", 16), ("block", 8)],
+    params=[
+        *(("resident", samples) for samples in (16, 8, 4)),
+        *(("block", samples) for samples in (32, 16, 8)),
+        ("wide", 0),
+    ],
     ids=lambda kernel: "{}-{}".format(*kernel),
 )
 def kernel(request, monkeypatch):
     """Let every layer run in one kernel, in tiles of so many samples."""
     name, samples = request.param
     if name == "block":
-        monkeypatch.setattr(rates, "block_seconds", lambda panels: -1.0)
+        monkeypatch.setattr(rates, "block_seconds", lambda layer: -1.0)
+        monkeypatch.setattr(rates, "block_at_best", lambda layer: -1.0)
         monkeypatch.setattr(block, "SAMPLES", (samples,))
         return samples
-    monkeypatch.setattr(rates, "block_seconds", lambda panels: np.inf)
+    monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
     monkeypatch.setattr(gpu, "SAMPLES", (samples,) if samples else ())
     monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
     monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)

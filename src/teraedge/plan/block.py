@@ -19,12 +19,11 @@ from numpy.typing import NDArray
 
 from teraedge.grouping import equal_columns
 from teraedge.plan.device import (
-    STATIC_SHARED,
-    TARGET,
+    LANES,
+    BlockAreas,
     BlockParts,
     DeviceLayer,
     DevicePanels,
-    list_table,
 )
 from teraedge.plan.panels import PanelLayer, Panels
 
@@ -45,6 +44,11 @@ class Shape(NamedTuple):
 
     warps: int
     held: int
+
+    @property
+    def most_panels(self) -> int:
+        """Panels of a layer at most."""
+        return self.warps * self.held
 
 
 SHAPES = {32: Shape(8, 8), 16: Shape(16, 8), 8: Shape(16, 16)}
@@ -93,12 +97,15 @@ def block_panels(layer: PanelLayer) -> BlockPanels:
         tall.weights.reshape(-1, PANEL),
         tall.outputs.reshape(-1, PANEL),
     )
-    if not len(layer.single.outputs):
+    weights, value = panels.weights, layer.value
+    whole = not len(layer.single.outputs)
+    if value is not None and not (whole and len(bf16_terms(np.array([value], np.float32))) == 1):
+        # Zeros come in, so that not all are equal any more; or one term is not enough.
+        weights = np.full((len(panels.inputs), PANEL), value, np.float32)
+        panels = panels._replace(weights=weights)
+    if whole:
         return panels
-    weights = panels.weights
     rest = _joined(layer.single, layer)
-    if layer.value is not None:  # zeros come in, so that not all are equal any more
-        weights = np.full((len(panels.inputs), PANEL), layer.value, np.float32)
     return BlockPanels(
         np.concatenate((panels.starts, panels.starts[-1] + rest.starts[1:])),
         np.concatenate((panels.inputs, rest.inputs)),
@@ -122,32 +129,52 @@ def _joined(single: Panels, layer: PanelLayer) -> BlockPanels:
     return BlockPanels(starts, distinct % layer.n_in, weights, outputs.reshape(-1, PANEL))
 
 
-def tile_samples(panels: BlockPanels, layer: PanelLayer, room: int) -> int:
-    """Return the most samples that a tile may have, 0 if the layer does not fit."""
-    rows = max(layer.n_in, layer.n_out) + 2 * ZERO_ROWS
-    if rows > MOST_PLACES:
-        return 0
-    fitting = (
-        samples
-        for samples in SAMPLES
-        if rows * samples * 4 <= room
-        and len(panels.outputs) <= SHAPES[samples].warps * SHAPES[samples].held
-    )
-    return next(fitting, 0)
+def ring_steps(samples: int, terms: int) -> int:
+    """Return the steps that a warp may have on their way from memory."""
+    return 8 if samples == 32 and terms < MOST_TERMS else 4
 
 
-def lay_out_block(panels: BlockPanels, layer: PanelLayer, samples: int) -> DeviceLayer:
-    """Lay a layer out for the block kernel.
+def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
+    """Lay a layer out for the block kernel, if it fits.
 
     Parameters
     ----------
-    panels : BlockPanels
-        All neurons of the layer.
     layer : PanelLayer
-    samples : int
-        As `tile_samples` returns them.
+        With tall panels of 16 neurons.
+    room : int
+        Shared memory a block may have, in bytes.
     """
+    if max(layer.n_in, layer.n_out) > MOST_PLACES:
+        return None
+    panels = block_panels(layer)
+    terms = _terms(panels, layer)
+    for samples in SAMPLES:
+        areas = _areas(panels, layer, samples, len(terms))
+        if areas.shared <= room and len(panels.outputs) <= SHAPES[samples].most_panels:
+            return _laid_out(panels, layer, samples, terms, areas)
+    return None
+
+
+def _areas(panels: BlockPanels, layer: PanelLayer, samples: int, terms: int) -> BlockAreas:
+    """Return the shared memory of a layer."""
     rows = max(layer.n_in, layer.n_out) + 2 * ZERO_ROWS
+    warps = SHAPES[samples].warps
+    rounds = -(-len(panels.outputs) // warps)
+    return BlockAreas(
+        tile=rows * samples * 4,
+        head=warps * rounds * (PANEL * 6 + 4),
+        step=STEP * 2 + (LANES * PANEL * terms if len(panels.weights) else 0),
+        steps=warps * ring_steps(samples, terms),
+    )
+
+
+def _laid_out(
+    panels: BlockPanels,
+    layer: PanelLayer,
+    samples: int,
+    terms: list[NDArray[np.uint16]],
+    areas: BlockAreas,
+) -> DeviceLayer:
     places = input_places(panels, layer.n_in)
     steps = panels.steps
     order = _dealt(steps, SHAPES[samples].warps)  # [warp][round], -1 for none
@@ -163,31 +190,39 @@ def lay_out_block(panels: BlockPanels, layer: PanelLayer, samples: int) -> Devic
     place = np.tile(np.arange(zero, zero + QUARTERS), total * STEP // QUARTERS)
     place[slots] = places[panels.inputs]
     addresses = (place * 8 + (place & 3) * 2).reshape(total, STEP // QUARTERS, QUARTERS)
-    terms, weights = _weights(panels, layer, slots, total)
-    targets = np.zeros((len(order), order.shape[1], PANEL), TARGET)
-    targets["output"] = np.append(panels.outputs, np.full((1, PANEL), -1), axis=0)[order]
-    targets["bias"] = np.append(layer.bias, np.float32(0))[targets["output"]]
+    equal = not len(panels.weights)
+    weights = np.empty(0, np.uint16) if equal else _weights(terms, slots, total)
+    outputs = np.append(panels.outputs, np.full((1, PANEL), -1, np.int32), axis=0)[order]
     return DeviceLayer(
         kernel="block",
         n_in=layer.n_in,
         n_out=layer.n_out,
         edges=layer.edges,
         samples=samples,
-        shared=rows * samples * 4,
+        shared=areas.shared,
         tall=DevicePanels(
             height=PANEL,
-            lists=list_table(starts.ravel(), lengths.ravel()),
+            lists=DevicePanels.none().lists,
             indices=np.ascontiguousarray(addresses.transpose(0, 2, 1)).astype(np.uint16),
             weights=weights,
-            targets=targets.reshape(-1, PANEL),
+            targets=DevicePanels.none().targets,
             slots=int(steps.sum()) * STEP * PANEL,
         ),
         single=DevicePanels.none(),
-        value=layer.value if not len(weights) else None,
+        value=(layer.value or 0.0) if equal else None,  # 0 where there are no edges
         bias=layer.bias,
         clamp=layer.clamp,
         choice=layer.choice.without_times("block"),
-        block=BlockParts(terms, order.shape[1], stream, places.astype(np.uint16)),
+        block=BlockParts(
+            terms=len(terms),
+            rounds=order.shape[1],
+            steps=stream,
+            places=places.astype(np.uint16),
+            outputs=outputs.reshape(-1, PANEL),
+            biases=np.append(layer.bias, np.float32(0))[outputs].reshape(-1, PANEL),
+            lengths=lengths.astype(np.int32).ravel(),
+            areas=areas,
+        ),
     )
 
 
@@ -263,22 +298,22 @@ def _slots(panels: BlockPanels, places: NDArray[np.int64]) -> NDArray[np.int64]:
     return slots
 
 
+def _terms(panels: BlockPanels, layer: PanelLayer) -> list[NDArray[np.uint16]]:
+    """Return the terms of the weights, or of the one weight there is."""
+    if len(panels.weights) or layer.value is None:
+        return bf16_terms(panels.weights)
+    return bf16_terms(np.array([layer.value], np.float32))
+
+
 def _weights(
-    panels: BlockPanels, layer: PanelLayer, slots: NDArray[np.int64], total: int
-) -> tuple[int, NDArray[np.uint16]]:
-    """Return the terms that weights are split into, and those, as lanes read them."""
-    values = panels.weights
-    if layer.value is not None and not len(values):
-        if len(bf16_terms(np.array([layer.value], np.float32))) == 1:
-            return 1, np.empty(0, np.uint16)
-        values = np.full((len(panels.inputs), PANEL), layer.value, np.float32)
-    terms = bf16_terms(values)
+    terms: list[NDArray[np.uint16]], slots: NDArray[np.int64], total: int
+) -> NDArray[np.uint16]:
+    """Return the terms of weights as lanes read them."""
     table = np.zeros((total * STEP, len(terms), PANEL), np.uint16)
     table[slots] = np.stack(terms, axis=1)
     # Of a step [i = 2 ih + il][q][term][o = 8 oh + g]; lane 4 g + q reads [ih][oh][il].
     split = table.reshape(total, 2, 2, QUARTERS, len(terms), 2, 8)
-    words = split.transpose(0, 4, 6, 3, 1, 5, 2)
-    return len(terms), np.ascontiguousarray(words).ravel()
+    return np.ascontiguousarray(split.transpose(0, 4, 6, 3, 1, 5, 2)).ravel()
 
 
 def bf16_terms(values: NDArray[np.float32]) -> list[NDArray[np.uint16]]:
@@ -299,4 +334,3 @@ def bf16_terms(values: NDArray[np.float32]) -> list[NDArray[np.uint16]]:
         terms.append((rounded >> 16).astype(np.uint16))
         rest = rest - rounded.view(np.float32)
     return terms
-

@@ -75,6 +75,29 @@ class DevicePanels:
         return self.lists, self.indices, self.weights, self.targets
 
 
+class BlockAreas(NamedTuple):
+    """Shared memory that the block kernel needs, in bytes.
+
+    Attributes
+    ----------
+    tile, head, step : int
+        The tile; what comes of a layer as a whole, two of which there is room for; and what comes
+        of a step.
+    steps : int
+        Steps there is room for, in the rings of all warps.
+    """
+
+    tile: int
+    head: int
+    step: int
+    steps: int
+
+    @property
+    def shared(self) -> int:
+        """All of it."""
+        return self.tile + 2 * self.head + self.steps * self.step
+
+
 class BlockParts(NamedTuple):
     """What only the block kernel needs of a layer.
 
@@ -88,12 +111,30 @@ class BlockParts(NamedTuple):
         Steps from the stream of a warp to that of the next.
     places : ndarray of uint16, shape (n_in,)
         Where in the tile each input lies.
+    outputs : ndarray of int32, shape (warps * rounds, 16)
+        Neurons of each panel, -1 where there is none.
+    biases : ndarray of float32, shape (warps * rounds, 16)
+    lengths : ndarray of int32, shape (warps * rounds,)
+        Steps of each panel.
+    areas : BlockAreas
     """
 
     terms: int
     rounds: int
     steps: int
     places: NDArray[np.uint16]
+    outputs: NDArray[np.int32]
+    biases: NDArray[np.float32]
+    lengths: NDArray[np.int32]
+    areas: BlockAreas
+
+    def head(self, following: "BlockParts | None") -> NDArray[np.uint8]:
+        """Return what comes of the layer as a whole; outputs go to the places of the next one."""
+        outputs = self.outputs
+        if following is not None:
+            outputs = np.append(following.places.astype(np.int32), np.int32(-1))[outputs]
+        parts = self.biases, outputs.astype(np.uint16), self.lengths
+        return np.concatenate([np.ascontiguousarray(part).view(np.uint8).ravel() for part in parts])
 
 
 @dataclass(frozen=True)
@@ -148,8 +189,15 @@ class DeviceLayer:
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """What goes to the device."""
-        more = () if self.block is None else (self.block.places,)
-        return *self.tall.arrays, *self.single.arrays, *more
+        return self.arrays_before(None)
+
+    def arrays_before(self, following: "DeviceLayer | None") -> tuple[NDArray[Any], ...]:
+        """Return what goes to the device, where the outputs stay in shared memory for a layer."""
+        arrays = *self.tall.arrays, *self.single.arrays
+        if self.block is None:
+            return arrays
+        head = self.block.head(None if following is None else following.block)
+        return *arrays, self.block.places, head
 
     @property
     def resident(self) -> bool:

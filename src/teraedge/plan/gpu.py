@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from teraedge.network import Layer
 from teraedge.plan import banks, rates
-from teraedge.plan.block import PANEL, block_panels, lay_out_block, tile_samples
+from teraedge.plan.block import PANEL, lay_out_block
 from teraedge.plan.cost import Constants
 from teraedge.plan.device import (
     COLUMNS,
@@ -97,11 +97,11 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
 
 def _block(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
     """Lay a layer out for the block kernel, if that takes less than some seconds."""
-    found = panel_layer(layer, _relative(PANEL, BLOCK_TALL_EDGE))
-    panels = block_panels(found)
-    samples = tile_samples(panels, found, room)
-    if samples and rates.block_seconds(panels) < seconds:
-        return lay_out_block(panels, found, samples)
+    panels = panel_layer(layer, _relative(PANEL, BLOCK_TALL_EDGE))
+    if rates.block_at_best(panels) < seconds:
+        found = lay_out_block(panels, room)
+        if found is not None and rates.block_seconds(found) < seconds:
+            return found
     return None
 
 

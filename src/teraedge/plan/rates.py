@@ -6,8 +6,8 @@ cache have about the same ratio, so that the order stays.
 
 from math import inf
 
-from teraedge.plan.block import BlockPanels
-from teraedge.plan.device import LANES
+from teraedge.plan.block import PANEL, STEP
+from teraedge.plan.device import LANES, DeviceLayer
 from teraedge.plan.panels import PanelLayer
 from teraedge.plan.staged import CHUNKS, READS_A_STEP, SAMPLES, WIDTH, Staging
 
@@ -44,9 +44,15 @@ def resident_seconds(layer: PanelLayer, samples: int) -> float:
     return reads / LANES / READS / samples
 
 
-def block_seconds(panels: BlockPanels) -> float:
+def block_seconds(layer: DeviceLayer) -> float:
     """Return what the block kernel takes."""
-    return float(panels.steps.sum()) * BLOCK_STEP
+    return layer.tall.slots / (PANEL * STEP) * BLOCK_STEP
+
+
+def block_at_best(layer: PanelLayer) -> float:
+    """Return what the block kernel would take if no single neuron were padded."""
+    inputs = len(layer.tall.indices) + len(layer.single.indices) / PANEL
+    return inputs / STEP * BLOCK_STEP
 
 
 def wide_seconds(layer: PanelLayer, tall_edge: float) -> float:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from teraedge.plan.device import DeviceLayer, Kernel
+from teraedge.plan.device import BlockAreas, DeviceLayer, Kernel
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Segment:
         Whether samples may die in it, so that those left are moved together at its end.
     terms : int
         Of a weight, in the block kernel.
+    areas : BlockAreas or None
+        The shared memory of the block kernel.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
     """
@@ -37,6 +39,7 @@ class Segment:
     shared: int
     moves: bool
     terms: int
+    areas: BlockAreas | None
     heights: tuple[int, ...]
 
 
@@ -71,7 +74,8 @@ def segments(
             or _terms(layers[end]) != _terms(layer)
             or (dies and _is_border(first + end))
         ):
-            shared = max(part.shared for part in layers[begin:end])
+            areas = _areas(layers[begin:end])
+            shared = areas.shared if areas else max(part.shared for part in layers[begin:end])
             heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
             yield Segment(
                 first=first + begin,
@@ -82,6 +86,7 @@ def segments(
                 shared=shared,
                 moves=dies,
                 terms=_terms(layer),
+                areas=areas,
                 heights=heights,
             )
             begin = end
@@ -89,6 +94,12 @@ def segments(
 
 def _terms(layer: DeviceLayer) -> int:
     return 0 if layer.block is None else layer.block.terms
+
+
+def _areas(layers: Sequence[DeviceLayer]) -> BlockAreas | None:
+    """Return the shared memory that is enough for each of some layers."""
+    areas = [layer.block.areas for layer in layers if layer.block is not None]
+    return BlockAreas(*map(max, zip(*areas, strict=True))) if areas else None
 
 
 def _is_border(layer: int) -> bool:

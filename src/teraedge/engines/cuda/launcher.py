@@ -68,12 +68,12 @@ class Launcher:
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
             )  # fmt: skip
             return
-        if segment.kernel == "block":
+        if segment.areas is not None:
             kernel, threads = self._block_kernel(segment.samples, segment.terms), _threads(segment)
             stream.launch(
                 kernel, self._blocks(kernel, threads, segment.shared), threads, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
-                number == 0,
+                number == 0, *segment.areas[:3],
             )  # fmt: skip
             return
         if segment.kernel == "staged":

@@ -1,12 +1,11 @@
 """Layers as one block of device memory: a table of sizes and addresses, then their arrays."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.plan.device import TARGET, DeviceLayer
+from teraedge.plan.device import DeviceLayer
 from teraedge.plan.segments import Segment
 
 ALIGN = 256
@@ -33,6 +32,8 @@ LAYER = np.dtype(
         ("rounds", np.int32),
         ("steps", np.int32),
         ("places", np.uint64),
+        ("head", np.uint64),
+        ("", "V8"),
     ]
 )
 """`struct Layer` of kernels/common.cuh."""
@@ -42,9 +43,7 @@ def packed_size(layers: Sequence[DeviceLayer]) -> int:
     """Return the bytes of some layers and their table."""
     size = _aligned(len(layers) * LAYER.itemsize)
     # Kernels read on past the end of a list, by less than a line.
-    return (
-        size + ALIGN + sum(_aligned(array.nbytes) for layer in layers for array in _arrays(layer))
-    )
+    return size + ALIGN + sum(_aligned(array.nbytes) for layer in layers for array in layer.arrays)
 
 
 def pack(
@@ -72,7 +71,7 @@ def pack(
     following = _following(layers, parts)
     for row, layer, drop, after in zip(table, layers, droppable, following, strict=True):
         addresses = []
-        for array in _arrays(layer, after):
+        for array in layer.arrays_before(after):
             addresses.append(address + offset)
             target[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
             offset += _aligned(array.nbytes)
@@ -87,33 +86,16 @@ def pack(
         row["parts"], row["part_rows"] = layer.parts, layer.part_rows
         if layer.block is not None:
             row["rounds"], row["steps"] = layer.block.rounds, layer.block.steps
-            row["places"] = addresses[8]
+            row["places"], row["head"] = addresses[8:]
     target[: table.nbytes] = table.view(np.uint8)
 
 
-def _following(
-    layers: Sequence[DeviceLayer], parts: Sequence[Segment]
-) -> list[DeviceLayer | None]:
+def _following(layers: Sequence[DeviceLayer], parts: Sequence[Segment]) -> list[DeviceLayer | None]:
     """Return the layer after each in the same segment."""
     following: list[DeviceLayer | None] = [*layers[1:], None]
     for part in parts:
         following[part.first + part.count - 1 - parts[0].first] = None
     return following
-
-
-def _arrays(layer: DeviceLayer, following: DeviceLayer | None = None) -> Iterator[NDArray[Any]]:
-    """Yield the arrays of a layer; its outputs go to the places that the next one reads."""
-    if following is None or following.block is None:
-        yield from layer.arrays
-        return
-    places = np.append(following.block.places.astype(np.int32), np.int32(-1))
-    for array in layer.arrays:
-        if array.dtype == TARGET:
-            placed = array.copy()
-            placed["output"] = places[array["output"]]
-            yield placed
-        else:
-            yield array
 
 
 def _aligned(nbytes: int) -> int:

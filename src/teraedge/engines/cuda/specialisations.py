@@ -1,6 +1,6 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
-from teraedge.plan.block import MOST_TERMS, SHAPES
+from teraedge.plan.block import MOST_TERMS, SHAPES, ring_steps
 from teraedge.plan.device import COLUMNS, LANES, THREADS
 from teraedge.plan.gpu import SAMPLES, WIDE_HEIGHT
 from teraedge.plan.staged import LISTS, SLICES
@@ -33,7 +33,8 @@ def block(samples: int, terms: int) -> Specialisation:
     """Return the block kernel for tiles of up to so many samples, and terms of a weight."""
     shape = SHAPES[samples]
     sizes = {"SAMPLES": samples, "THREADS": shape.warps * LANES, "HELD": shape.held}
-    return "block.cu", {**sizes, "TERMS": terms}, ["block"]
+    ring = ring_steps(samples, terms)
+    return "block.cu", {**sizes, "TERMS": terms, "RING": ring}, ["block"]
 
 
 def wide_shared(height: int, stages: int) -> int:

@@ -12,11 +12,14 @@
 // the plan sees to (plan/block.py). What little of a place decides where in a row its units lie is in
 // the address that the plan gives, 8 * place + 2 * (place % 4), for every width of a tile.
 //
+// Nothing is read from memory when it is needed: biases, places of outputs and lengths of lists come in
+// as a whole while the layer before runs (the *head* of a layer), and each warp has a ring of RING steps.
+//
 // How many samples a tile has, 8 to SAMPLES, follows from how many there are: few are spread over
 // all multiprocessors.
 //
 // Specialised by: SAMPLES (8, 16, 32: the most that fit), TERMS (1, 2, 3: bf16 terms of a weight),
-// THREADS, HELD (panels of a warp at most).
+// THREADS, HELD (panels of a warp at most), RING (a power of two).
 #include "mma.cuh"
 #include "tiles.cuh"
 
@@ -24,7 +27,19 @@ constexpr int WARPS = THREADS / 32;
 constexpr int PANEL = 16, STEP = 16;
 constexpr int ZERO_ROWS = 4; // behind the last neuron: padding
 
-extern __shared__ float4 tile[];
+extern __shared__ float4 tile[]; // [places][WIDTH / 4], then the heads of two layers, then the rings of all warps
+
+// Where what is behind the tile begins, in bytes, and what it takes; the same for all layers of a segment.
+struct Areas {
+    int heads, head_bytes, rings, step_bytes;
+
+    __device__ __forceinline__ char *head(int number) const {
+        return reinterpret_cast<char *>(tile) + heads + number % 2 * head_bytes;
+    }
+    __device__ __forceinline__ char *ring(int warp) const {
+        return reinterpret_cast<char *>(tile) + rings + warp * RING * step_bytes;
+    }
+};
 
 // ---------------------------------------------------------------- the tile
 
@@ -87,6 +102,73 @@ template <int WIDTH> __device__ __forceinline__ void store_rows(float *rows, con
         target[static_cast<i64>(neuron) * COLUMNS] = values[float_at<WIDTH>(neuron, sample)];
 }
 
+// ---------------------------------------------------------------- what comes from memory
+
+// What a layer tells of its panels, in the order of warps and their rounds.
+struct Head {
+    const float *biases;           // [panel][16]
+    const unsigned short *outputs; // [panel][16] places; NO_OUTPUT where there is none
+    const int *lengths;            // [panel] steps
+
+    __device__ __forceinline__ Head(const char *bytes, int rounds, int warp) {
+        const int panels = WARPS * rounds, first = warp * rounds;
+        biases = reinterpret_cast<const float *>(bytes) + first * PANEL;
+        outputs = reinterpret_cast<const unsigned short *>(bytes + panels * PANEL * 4) + first * PANEL;
+        lengths = reinterpret_cast<const int *>(bytes + panels * PANEL * 6) + first;
+    }
+};
+
+constexpr unsigned NO_OUTPUT = 0xffff;
+
+// Bring the head of a layer into shared memory, without waiting.
+__device__ __forceinline__ void load_head(const Layer &layer, char *into) {
+    const int chunks = WARPS * layer.rounds * (PANEL * 6 + 4) / 16;
+    for (int k = threadIdx.x; k < chunks; k += THREADS)
+        copy_async(into + k * 16, static_cast<const uint4 *>(layer.head) + k);
+}
+
+// The steps of a warp on their way from memory: four times four addresses, and the weights. Of the
+// copies of a lane each step is a group.
+struct Ring {
+    char *slots;
+    int step_bytes;
+    const uint4 *rows;    // of this layer's stream: two a step
+    const uint4 *weights; // TERMS * 32 a step, this lane's
+    int steps;            // of the stream; one more may be read
+    bool equal;
+
+    __device__ __forceinline__ Ring(const Areas &areas, int warp) : slots(areas.ring(warp)), step_bytes(areas.step_bytes) {}
+
+    __device__ __forceinline__ char *slot(int step) const { return slots + (step & (RING - 1)) * step_bytes; }
+
+    __device__ __forceinline__ void fetch(int step, int lane) {
+        if (step <= steps) {
+            char *into = slot(step);
+            if (lane < 2)
+                copy_async(into + lane * 16, rows + step * 2 + lane);
+            if (!equal)
+#pragma unroll
+                for (int t = 0; t < TERMS; t++)
+                    copy_async(into + 32 + (t * 32 + lane) * 16, weights + (step * TERMS + t) * 32);
+        }
+        end_group();
+    }
+
+    // Turn to a layer's stream, and have its first steps come. No copy may be under way.
+    __device__ __forceinline__ void turn_to(const Layer &layer, int warp, int lane) {
+        steps = layer.steps, equal = layer.equal;
+        rows = static_cast<const uint4 *>(layer.tall.indices) + warp * steps * 2;
+        weights = reinterpret_cast<const uint4 *>(layer.tall.weights) + static_cast<i64>(warp) * steps * TERMS * 32 + lane;
+#pragma unroll
+        for (int step = 0; step < RING - 1; step++)
+            fetch(step, lane);
+    }
+
+    __device__ __forceinline__ uint2 addresses(int step, int lane) const {
+        return reinterpret_cast<const uint2 *>(slot(step))[lane % 4];
+    }
+};
+
 // ---------------------------------------------------------------- steps
 
 // A unit of a row.
@@ -111,38 +193,10 @@ template <int TILES> __device__ __forceinline__ void load_units(uint2 rows, unsi
     load_unit(rows.y >> 16, group, x[3]);
 }
 
-// The weights of a step.
-struct Weights {
-    uint4 terms[TERMS];
-
-    __device__ __forceinline__ void load(const uint4 *words) {
-#pragma unroll
-        for (int t = 0; t < TERMS; t++)
-            terms[t] = __ldg(words + t * 32);
-    }
-
-    // Where all weights are equal, and one term is enough for them.
-    __device__ __forceinline__ void fill(float value) {
-        const unsigned both = upper_halves(value, value);
-        terms[0] = make_uint4(both, both, both, both);
-    }
-};
-
-// The stream of a warp: the addresses of rows, and weights, of its steps.
-struct Stream {
-    const uint2 *rows;
-    const uint4 *weights;
-
-    __device__ __forceinline__ Stream(const Layer &layer, int warp, int lane)
-        : rows(static_cast<const uint2 *>(layer.tall.indices) + static_cast<i64>(warp) * layer.steps * 4 + lane % 4),
-          weights(reinterpret_cast<const uint4 *>(layer.tall.weights) +
-                  static_cast<i64>(warp) * layer.steps * TERMS * 32 + lane) {}
-};
-
 // Multiply a step into `large` and `small` sums. Before that, `fetch` reads what the next step needs into
 // x, which has been split by then, so that it arrives while tensor cores work.
-template <int TILES, class Fetch>
-__device__ __forceinline__ void multiply(const Weights &weights, float (&x)[4][TILES], float (&large)[TILES][4],
+template <int TILES, class Weights, class Fetch>
+__device__ __forceinline__ void multiply(Weights weights, float (&x)[4][TILES], float (&large)[TILES][4],
                                          float (&small)[TILES][4], Fetch fetch) {
     unsigned low[TILES][3], high[TILES][3];
 #pragma unroll
@@ -152,76 +206,54 @@ __device__ __forceinline__ void multiply(const Weights &weights, float (&x)[4][T
     }
     fetch();
 #pragma unroll
-    for (int order = 2; order >= 0; order--) // the numbers of both terms added up
+    for (int of = TERMS - 1; of >= 0; of--) { // the terms of weights, each with as many of x as matter
+        const uint4 w = weights(of);
 #pragma unroll
-        for (int of = order; of >= 0; of--)
-            if (of < TERMS)
+        for (int with = 2 - of; with >= 0; with--)
 #pragma unroll
-                for (int t = 0; t < TILES; t++)
-                    multiply_add(order ? small[t] : large[t], weights.terms[of], low[t][order - of], high[t][order - of]);
+            for (int t = 0; t < TILES; t++)
+                multiply_add(of + with ? small[t] : large[t], w, low[t][with], high[t][with]);
+    }
 }
 
 // ---------------------------------------------------------------- layers
 
-// What a warp has read of a layer before that begins.
-struct Ahead {
-    uint2 rows[2]; // of its first two steps
-    Weights weights;
-    int length; // steps of its first panel
-
-    __device__ __forceinline__ void load(const Layer &layer, int warp, int lane) {
-        const Stream stream(layer, warp, lane);
-        length = layer.tall.lists[warp * layer.rounds].length;
-        rows[0] = __ldg(stream.rows), rows[1] = __ldg(stream.rows + 4);
-        if (!layer.equal)
-            weights.load(stream.weights);
-    }
-};
-
 // Compute the panels of a warp.
 template <int TILES, bool EQUAL>
-__device__ __forceinline__ void compute(const Layer &layer, Ahead &ahead, int warp, int lane,
+__device__ __forceinline__ void compute(const Layer &layer, const Head &head, Ring &ring, int lane,
                                         float (&totals)[HELD][TILES][4]) {
     const int group = lane / 4, rounds = layer.rounds;
-    const List *lists = layer.tall.lists + warp * rounds;
-    const Target *targets = layer.tall.targets + warp * rounds * PANEL + group;
-    Stream stream(layer, warp, lane);
-    if (EQUAL)
-        ahead.weights.fill(layer.value);
-    uint2 rows = ahead.rows[1];
-    constexpr bool EARLY = TERMS == 1; // weights of the next step, for which there are no registers else
-    Weights next;
+    const unsigned both = upper_halves(layer.value, layer.value);
+    const uint4 equal = make_uint4(both, both, both, both); // one term is enough for them
     float x[4][TILES];
-    load_units(ahead.rows[0], group, x);
-    int length = ahead.length;
+    wait_for_groups<RING - 2>();
+    __syncwarp();
+    load_units(ring.addresses(0, lane), group, x);
+    int step = 0;
 #pragma unroll
     for (int h = 0; h < HELD; h++) {
         if (h >= rounds)
             break;
-        const int later = h + 1 < rounds ? lists[h + 1].length : 0;
-        const float bias[2] = {targets[h * PANEL].bias, targets[h * PANEL + 8].bias};
         float small[TILES][4];
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
             for (int k = 0; k < 4; k++)
                 totals[h][t][k] = small[t][k] = 0.0f;
+        const int end = step + head.lengths[h];
 #pragma unroll 1
-        for (; length > 0; length--) { // reads up to two steps past the last
-            stream.rows += 4;
-            stream.weights += TERMS * 32;
-            if (!EQUAL && EARLY)
-                next.load(stream.weights);
-            multiply(ahead.weights, x, totals[h], small, [&] {
-                load_units(rows, group, x);
-                rows = __ldg(stream.rows + 4);
-            });
-            if (!EQUAL && EARLY)
-                ahead.weights = next;
-            else if (!EQUAL)
-                ahead.weights.load(stream.weights);
+        for (; step < end; step++) {
+            wait_for_groups<RING - 3>();
+            __syncwarp(); // this step and the next are there, and all lanes are done with the one before
+            ring.fetch(step + RING - 1, lane);
+            const char *slot = ring.slot(step);
+            multiply(
+                [&](int term) {
+                    return EQUAL ? equal : *reinterpret_cast<const uint4 *>(slot + 32 + (term * 32 + lane) * 16);
+                },
+                x, totals[h], small, [&] { load_units(ring.addresses(step + 1, lane), group, x); });
         }
-        length = later;
+        const float bias[2] = {head.biases[h * PANEL + group], head.biases[h * PANEL + group + 8]};
 #pragma unroll
         for (int t = 0; t < TILES; t++)
 #pragma unroll
@@ -256,9 +288,8 @@ __device__ __forceinline__ void write_units(int place, int group, int quarter, c
 
 // Write the panels of a warp; returns the samples with a nonzero output, of this lane.
 template <int TILES>
-__device__ __forceinline__ unsigned write(const Layer &layer, int warp, int lane, const float (&totals)[HELD][TILES][4]) {
-    const int group = lane / 4, quarter = lane % 4, rounds = layer.rounds;
-    const Target *targets = layer.tall.targets + warp * rounds * PANEL + group;
+__device__ __forceinline__ unsigned write(const Head &head, int rounds, int lane, const float (&totals)[HELD][TILES][4]) {
+    const int group = lane / 4, quarter = lane % 4;
     unsigned some[TILES][2] = {};
 #pragma unroll
     for (int h = 0; h < HELD; h++) {
@@ -266,8 +297,8 @@ __device__ __forceinline__ unsigned write(const Layer &layer, int warp, int lane
             break;
 #pragma unroll
         for (int below = 0; below < 2; below++) {
-            const int output = __ldg(&targets[h * PANEL + below * 8].output);
-            if (output < 0)
+            const unsigned output = head.outputs[h * PANEL + below * 8 + group];
+            if (output == NO_OUTPUT)
                 continue;
             float units[2][TILES];
 #pragma unroll
@@ -289,20 +320,26 @@ __device__ __forceinline__ unsigned write(const Layer &layer, int warp, int lane
     return live;
 }
 
-// Take the tile through a layer; ors the samples with a nonzero output into now.nonzero[number % 2].
+// Take the tile through a layer, number `number` of the segment; ors the samples with a nonzero output into
+// now.nonzero[number % 2].
 template <int WIDTH, bool EQUAL>
-__device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, Ahead &ahead, int number, Tile &now) {
+__device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, const Areas &areas, Ring &ring,
+                                          int number, Tile &now) {
     constexpr int TILES = WIDTH / 8;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    float totals[HELD][TILES][4];
-    compute<TILES, EQUAL>(layer, ahead, warp, lane, totals);
-    wait_for_copies();
-    __syncthreads(); // every input has been read
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, rounds = layer.rounds;
+    const Head head(areas.head(number), rounds, warp);
     if (following)
-        ahead.load(*following, warp, lane);
+        load_head(*following, areas.head(number + 1)); // joins the copies of the first step
+    float totals[HELD][TILES][4];
+    compute<TILES, EQUAL>(layer, head, ring, lane, totals);
+    wait_for_copies();
+    __syncwarp(); // all lanes are done with the ring
+    if (following)
+        ring.turn_to(*following, warp, lane);
+    __syncthreads(); // every input has been read
     if (threadIdx.x == 0)
         now.nonzero[(number + 1) % 2] = 0;
-    unsigned live = write(layer, warp, lane, totals);
+    unsigned live = write(head, rounds, lane, totals);
     if (layer.droppable) {
         live = or_over_warp(live);
         if (lane == 0 && live)
@@ -315,7 +352,7 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *follo
 // Take all tiles of WIDTH samples through the segment.
 template <int WIDTH>
 __device__ __forceinline__ void run_tiles(const State &state, const Layer *layers, i64 first, int layer_count,
-                                          i64 segment, bool moves, bool bits, Tile &now) {
+                                          i64 segment, bool moves, bool bits, const Areas &areas, Tile &now) {
     constexpr int PLACES = LAYERS_AHEAD + 1;
     while (claim_tile(state, segment, layers, layer_count, WIDTH, now)) {
         if (bits)
@@ -323,9 +360,10 @@ __device__ __forceinline__ void run_tiles(const State &state, const Layer *layer
         else
             load_rows<WIDTH>(state.rows[state.buffer[segment]], now.slot, layers[0].n_in, layers[0].places);
         clear_zero_rows<WIDTH>(layers[0].n_in);
-        Ahead ahead;
-        ahead.load(layers[0], threadIdx.x / 32, threadIdx.x % 32);
+        load_head(layers[0], areas.head(0));
         begin_tile(now);
+        Ring ring(areas, threadIdx.x / 32);
+        ring.turn_to(layers[0], threadIdx.x / 32, threadIdx.x % 32);
         unsigned running = now.running;
 #pragma unroll 1
         for (int done = 0; done < layer_count && running; done++) {
@@ -335,15 +373,16 @@ __device__ __forceinline__ void run_tiles(const State &state, const Layer *layer
                 load_layer(now.layers + (done + LAYERS_AHEAD) % PLACES, layers + done + LAYERS_AHEAD);
             const bool droppable = layer.droppable; // the next layer but one may take its place after that
             if (TERMS == 1 && layer.equal)
-                run_layer<WIDTH, TERMS == 1>(layer, following, ahead, done, now);
+                run_layer<WIDTH, TERMS == 1>(layer, following, areas, ring, done, now);
             else
-                run_layer<WIDTH, false>(layer, following, ahead, done, now);
+                run_layer<WIDTH, false>(layer, following, areas, ring, done, now);
             const unsigned ran = running;
             if (droppable)
                 running &= now.nonzero[done % 2];
             if (threadIdx.x == 0)
                 count(state, first + done, ran, running, now);
         }
+        wait_for_copies(); // of a layer that nobody lived to see
         if (running == 0)
             continue;
         if (threadIdx.x == 0)
@@ -356,22 +395,24 @@ __device__ __forceinline__ void run_tiles(const State &state, const Layer *layer
 }
 
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
-// `moves`: dead samples are dropped at the end; else every sample keeps its slot. `bits`: the inputs are
-// packed features.
+// `moves`: dead samples are dropped at the end; else every sample keeps its slot. `takes_bits`: the inputs
+// may be packed features. Then the bytes of the tile, of a head and of a step, of whatever layer takes most.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     block(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
-          i64 takes_bits) {
+          i64 takes_bits, i64 tile_bytes, i64 head_bytes, i64 step_bytes) {
     __shared__ Tile now;
     const State &state = *shared_state;
-    const int count = static_cast<int>(layer_count);
+    const int count = static_cast<int>(layer_count), heads = static_cast<int>(tile_bytes);
+    const int head = static_cast<int>(head_bytes);
+    const Areas areas = {heads, head, heads + 2 * head, static_cast<int>(step_bytes)};
     const bool bits = takes_bits && state.bits;
     if (blockIdx.x == 0 && threadIdx.x == 0)
         describe_next(state, segment, moves);
     const unsigned total = state.slots[segment];
     if (SAMPLES > 16 && total > gridDim.x * 16)
-        run_tiles<SAMPLES>(state, layers, first, count, segment, moves, bits, now);
+        run_tiles<SAMPLES>(state, layers, first, count, segment, moves, bits, areas, now);
     else if (SAMPLES > 8 && total > gridDim.x * 8)
-        run_tiles<(SAMPLES < 16 ? SAMPLES : 16)>(state, layers, first, count, segment, moves, bits, now);
+        run_tiles<(SAMPLES < 16 ? SAMPLES : 16)>(state, layers, first, count, segment, moves, bits, areas, now);
     else
-        run_tiles<8>(state, layers, first, count, segment, moves, bits, now);
+        run_tiles<8>(state, layers, first, count, segment, moves, bits, areas, now);
 }

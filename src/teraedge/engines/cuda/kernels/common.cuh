@@ -50,6 +50,7 @@ struct alignas(16) Layer {
     int parts, part_rows; // of the inputs (staged kernel)
     int rounds, steps;    // panels of a warp, and what all of them take at most (block kernel)
     const unsigned short *places; // device, n_in: where in the tile each input lies (block kernel)
+    const void *head;             // device: of each panel what `Head` says (block kernel)
 };
 
 static_assert(sizeof(Layer) % 16 == 0, "whole copies of 16 bytes");
