@@ -41,18 +41,18 @@ def device(request):
 @pytest.fixture(
     params=[
         *(("resident", samples) for samples in (16, 8, 4)),
-        *(("block", samples) for samples in (32, 16, 8)),
+        *(("block", *shape) for shape in block.SHAPES),
         ("wide", 0),
     ],
-    ids=lambda kernel: "{}-{}".format(*kernel),
+    ids=lambda kernel: "-".join(map(str, kernel)),
 )
 def kernel(request, monkeypatch):
     """Let every layer run in one kernel, in tiles of so many samples."""
-    name, samples = request.param
+    name, samples, *held = request.param
     if name == "block":
         monkeypatch.setattr(rates, "block_seconds", lambda layer: -1.0)
         monkeypatch.setattr(rates, "block_at_best", lambda layer: -1.0)
-        monkeypatch.setattr(block, "SAMPLES", (samples,))
+        monkeypatch.setattr(block, "SHAPES", ((samples, *held),))
         return samples
     monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
     monkeypatch.setattr(gpu, "SAMPLES", (samples,) if samples else ())

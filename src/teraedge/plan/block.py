@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from teraedge.grouping import equal_columns
 from teraedge.plan.device import (
     LANES,
+    WARPS,
     BlockAreas,
     BlockParts,
     DeviceLayer,
@@ -39,22 +40,10 @@ SPARE_STEPS = 2
 """Steps that the kernel reads past the last."""
 
 
-class Shape(NamedTuple):
-    """How many warps a block has, and how many panels each may have."""
-
-    warps: int
-    held: int
-
-    @property
-    def most_panels(self) -> int:
-        """Panels of a layer at most."""
-        return self.warps * self.held
-
-
-SHAPES = {32: Shape(8, 8), 16: Shape(16, 8), 8: Shape(16, 16)}
-"""Of a block, by the most samples of a tile."""
-SAMPLES = tuple(SHAPES)
-"""Samples that a tile may have at most."""
+MOST_HELD = 16
+"""Panels of a warp at most where there is one tile, which outputs overwrite."""
+SHAPES = ((32, 0), (16, 0), (8, 0), (8, MOST_HELD))
+"""Samples of a tile at most, and panels that a warp holds, 0 where there are two tiles."""
 
 
 class BlockPanels(NamedTuple):
@@ -129,9 +118,9 @@ def _joined(single: Panels, layer: PanelLayer) -> BlockPanels:
     return BlockPanels(starts, distinct % layer.n_in, weights, outputs.reshape(-1, PANEL))
 
 
-def ring_steps(samples: int, terms: int) -> int:
-    """Return the steps that a warp may have on their way from memory."""
-    return 8 if samples == 32 and terms < MOST_TERMS else 4
+def ring_steps(terms: int) -> int:
+    """Return the steps that a warp may have on their way from memory: shared memory is short."""
+    return 4 if terms < MOST_TERMS else 3
 
 
 def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
@@ -148,23 +137,25 @@ def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
         return None
     panels = block_panels(layer)
     terms = _terms(panels, layer)
-    for samples in SAMPLES:
-        areas = _areas(panels, layer, samples, len(terms))
-        if areas.shared <= room and len(panels.outputs) <= SHAPES[samples].most_panels:
+    for samples, held in SHAPES:
+        areas = _areas(panels, layer, samples, held, len(terms))
+        if areas.shared <= room and (not held or len(panels.outputs) <= WARPS * held):
             return _laid_out(panels, layer, samples, terms, areas)
     return None
 
 
-def _areas(panels: BlockPanels, layer: PanelLayer, samples: int, terms: int) -> BlockAreas:
+def _areas(
+    panels: BlockPanels, layer: PanelLayer, samples: int, held: int, terms: int
+) -> BlockAreas:
     """Return the shared memory of a layer."""
     rows = max(layer.n_in, layer.n_out) + 2 * ZERO_ROWS
-    warps = SHAPES[samples].warps
-    rounds = -(-len(panels.outputs) // warps)
+    rounds = -(-len(panels.outputs) // WARPS)
     return BlockAreas(
         tile=rows * samples * 4,
-        head=warps * rounds * (PANEL * 6 + 4),
+        head=WARPS * rounds * (PANEL * 6 + 4),
         step=STEP * 2 + (LANES * PANEL * terms if len(panels.weights) else 0),
-        steps=warps * ring_steps(samples, terms),
+        steps=WARPS * ring_steps(terms),
+        held=held,
     )
 
 
@@ -177,7 +168,7 @@ def _laid_out(
 ) -> DeviceLayer:
     places = input_places(panels, layer.n_in)
     steps = panels.steps
-    order = _dealt(steps, SHAPES[samples].warps)  # [warp][round], -1 for none
+    order = _dealt(steps, WARPS)  # [warp][round], -1 for none
     lengths = np.where(order >= 0, np.append(steps, 0)[order], 0)
     stream = int(lengths.sum(axis=1).max(initial=0))
     # Where the steps of each panel begin.

@@ -85,17 +85,20 @@ class BlockAreas(NamedTuple):
         of a step.
     steps : int
         Steps there is room for, in the rings of all warps.
+    held : int
+        Panels that a warp holds at most where there is one tile; 0 where there are two.
     """
 
     tile: int
     head: int
     step: int
     steps: int
+    held: int
 
     @property
     def shared(self) -> int:
         """All of it."""
-        return self.tile + 2 * self.head + self.steps * self.step
+        return self.tile * (1 if self.held else 2) + 2 * self.head + self.steps * self.step
 
 
 class BlockParts(NamedTuple):

@@ -71,7 +71,7 @@ def segments(
             or not layers[end].resident
             or layers[end].kernel != layer.kernel
             or layers[end].samples != layer.samples
-            or _terms(layers[end]) != _terms(layer)
+            or _kind(layers[end]) != _kind(layer)
             or (dies and _is_border(first + end))
         ):
             areas = _areas(layers[begin:end])
@@ -85,15 +85,16 @@ def segments(
                 buffers=layer.buffers,
                 shared=shared,
                 moves=dies,
-                terms=_terms(layer),
+                terms=_kind(layer)[0],
                 areas=areas,
                 heights=heights,
             )
             begin = end
 
 
-def _terms(layer: DeviceLayer) -> int:
-    return 0 if layer.block is None else layer.block.terms
+def _kind(layer: DeviceLayer) -> tuple[int, int]:
+    """Return what of a layer the block kernel is specialised by: terms, and panels held."""
+    return (0, 0) if layer.block is None else (layer.block.terms, layer.block.areas.held)
 
 
 def _areas(layers: Sequence[DeviceLayer]) -> BlockAreas | None:

@@ -14,8 +14,7 @@ from teraedge.engines.cuda.specialisations import (
     wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
-from teraedge.plan.block import SHAPES
-from teraedge.plan.device import LANES, STATIC_SHARED, THREADS
+from teraedge.plan.device import STATIC_SHARED, THREADS
 from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 176
@@ -28,7 +27,7 @@ class Launcher:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._resident: dict[int, Kernel] = {}
-        self._block: dict[tuple[int, int], Kernel] = {}
+        self._block: dict[tuple[int, int, int], Kernel] = {}
         self._staged: dict[int, Kernel] = {}
         self._wide: dict[int, tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
@@ -38,8 +37,8 @@ class Launcher:
         """Compile what a segment needs."""
         if segment.kernel == "resident":
             self._resident_kernel(segment.samples)
-        elif segment.kernel == "block":
-            self._block_kernel(segment.samples, segment.terms)
+        elif segment.areas is not None:
+            self._block_kernel(segment.samples, segment.areas.held, segment.terms)
         elif segment.kernel == "staged":
             self._staged_kernel(segment.buffers)
         else:
@@ -69,9 +68,9 @@ class Launcher:
             )  # fmt: skip
             return
         if segment.areas is not None:
-            kernel, threads = self._block_kernel(segment.samples, segment.terms), _threads(segment)
+            kernel = self._block_kernel(segment.samples, segment.areas.held, segment.terms)
             stream.launch(
-                kernel, self._blocks(kernel, threads, segment.shared), threads, segment.shared,
+                kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
                 number == 0, *segment.areas[:3],
             )  # fmt: skip
@@ -95,9 +94,9 @@ class Launcher:
 
     def blocks_of(self, segment: Segment) -> int:
         """Return the blocks that share the time of a segment's layers."""
-        if segment.kernel == "block":
-            kernel = self._block_kernel(segment.samples, segment.terms)
-            return self._blocks(kernel, _threads(segment), segment.shared)
+        if segment.areas is not None:
+            kernel = self._block_kernel(segment.samples, segment.areas.held, segment.terms)
+            return self._blocks(kernel, THREADS, segment.shared)
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment.samples), THREADS, segment.shared)
@@ -108,11 +107,11 @@ class Launcher:
             self._resident[samples] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[samples]
 
-    def _block_kernel(self, samples: int, terms: int) -> Kernel:
-        if (samples, terms) not in self._block:
-            file, defines, names = block(samples, terms)
-            self._block[samples, terms] = self._device.kernels(file, defines, names)[names[0]]
-        return self._block[samples, terms]
+    def _block_kernel(self, samples: int, held: int, terms: int) -> Kernel:
+        if (samples, held, terms) not in self._block:
+            file, defines, names = block(samples, held, terms)
+            self._block[samples, held, terms] = self._device.kernels(file, defines, names)[names[0]]
+        return self._block[samples, held, terms]
 
     def _staged_kernel(self, buffers: int) -> Kernel:
         if buffers not in self._staged:
@@ -137,11 +136,6 @@ class Launcher:
             resident = kernel.occupancy(threads, shared)
             self._grids[key] = self._device.multiprocessors * max(1, resident)
         return self._grids[key]
-
-
-def _threads(segment: Segment) -> int:
-    """Return the threads of a block of the block kernel."""
-    return SHAPES[segment.samples].warps * LANES
 
 
 def layer_address(table: int, index: int) -> int:

@@ -11,7 +11,7 @@ struct Tile {
     Layer layers[LAYERS_AHEAD + 1]; // the one that runs, and those after it, by turns
     i64 slot;            // of its first sample
     unsigned running;
-    unsigned nonzero[2]; // samples with a nonzero output, of the layer that runs, and 0 for the next
+    unsigned nonzero[3]; // samples with a nonzero output, of layers in turn
     u64 began;           // the layer that runs
     int slots[WORD];     // where samples go
 };
@@ -37,7 +37,7 @@ __device__ __forceinline__ bool claim_tile(const State &state, i64 segment, cons
             if (now.slot < total)
                 now.running =
                     state.masks[segment * state.words + now.slot / WORD] >> now.slot % WORD & first_bits(samples);
-            now.nonzero[0] = now.nonzero[1] = 0;
+            now.nonzero[0] = now.nonzero[1] = now.nonzero[2] = 0;
         }
         __syncthreads();
         if (now.slot >= total)
