@@ -41,7 +41,7 @@ def device(request):
 @pytest.fixture(
     params=[
         *(("resident", samples) for samples in (16, 8, 4)),
-        *(("block", *shape) for shape in block.SHAPES),
+        *(("block", samples, held) for samples, held in ((16, 0), (8, 0), (8, 16))),
         ("wide", 0),
     ],
     ids=lambda kernel: "-".join(map(str, kernel)),
@@ -52,7 +52,8 @@ def kernel(request, monkeypatch):
     if name == "block":
         monkeypatch.setattr(rates, "block_seconds", lambda layer: -1.0)
         monkeypatch.setattr(rates, "block_at_best", lambda layer: -1.0)
-        monkeypatch.setattr(block, "SHAPES", ((samples, *held),))
+        kinds = [kind for kind in block.KINDS if [kind.samples, kind.held] == [samples, *held]]
+        monkeypatch.setattr(block, "KINDS", kinds)
         return samples
     monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
     monkeypatch.setattr(gpu, "SAMPLES", (samples,) if samples else ())

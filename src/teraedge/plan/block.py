@@ -5,26 +5,31 @@ at a time, a *step*, on tensor cores. Neurons that share their inputs with fewer
 put together and read all inputs of all of them, with weights of zero; whether that pays is a
 question of cost.
 
+**Blocks.** Inputs that are read by the same panels are a class, and 16 of a class are a block,
+which is a step for each of those panels. What is left over of all classes that a panel reads is
+read by that panel alone. Panels that share blocks follow each other (`plan.chains`).
+
 **Places.** A row of the tile is at a *place*, and the four rows that a warp reads at the same time
 lie in four different quarters of the banks of shared memory if their places differ modulo 4. Which
-neuron is at which place is free, so inputs that are read by the same panels are put side by side,
-in fours; a panel then takes its inputs four by four, one of each residue. Only what is left over of
-such a class may meet.
+neuron is at which place is free, so blocks have places in fours, one of each residue. What is left
+over may meet.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.grouping import equal_columns
+from teraedge.plan.chains import Classes, chains, dealt, input_classes
 from teraedge.plan.device import (
-    LANES,
     WARPS,
-    BlockAreas,
+    BlockKind,
     BlockParts,
     DeviceLayer,
     DevicePanels,
+    row_addresses,
+    tile_bytes,
 )
 from teraedge.plan.panels import PanelLayer, Panels
 
@@ -32,18 +37,25 @@ PANEL, STEP = 16, 16
 """Neurons of a panel, and inputs of a step."""
 QUARTERS = 4
 """Rows that are read at the same time."""
-ZERO_ROWS = 4
-MOST_PLACES = 2**13 - ZERO_ROWS
-"""Rows of a tile: addresses, of eight units a row, take two bytes."""
+MOST_PLACES = 2**13 - 8
+"""Rows of a tile; addresses take two bytes."""
 MOST_TERMS = 3
-SPARE_STEPS = 2
-"""Steps that the kernel reads past the last."""
-
-
 MOST_HELD = 16
-"""Panels of a warp at most where there is one tile, which outputs overwrite."""
-SHAPES = ((32, 0), (16, 0), (8, 0), (8, MOST_HELD))
-"""Samples of a tile at most, and panels that a warp holds, 0 where there are two tiles."""
+SPARE_STEPS = 2
+"""Steps whose addresses the kernel reads past the last."""
+RINGS = {0: 0, 1: 8, 2: 4, 3: 3}
+"""Fragments of weights that a warp has room for, by their terms."""
+
+
+def _kinds() -> Iterator[BlockKind]:
+    for samples, held in ((16, 0), (8, 0), (8, MOST_HELD)):
+        for terms, ring in RINGS.items():
+            # Shared memory is short where weights take three terms or there is one tile.
+            yield BlockKind(samples, terms, held, 2 if held or terms == MOST_TERMS else 3, ring)
+
+
+KINDS = tuple(_kinds())
+"""What there is of the block kernel, the best first."""
 
 
 class BlockPanels(NamedTuple):
@@ -53,9 +65,9 @@ class BlockPanels(NamedTuple):
     ----------
     starts : ndarray of int64, shape (panels + 1,)
     inputs : ndarray of int64, shape (edges,)
-        Of each panel.
+        Of each panel, ascending.
     weights : ndarray of float32, shape (edges, 16), or empty
-        Empty where all are equal.
+        Empty where all are equal, and one term is enough for them.
     outputs : ndarray of int32, shape (panels, 16)
         Neurons, -1 where there is none.
     """
@@ -65,10 +77,74 @@ class BlockPanels(NamedTuple):
     weights: NDArray[np.float32]
     outputs: NDArray[np.int32]
 
-    @property
-    def steps(self) -> NDArray[np.int64]:
-        """Steps of each panel."""
-        return -(-np.diff(self.starts) // STEP)
+
+class Units(NamedTuple):
+    """The steps that there are to read: blocks, and of each panel what is left.
+
+    Attributes
+    ----------
+    table : ndarray of int64, shape (steps, 16)
+        Inputs of each step, as 4 i + quarter; -1 where there is none.
+    blocks : list of list of int
+        The steps of each panel that are blocks.
+    rest : ndarray of int64, shape (panels + 1,)
+        Steps ``rest[p]`` to ``rest[p + 1]`` have what is left of panel p.
+    """
+
+    table: NDArray[np.int64]
+    blocks: list[list[int]]
+    rest: NDArray[np.int64]
+
+
+class Stream(NamedTuple):
+    """What a warp does.
+
+    Attributes
+    ----------
+    panels : list of int
+    lengths : list of int
+        Steps into each panel alone, and 65536 times those into the next one too.
+    steps : list of int
+        Steps to read, in order.
+    fragments : list of (int, int)
+        Panel and step of each 16 times 16 weights.
+    """
+
+    panels: list[int]
+    lengths: list[int]
+    steps: list[int]
+    fragments: list[tuple[int, int]]
+
+
+def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
+    """Lay a layer out for the block kernel, if it fits.
+
+    Parameters
+    ----------
+    layer : PanelLayer
+        With tall panels of 16 neurons.
+    room : int
+        Shared memory a block may have, in bytes.
+    """
+    rows = max(layer.n_in, layer.n_out)
+    if rows > MOST_PLACES:
+        return None
+    panels = block_panels(layer)
+    terms = _terms(panels, layer)
+    count = len(terms) if len(panels.weights) else 0
+    kinds = [kind for kind in KINDS if kind.terms == count]
+    if all(kind.shared(tile_bytes(rows, kind.samples), 0) > room for kind in kinds):
+        return None
+    classes = input_classes(panels.starts, panels.inputs, layer.n_in)
+    places, units = _units(classes, panels, layer.n_in)
+    streams = _streams(units)
+    parts = _parts(panels, layer, units, streams, places)
+    for kind in kinds:
+        shared = kind.shared(tile_bytes(rows, kind.samples), len(parts.head(None)))
+        if shared <= room and (not kind.held or parts.rounds <= kind.held):
+            parts = parts._replace(kind=kind, fragments=max(parts.fragments, kind.ring - 1))
+            return _laid_out(panels, layer, units, streams, terms, parts, shared)
+    return None
 
 
 def block_panels(layer: PanelLayer) -> BlockPanels:
@@ -118,175 +194,165 @@ def _joined(single: Panels, layer: PanelLayer) -> BlockPanels:
     return BlockPanels(starts, distinct % layer.n_in, weights, outputs.reshape(-1, PANEL))
 
 
-def ring_steps(terms: int) -> int:
-    """Return the steps that a warp may have on their way from memory: shared memory is short."""
-    return 4 if terms < MOST_TERMS else 3
+def _units(classes: Classes, panels: BlockPanels, n_in: int) -> tuple[NDArray[np.int64], Units]:
+    """Cut inputs into steps; returns where in the tile each lies, shape (n_in,), and the steps."""
+    sizes = np.diff(classes.starts)
+    number = np.repeat(np.arange(len(sizes)), sizes)
+    within = np.arange(n_in) - np.repeat(classes.starts[:-1], sizes)
+    whole = within < sizes[number] // STEP * STEP
+    quad = within < sizes[number] // QUARTERS * QUARTERS
+    # Fours, rotated from class to class, so that neurons that begin classes differ, too: a panel
+    # of the layer before writes such.
+    turn = (within + number + within // QUARTERS) % QUARTERS
+    member = np.where(quad, within // QUARTERS * QUARTERS + turn, within)
+    rank = np.lexsort((member, number, ~quad, ~whole))
+    by_place = classes.order[rank]
+    places = np.empty(n_in, np.int64)
+    places[by_place] = np.arange(n_in)
+    count = int(whole.sum()) // STEP
+    block_of = np.full(n_in, -1)
+    block_of[by_place[: count * STEP]] = np.arange(count * STEP) // STEP
+    owner = number[rank][: count * STEP : STEP]
+    blocks: list[list[int]] = [[] for _ in panels.outputs]
+    for block, of in enumerate(owner.tolist()):
+        for panel in classes.readers[of].tolist():
+            blocks[panel].append(block)
+    reader = np.repeat(np.arange(len(blocks)), np.diff(panels.starts))
+    left = block_of[panels.inputs] < 0
+    counts = np.bincount(reader[left], minlength=len(blocks))
+    starts = np.concatenate(([0], np.cumsum(counts)))
+    steps = np.concatenate(([0], np.cumsum(-(-counts // STEP))))
+    table = np.full((count + steps[-1]) * STEP, -1)
+    table[: count * STEP] = by_place[: count * STEP]
+    inputs = panels.inputs[left]
+    table[(count + steps[reader[left]]) * STEP + _slots(starts, places[inputs])] = inputs
+    return places, Units(table.reshape(-1, STEP), blocks, count + steps)
 
 
-def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
-    """Lay a layer out for the block kernel, if it fits.
+def _slots(starts: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return where among its own each of some inputs goes: 4 i + q, read by quarter q.
 
-    Parameters
-    ----------
-    layer : PanelLayer
-        With tall panels of 16 neurons.
-    room : int
-        Shared memory a block may have, in bytes.
+    An input goes to the quarter of its place; what is too much for it fills what is free.
     """
-    if max(layer.n_in, layer.n_out) > MOST_PLACES:
-        return None
-    panels = block_panels(layer)
-    terms = _terms(panels, layer)
-    for samples, held in SHAPES:
-        areas = _areas(panels, layer, samples, held, len(terms))
-        if areas.shared <= room and (not held or len(panels.outputs) <= WARPS * held):
-            return _laid_out(panels, layer, samples, terms, areas)
-    return None
+    counts = np.diff(starts)
+    steps = -(-counts // STEP)
+    owner = np.repeat(np.arange(len(counts)), counts)
+    quarter = places % QUARTERS
+    order = np.lexsort((places, quarter, owner))
+    key = (owner * QUARTERS + quarter)[order]
+    rank = np.empty(len(key), np.int64)
+    rank[order] = np.arange(len(key)) - np.searchsorted(key, key)
+    fits = rank < steps[owner] * (STEP // QUARTERS)
+    slots = np.where(fits, rank * QUARTERS + quarter, -1)
+    late = np.flatnonzero(~fits)
+    if len(late):
+        begin = np.concatenate(([0], np.cumsum(steps * STEP)))
+        free = np.ones(begin[-1], np.bool_)
+        free[(begin[owner] + slots)[fits]] = False
+        gaps = np.flatnonzero(free)
+        nth = np.arange(len(late)) - np.searchsorted(owner[late], owner[late])
+        slots[late] = gaps[np.searchsorted(gaps, begin[owner[late]]) + nth] - begin[owner[late]]
+    return slots
 
 
-def _areas(
-    panels: BlockPanels, layer: PanelLayer, samples: int, held: int, terms: int
-) -> BlockAreas:
-    """Return the shared memory of a layer."""
-    rows = max(layer.n_in, layer.n_out) + 2 * ZERO_ROWS
-    rounds = -(-len(panels.outputs) // WARPS)
-    return BlockAreas(
-        tile=rows * samples * 4,
-        head=WARPS * rounds * (PANEL * 6 + 4),
-        step=STEP * 2 + (LANES * PANEL * terms if len(panels.weights) else 0),
-        steps=WARPS * ring_steps(terms),
-        held=held,
+def _streams(units: Units) -> list[Stream]:
+    """Give each warp its panels, in chains that share blocks."""
+    rest = units.rest.tolist()
+    readers: list[list[int]] = [[] for _ in range(rest[0])]
+    for panel, blocks in enumerate(units.blocks):
+        for block in blocks:
+            readers[block].append(panel)
+    costs = [len(own) + rest[p + 1] - rest[p] for p, own in enumerate(units.blocks)]
+    found = []
+    for pieces in dealt(chains(units.blocks, readers), costs, WARPS):
+        stream = Stream([], [], [], [])
+        for piece in pieces:
+            done: set[int] = set()  # by the panel before
+            for k, panel in enumerate(piece):
+                after = piece[k + 1] if k + 1 < len(piece) else panel
+                own = [block for block in units.blocks[panel] if block not in done]
+                done = set() if after == panel else set(own) & set(units.blocks[after])
+                shared = sorted(done)
+                alone = [block for block in own if block not in done]
+                alone += range(rest[panel], rest[panel + 1])
+                stream.panels.append(panel)
+                stream.lengths.append(len(alone) + (len(shared) << 16))
+                stream.steps.extend(alone + shared)
+                stream.fragments.extend((panel, step) for step in alone)
+                for step in shared:
+                    stream.fragments.extend(((panel, step), (after, step)))
+        found.append(stream)
+    return found
+
+
+def _parts(
+    panels: BlockPanels,
+    layer: PanelLayer,
+    units: Units,
+    streams: list[Stream],
+    places: NDArray[np.int64],
+) -> BlockParts:
+    """Return what the streams are but their weights, side by side."""
+    rounds = max(len(stream.panels) for stream in streams)
+    steps = max(len(stream.steps) for stream in streams)
+    order = np.array([s.panels + [-1] * (rounds - len(s.panels)) for s in streams])
+    lengths = np.array([s.lengths + [0] * (rounds - len(s.panels)) for s in streams], np.uint32)
+    taken = np.full((WARPS * steps + SPARE_STEPS, STEP), -1)
+    for warp, stream in enumerate(streams):
+        taken[warp * steps : warp * steps + len(stream.steps)] = units.table[stream.steps]
+    zeros = -(-layer.n_in // QUARTERS) * QUARTERS + np.arange(STEP) % QUARTERS
+    rows = np.where(taken < 0, zeros, np.append(places, 0)[taken])
+    outputs = np.append(panels.outputs, np.full((1, PANEL), -1, np.int32), axis=0)[order]
+    addresses = row_addresses(rows).reshape(-1, STEP // QUARTERS, QUARTERS)
+    return BlockParts(
+        kind=KINDS[0],
+        rounds=rounds,
+        fragments=max(len(stream.fragments) for stream in streams),
+        places=places.astype(np.uint16),
+        outputs=outputs,
+        biases=np.append(layer.bias, np.float32(0))[outputs],
+        lengths=lengths,
+        addresses=np.ascontiguousarray(addresses.transpose(0, 2, 1)).astype(np.uint16),
     )
 
 
 def _laid_out(
     panels: BlockPanels,
     layer: PanelLayer,
-    samples: int,
+    units: Units,
+    streams: list[Stream],
     terms: list[NDArray[np.uint16]],
-    areas: BlockAreas,
+    parts: BlockParts,
+    shared: int,
 ) -> DeviceLayer:
-    places = input_places(panels, layer.n_in)
-    steps = panels.steps
-    order = _dealt(steps, WARPS)  # [warp][round], -1 for none
-    lengths = np.where(order >= 0, np.append(steps, 0)[order], 0)
-    stream = int(lengths.sum(axis=1).max(initial=0))
-    # Where the steps of each panel begin.
-    begin = np.zeros(len(steps), np.int64)
-    starts = np.cumsum(lengths, axis=1) - lengths + np.arange(len(order))[:, None] * stream
-    begin[order[order >= 0]] = starts[order >= 0]
-    total = len(order) * stream + SPARE_STEPS
-    slots = begin.repeat(np.diff(panels.starts)) * STEP + _slots(panels, places)
-    zero = -(-layer.n_in // 4) * 4
-    place = np.tile(np.arange(zero, zero + QUARTERS), total * STEP // QUARTERS)
-    place[slots] = places[panels.inputs]
-    addresses = (place * 8 + (place & 3) * 2).reshape(total, STEP // QUARTERS, QUARTERS)
-    equal = not len(panels.weights)
-    weights = np.empty(0, np.uint16) if equal else _weights(terms, slots, total)
-    outputs = np.append(panels.outputs, np.full((1, PANEL), -1, np.int32), axis=0)[order]
+    equal = parts.kind.terms == 0
+    weights = np.empty(0, np.uint16)
+    if not equal:
+        weights = _weights(panels, layer.n_in, units, streams, terms, parts.fragments)
+    none = DevicePanels.none()
+    fragments = sum(len(stream.fragments) for stream in streams)
     return DeviceLayer(
         kernel="block",
         n_in=layer.n_in,
         n_out=layer.n_out,
         edges=layer.edges,
-        samples=samples,
-        shared=areas.shared,
+        samples=parts.kind.samples,
+        shared=shared,
         tall=DevicePanels(
             height=PANEL,
-            lists=DevicePanels.none().lists,
-            indices=np.ascontiguousarray(addresses.transpose(0, 2, 1)).astype(np.uint16),
+            lists=none.lists,
+            indices=none.indices,
             weights=weights,
-            targets=DevicePanels.none().targets,
-            slots=int(steps.sum()) * STEP * PANEL,
+            targets=none.targets,
+            slots=fragments * STEP * PANEL,
         ),
-        single=DevicePanels.none(),
+        single=none,
         value=(layer.value or 0.0) if equal else None,  # 0 where there are no edges
         bias=layer.bias,
         clamp=layer.clamp,
         choice=layer.choice.without_times("block"),
-        block=BlockParts(
-            terms=len(terms),
-            rounds=order.shape[1],
-            steps=stream,
-            places=places.astype(np.uint16),
-            outputs=outputs.reshape(-1, PANEL),
-            biases=np.append(layer.bias, np.float32(0))[outputs].reshape(-1, PANEL),
-            lengths=lengths.astype(np.int32).ravel(),
-            areas=areas,
-        ),
+        block=parts,
     )
-
-
-def input_places(panels: BlockPanels, n_in: int) -> NDArray[np.int64]:
-    """Return where in the tile each input lies: those that the same panels read in fours.
-
-    Parameters
-    ----------
-    panels : BlockPanels
-    n_in : int
-
-    Returns
-    -------
-    ndarray of int64, shape (n_in,)
-        A permutation of 0 to n_in - 1.
-    """
-    reader = np.repeat(np.arange(len(panels.outputs)), np.diff(panels.starts))
-    order = np.lexsort((reader, panels.inputs))
-    starts = np.searchsorted(panels.inputs[order], np.arange(n_in + 1))
-    leader = equal_columns(starts, reader[order])
-    by_class = np.argsort(leader, kind="stable")
-    changes = np.flatnonzero(np.diff(leader[by_class])) + 1
-    begins = np.concatenate(([0], changes)) if n_in else changes
-    sizes = np.diff(np.append(begins, n_in))
-    number = np.repeat(np.arange(len(begins)), sizes)
-    within = np.arange(n_in) - np.repeat(begins, sizes)
-    full = within < sizes[number] // QUARTERS * QUARTERS
-    # Rotated from class to class, so that neurons that begin classes differ, too: a panel of the
-    # layer before writes such.
-    quad, member = within // QUARTERS, within % QUARTERS
-    member = np.where(full, (member + number + quad) % QUARTERS, member)
-    rank = np.lexsort((member, quad, number, ~full))
-    places = np.empty(n_in, np.int64)
-    places[by_class[rank]] = np.arange(n_in)
-    return places
-
-
-def _dealt(steps: NDArray[np.int64], warps: int) -> NDArray[np.int64]:
-    """Deal panels to warps, the longest first, to and fro: [warp][round], -1 for none."""
-    rounds = -(-len(steps) // warps)
-    order = np.full(rounds * warps, -1)
-    order[: len(steps)] = np.argsort(-steps, kind="stable")
-    table = order.reshape(rounds, warps)
-    table[1::2] = table[1::2, ::-1]
-    return np.ascontiguousarray(table.T)
-
-
-def _slots(panels: BlockPanels, places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where in its panel each edge goes: 4 i + q, read by quarter q.
-
-    An input goes to the quarter of its place; what is too much for it fills what is free.
-    """
-    counts, steps = np.diff(panels.starts), panels.steps
-    panel = np.repeat(np.arange(len(counts)), counts)
-    place = places[panels.inputs]
-    quarter = place % QUARTERS
-    order = np.lexsort((place, quarter, panel))
-    key = (panel * QUARTERS + quarter)[order]
-    first = np.searchsorted(key, key)
-    rank = np.empty(len(key), np.int64)
-    rank[order] = np.arange(len(key)) - first
-    room = steps * (STEP // QUARTERS)
-    fits = rank < room[panel]
-    slots = np.where(fits, rank * QUARTERS + quarter, -1)
-    late = np.flatnonzero(~fits)
-    if len(late):
-        begin = np.concatenate(([0], np.cumsum(steps * STEP)))
-        free = np.ones(begin[-1], np.bool_)
-        free[(begin[panel] + slots)[fits]] = False
-        gaps = np.flatnonzero(free)
-        nth = np.arange(len(late)) - np.searchsorted(panel[late], panel[late])
-        slots[late] = gaps[np.searchsorted(gaps, begin[panel[late]]) + nth] - begin[panel[late]]
-    return slots
 
 
 def _terms(panels: BlockPanels, layer: PanelLayer) -> list[NDArray[np.uint16]]:
@@ -297,13 +363,28 @@ def _terms(panels: BlockPanels, layer: PanelLayer) -> list[NDArray[np.uint16]]:
 
 
 def _weights(
-    terms: list[NDArray[np.uint16]], slots: NDArray[np.int64], total: int
+    panels: BlockPanels,
+    n_in: int,
+    units: Units,
+    streams: list[Stream],
+    terms: list[NDArray[np.uint16]],
+    stride: int,
 ) -> NDArray[np.uint16]:
-    """Return the terms of weights as lanes read them."""
-    table = np.zeros((total * STEP, len(terms), PANEL), np.uint16)
-    table[slots] = np.stack(terms, axis=1)
-    # Of a step [i = 2 ih + il][q][term][o = 8 oh + g]; lane 4 g + q reads [ih][oh][il].
-    split = table.reshape(total, 2, 2, QUARTERS, len(terms), 2, 8)
+    """Return the terms of all fragments as lanes read them."""
+    reader = np.repeat(np.arange(len(panels.outputs)), np.diff(panels.starts))
+    keys = reader * n_in + panels.inputs
+    table = np.zeros((WARPS * stride * STEP, len(terms), PANEL), np.uint16)
+    every = np.stack(terms, axis=1)
+    for warp, stream in enumerate(streams):
+        if not stream.fragments:
+            continue
+        panel, step = np.array(stream.fragments).T
+        inputs = units.table[step].ravel()
+        at = np.flatnonzero(inputs >= 0)
+        edge = np.searchsorted(keys, (panel.repeat(STEP) * n_in + inputs)[at])
+        table[warp * stride * STEP + at] = every[edge]
+    # Of a fragment [i = 2 ih + il][q][term][o = 8 oh + g]; lane 4 g + q reads [ih][oh][il].
+    split = table.reshape(WARPS * stride, 2, 2, QUARTERS, len(terms), 2, 8)
     return np.ascontiguousarray(split.transpose(0, 4, 6, 3, 1, 5, 2)).ravel()
 
 

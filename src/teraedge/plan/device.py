@@ -25,6 +25,8 @@ LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("", "V4")])
 TARGET = np.dtype([("output", np.int32), ("bias", np.float32)])
 """`struct Target`."""
 _EMPTY = np.empty(0, np.int64)
+NO_OUTPUT = 0xFFFF
+"""In place of the address of a neuron that there is none of."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,10 @@ class DevicePanels:
         Staged: one for each part and slice, (parts * slices,).
     indices : ndarray of uint16 or uint32
         Two a word, in 16-byte chunks of shared memory, as `in_words` orders them. Wide: (edges,),
-        neurons. Block: addresses, [step][quarter][4].
+        neurons. Block: none.
     weights : ndarray of float32, or empty
         As `in_words` orders them. Wide: (edges, height). Block: bits of bf16, as uint16,
-        [step][term][lane][8]. Empty where all weights of the layer are equal.
+        [fragment][term][lane][8]. Empty where all weights of the layer are equal.
     targets : ndarray of `TARGET`
         The neurons, -1 where there is none, and their biases: (slices * lanes, height). Wide:
         (count, height).
@@ -75,30 +77,33 @@ class DevicePanels:
         return self.lists, self.indices, self.weights, self.targets
 
 
-class BlockAreas(NamedTuple):
-    """Shared memory that the block kernel needs, in bytes.
+class BlockKind(NamedTuple):
+    """What the block kernel is specialised by.
 
     Attributes
     ----------
-    tile, head, step : int
-        The tile; what comes of a layer as a whole, two of which there is room for; and what comes
-        of a step.
-    steps : int
-        Steps there is room for, in the rings of all warps.
+    samples : int
+        Of a tile, at most.
+    terms : int
+        Terms of bf16 that a weight is the sum of; 0 where all weights are equal.
     held : int
         Panels that a warp holds at most where there is one tile; 0 where there are two.
+    heads : int
+        Layers that there is room for in shared memory, without their weights.
+    ring : int
+        Fragments of weights that each warp has room for.
     """
 
-    tile: int
-    head: int
-    step: int
-    steps: int
+    samples: int
+    terms: int
     held: int
+    heads: int
+    ring: int
 
-    @property
-    def shared(self) -> int:
-        """All of it."""
-        return self.tile * (1 if self.held else 2) + 2 * self.head + self.steps * self.step
+    def shared(self, tile: int, head: int) -> int:
+        """Return the shared memory of a block, in bytes, from that of a tile and of a head."""
+        ring = WARPS * self.ring * self.terms * 512
+        return tile * (1 if self.held else 2) + head * self.heads + ring
 
 
 class BlockParts(NamedTuple):
@@ -106,38 +111,53 @@ class BlockParts(NamedTuple):
 
     Attributes
     ----------
-    terms : int
-        Terms of bf16 that a weight is the sum of.
-    rounds : int
-        Panels of a warp, at most.
-    steps : int
-        Steps from the stream of a warp to that of the next.
+    kind : BlockKind
+    rounds, fragments : int
+        Panels of a warp, and pieces of its weights, at most.
     places : ndarray of uint16, shape (n_in,)
         Where in the tile each input lies.
-    outputs : ndarray of int32, shape (warps * rounds, 16)
+    outputs : ndarray of int32, shape (warps, rounds, 16)
         Neurons of each panel, -1 where there is none.
-    biases : ndarray of float32, shape (warps * rounds, 16)
-    lengths : ndarray of int32, shape (warps * rounds,)
-        Steps of each panel.
-    areas : BlockAreas
+    biases : ndarray of float32, shape (warps, rounds, 16)
+    lengths : ndarray of uint32, shape (warps, rounds)
+        Steps into each panel alone, and 65536 times those into the next one too.
+    addresses : ndarray of uint16, shape (warps * steps + 2, 4, 4)
+        Of the rows that the lanes of each quarter read, a step.
     """
 
-    terms: int
+    kind: BlockKind
     rounds: int
-    steps: int
+    fragments: int
     places: NDArray[np.uint16]
     outputs: NDArray[np.int32]
     biases: NDArray[np.float32]
-    lengths: NDArray[np.int32]
-    areas: BlockAreas
+    lengths: NDArray[np.uint32]
+    addresses: NDArray[np.uint16]
+
+    @property
+    def steps(self) -> int:
+        """Steps of a warp, at most."""
+        return len(self.addresses) // WARPS
 
     def head(self, following: "BlockParts | None") -> NDArray[np.uint8]:
         """Return what comes of the layer as a whole; outputs go to the places of the next one."""
         outputs = self.outputs
         if following is not None:
             outputs = np.append(following.places.astype(np.int32), np.int32(-1))[outputs]
-        parts = self.biases, outputs.astype(np.uint16), self.lengths
+        outputs = np.where(outputs < 0, NO_OUTPUT, row_addresses(outputs)).astype(np.uint16)
+        parts = self.biases, outputs, self.lengths, self.addresses
         return np.concatenate([np.ascontiguousarray(part).view(np.uint8).ravel() for part in parts])
+
+
+def tile_bytes(neurons: int, samples: int) -> int:
+    """Return the shared memory of a tile of the block kernel, with its rows of zeros, in bytes."""
+    return (neurons + 8) * samples * 4
+
+
+def row_addresses(places: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """Return the addresses that the block kernel has for rows at some places."""
+    wide = places.astype(np.int64)
+    return wide * 4 + (wide >> 1 & 1) * 2
 
 
 @dataclass(frozen=True)

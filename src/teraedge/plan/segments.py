@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from teraedge.plan.device import BlockAreas, DeviceLayer, Kernel
+from teraedge.plan.device import BlockKind, DeviceLayer, Kernel, tile_bytes
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class Segment:
         Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
         Whether samples may die in it, so that those left are moved together at its end.
-    terms : int
-        Of a weight, in the block kernel.
-    areas : BlockAreas or None
-        The shared memory of the block kernel.
+    block : BlockKind or None
+        What the block kernel is specialised by.
+    tile, head : int
+        Bytes of shared memory for a tile and for a head, in the block kernel.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
     """
@@ -38,8 +38,9 @@ class Segment:
     buffers: int
     shared: int
     moves: bool
-    terms: int
-    areas: BlockAreas | None
+    block: BlockKind | None
+    tile: int
+    head: int
     heights: tuple[int, ...]
 
 
@@ -74,8 +75,13 @@ def segments(
             or _kind(layers[end]) != _kind(layer)
             or (dies and _is_border(first + end))
         ):
-            areas = _areas(layers[begin:end])
-            shared = areas.shared if areas else max(part.shared for part in layers[begin:end])
+            kind, tile, head = _kind(layer), 0, 0
+            shared = max(part.shared for part in layers[begin:end])
+            if kind is not None:
+                tile = max(max(part.n_in, part.n_out) for part in layers[begin:end])
+                tile = tile_bytes(tile, kind.samples)
+                head = max(len(part.block.head(None)) for part in layers[begin:end] if part.block)
+                shared = kind.shared(tile, head)
             heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
             yield Segment(
                 first=first + begin,
@@ -85,22 +91,16 @@ def segments(
                 buffers=layer.buffers,
                 shared=shared,
                 moves=dies,
-                terms=_kind(layer)[0],
-                areas=areas,
+                block=kind,
+                tile=tile,
+                head=head,
                 heights=heights,
             )
             begin = end
 
 
-def _kind(layer: DeviceLayer) -> tuple[int, int]:
-    """Return what of a layer the block kernel is specialised by: terms, and panels held."""
-    return (0, 0) if layer.block is None else (layer.block.terms, layer.block.areas.held)
-
-
-def _areas(layers: Sequence[DeviceLayer]) -> BlockAreas | None:
-    """Return the shared memory that is enough for each of some layers."""
-    areas = [layer.block.areas for layer in layers if layer.block is not None]
-    return BlockAreas(*map(max, zip(*areas, strict=True))) if areas else None
+def _kind(layer: DeviceLayer) -> BlockKind | None:
+    return None if layer.block is None else layer.block.kind
 
 
 def _is_border(layer: int) -> bool:

@@ -14,7 +14,7 @@ from teraedge.engines.cuda.specialisations import (
     wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
-from teraedge.plan.device import STATIC_SHARED, THREADS
+from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 176
@@ -27,7 +27,7 @@ class Launcher:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._resident: dict[int, Kernel] = {}
-        self._block: dict[tuple[int, int, int], Kernel] = {}
+        self._block: dict[BlockKind, Kernel] = {}
         self._staged: dict[int, Kernel] = {}
         self._wide: dict[int, tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
@@ -37,8 +37,8 @@ class Launcher:
         """Compile what a segment needs."""
         if segment.kernel == "resident":
             self._resident_kernel(segment.samples)
-        elif segment.areas is not None:
-            self._block_kernel(segment.samples, segment.areas.held, segment.terms)
+        elif segment.block is not None:
+            self._block_kernel(segment.block)
         elif segment.kernel == "staged":
             self._staged_kernel(segment.buffers)
         else:
@@ -67,12 +67,12 @@ class Launcher:
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
             )  # fmt: skip
             return
-        if segment.areas is not None:
-            kernel = self._block_kernel(segment.samples, segment.areas.held, segment.terms)
+        if segment.block is not None:
+            kernel = self._block_kernel(segment.block)
             stream.launch(
                 kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
-                number == 0, *segment.areas[:3],
+                number == 0, segment.tile, segment.head,
             )  # fmt: skip
             return
         if segment.kernel == "staged":
@@ -94,8 +94,8 @@ class Launcher:
 
     def blocks_of(self, segment: Segment) -> int:
         """Return the blocks that share the time of a segment's layers."""
-        if segment.areas is not None:
-            kernel = self._block_kernel(segment.samples, segment.areas.held, segment.terms)
+        if segment.block is not None:
+            kernel = self._block_kernel(segment.block)
             return self._blocks(kernel, THREADS, segment.shared)
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
@@ -107,11 +107,11 @@ class Launcher:
             self._resident[samples] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[samples]
 
-    def _block_kernel(self, samples: int, held: int, terms: int) -> Kernel:
-        if (samples, held, terms) not in self._block:
-            file, defines, names = block(samples, held, terms)
-            self._block[samples, held, terms] = self._device.kernels(file, defines, names)[names[0]]
-        return self._block[samples, held, terms]
+    def _block_kernel(self, kind: BlockKind) -> Kernel:
+        if kind not in self._block:
+            file, defines, names = block(kind)
+            self._block[kind] = self._device.kernels(file, defines, names)[names[0]]
+        return self._block[kind]
 
     def _staged_kernel(self, buffers: int) -> Kernel:
         if buffers not in self._staged:

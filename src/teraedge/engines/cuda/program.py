@@ -31,9 +31,10 @@ LAYER = np.dtype(
         ("part_rows", np.int32),
         ("rounds", np.int32),
         ("steps", np.int32),
+        ("fragments", np.int32),
+        ("", "V4"),
         ("places", np.uint64),
         ("head", np.uint64),
-        ("", "V8"),
     ]
 )
 """`struct Layer` of kernels/common.cuh."""
@@ -86,6 +87,7 @@ def pack(
         row["parts"], row["part_rows"] = layer.parts, layer.part_rows
         if layer.block is not None:
             row["rounds"], row["steps"] = layer.block.rounds, layer.block.steps
+            row["fragments"] = layer.block.fragments
             row["places"], row["head"] = addresses[8:]
     target[: table.nbytes] = table.view(np.uint8)
 

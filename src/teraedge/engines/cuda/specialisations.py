@@ -1,7 +1,7 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
-from teraedge.plan.block import MOST_TERMS, SHAPES, ring_steps
-from teraedge.plan.device import COLUMNS, THREADS
+from teraedge.plan.block import KINDS
+from teraedge.plan.device import COLUMNS, THREADS, BlockKind
 from teraedge.plan.gpu import SAMPLES, WIDE_HEIGHT
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
@@ -29,9 +29,9 @@ def staged(buffers: int) -> Specialisation:
     return "staged.cu", {**sizes, "BUFFERS": buffers, "THREADS": THREADS}, ["staged"]
 
 
-def block(samples: int, held: int, terms: int) -> Specialisation:
-    """Return the block kernel for tiles of up to so many samples, and terms of a weight."""
-    sizes = {"SAMPLES": samples, "HELD": held, "TERMS": terms, "RING": ring_steps(terms)}
+def block(kind: BlockKind) -> Specialisation:
+    """Return the block kernel of a kind."""
+    sizes = {name.upper(): value for name, value in kind._asdict().items()}
     return "block.cu", {**sizes, "THREADS": THREADS}, ["block"]
 
 
@@ -65,6 +65,6 @@ def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     wides = (wide(height, stages) for height in (1, WIDE_HEIGHT) for stages in WIDE_STAGES)
     stageds = (staged(buffers) for buffers in (1, 2))
-    blocks = (block(*shape, terms) for shape in SHAPES for terms in range(1, MOST_TERMS + 1))
+    blocks = (block(kind) for kind in KINDS)
     residents = (resident(count) for count in SAMPLES)
     return [*residents, *blocks, *stageds, *wides, compact(), samples()]

@@ -48,7 +48,7 @@ struct alignas(16) Layer {
     int droppable; // a row that is zero after this layer is zero for good
     int wide;      // indices take 4 bytes
     int parts, part_rows; // of the inputs (staged kernel)
-    int rounds, steps;    // panels of a warp, and what all of them take at most (block kernel)
+    int rounds, steps, fragments; // panels, steps and pieces of weights of a warp, at most (block kernel)
     const unsigned short *places; // device, n_in: where in the tile each input lies (block kernel)
     const void *head;             // device: of each panel what `Head` says (block kernel)
 };

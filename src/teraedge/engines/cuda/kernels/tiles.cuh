@@ -4,7 +4,7 @@
 
 #include "common.cuh"
 
-constexpr int LAYERS_AHEAD = 2; // layers whose sizes and addresses are there before they run
+constexpr int LAYERS_AHEAD = 4; // layers whose sizes and addresses are there before they run
 
 // What a block knows of its tile. In shared memory, because sums need all registers.
 struct Tile {
