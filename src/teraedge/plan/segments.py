@@ -51,7 +51,8 @@ def segments(
 
     A tile of samples goes through the layers of a segment as it is, dead samples and all, so
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
-    12, 16, ... layers. Moving samples costs as much as one to two layers.
+    12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
+    layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, ... layers.
 
     Parameters
     ----------
@@ -73,7 +74,7 @@ def segments(
             or layers[end].kernel != layer.kernel
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
-            or (dies and _is_border(first + end))
+            or (dies and _is_border(first + end, layer.kernel))
         ):
             kind, tile, head = _kind(layer), 0, 0
             shared = max(part.shared for part in layers[begin:end])
@@ -103,8 +104,13 @@ def _kind(layer: DeviceLayer) -> BlockKind | None:
     return None if layer.block is None else layer.block.kind
 
 
-def _is_border(layer: int) -> bool:
-    """Tell whether a number is a power of two or halfway between two of them."""
+def _is_border(layer: int, kernel: Kernel) -> bool:
+    """Tell whether samples are moved before a layer of this number."""
+    if kernel == "block":
+        border = 4
+        while border < layer:
+            border += border // 2
+        return border == layer
     while layer > 3 and layer % 2 == 0:
         layer //= 2
-    return layer <= 3
+    return layer <= 3  # powers of two, and what is halfway between two of them

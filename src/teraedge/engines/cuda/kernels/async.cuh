@@ -23,6 +23,46 @@ __device__ __forceinline__ void touch(const void *global) {
     asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
 }
 
+// An address in shared memory, in 32 bits; `of` is what a block declares as `extern __shared__`.
+__device__ __forceinline__ unsigned shared_address(const void *of, unsigned offset) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(of)) + offset;
+}
+
+// Read from and write to such an address.
+template <class T> __device__ __forceinline__ T load_shared(const void *of, unsigned address);
+template <> __device__ __forceinline__ float load_shared(const void *, unsigned address) {
+    float x;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address));
+    return x;
+}
+template <> __device__ __forceinline__ float2 load_shared(const void *, unsigned address) {
+    float2 x;
+    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address));
+    return x;
+}
+template <> __device__ __forceinline__ uint2 load_shared(const void *, unsigned address) {
+    uint2 x;
+    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address));
+    return x;
+}
+__device__ __forceinline__ void store_shared(void *, unsigned address, float2 x) {
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x.x), "f"(x.y) : "memory");
+}
+__device__ __forceinline__ void store_shared(void *, unsigned address, float4 x) {
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
+                 : "memory");
+}
+
+// Four copies of a word in registers of their own, as a product on tensor cores wants them: the compiler
+// would make them anew from one for each.
+__device__ __forceinline__ uint4 four_copies(unsigned word) {
+    uint4 four;
+    asm volatile("mov.b32 %0, %4; mov.b32 %1, %4; mov.b32 %2, %4; mov.b32 %3, %4;"
+                 : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
+                 : "r"(word));
+    return four;
+}
+
 // Nanoseconds of a clock that all blocks share.
 __device__ __forceinline__ unsigned long long nanoseconds() {
     unsigned long long now;
@@ -43,6 +83,18 @@ __device__ __forceinline__ void end_group() {}
 template <int LEFT> __device__ __forceinline__ void wait_for_groups() { emulated_wait_for_copies(); }
 
 __device__ __forceinline__ void touch(const void *) {}
+
+inline unsigned shared_address(const void *, unsigned offset) { return offset; }
+
+template <class T> inline T load_shared(const void *of, unsigned address) {
+    return *reinterpret_cast<const T *>(static_cast<const char *>(of) + address);
+}
+
+template <class T> inline void store_shared(void *of, unsigned address, T x) {
+    *reinterpret_cast<T *>(static_cast<char *>(of) + address) = x;
+}
+
+inline uint4 four_copies(unsigned word) { return make_uint4(word, word, word, word); }
 
 __device__ __forceinline__ unsigned long long nanoseconds() { return emulated_nanoseconds(); }
 

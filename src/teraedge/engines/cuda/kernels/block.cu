@@ -14,18 +14,19 @@
 // and where in it its units are, for every width.
 //
 // Nothing is read from memory when it is needed. All of a layer but its weights comes in as a whole while
-// layers before it run (the *head* of a layer); of weights each warp has a ring of RING fragments.
+// layers before it run (the *head* of a layer); of weights each warp has a ring of RING fragments. Such errands
+// are for a warp of their own, or, where registers are short, for each warp in turn.
 //
 // How many samples a tile has, 8 or SAMPLES, follows from how many there are: few are spread over all
 // multiprocessors.
 //
 // Specialised by: SAMPLES (8, 16: the most that fit), TERMS (1, 2, 3: bf16 terms of a weight; 0: all
-// weights of a layer are equal, and one term is enough), THREADS, RING, HEADS (2, 3: layers there is room
+// weights of a layer are equal, and one term is enough), THREADS (512, 32 more for errands), RING, HEADS (2, 3: layers there is room
 // for), HELD (panels of a warp at most where there is one tile, 0 where there are two).
 #include "mma.cuh"
 #include "tiles.cuh"
 
-constexpr int WARPS = THREADS / 32;
+constexpr int WARPS = 16; // that compute
 constexpr int PANEL = 16, STEP = 16;
 constexpr int ZERO_ROWS = 4; // behind the last neuron: padding
 constexpr int TILE_COUNT = HELD ? 1 : 2;
@@ -40,11 +41,15 @@ struct Areas {
     int tile_bytes, head_bytes;
 
     // The rows that a layer reads, of that number in the segment; those it writes are of the next.
+    __device__ __forceinline__ int rows_offset(int number) const { return number % TILE_COUNT * tile_bytes; }
     __device__ __forceinline__ char *rows(int number) const {
-        return reinterpret_cast<char *>(shared) + number % TILE_COUNT * tile_bytes;
+        return reinterpret_cast<char *>(shared) + rows_offset(number);
+    }
+    __device__ __forceinline__ int head_offset(int number) const {
+        return TILE_COUNT * tile_bytes + number % HEADS * head_bytes;
     }
     __device__ __forceinline__ char *head(int number) const {
-        return reinterpret_cast<char *>(shared) + TILE_COUNT * tile_bytes + number % HEADS * head_bytes;
+        return reinterpret_cast<char *>(shared) + head_offset(number);
     }
     __device__ __forceinline__ char *ring(int warp) const { return head(0) + HEADS * head_bytes + warp * RING * FRAGMENT_BYTES; }
 };
@@ -66,10 +71,11 @@ template <int WIDTH> __device__ __forceinline__ unsigned bytes_at(unsigned place
     return row_bytes<WIDTH>(place * 4 + (place >> 1 & 1) * 2) ^ sample * 4;
 }
 
+// By a warp.
 template <int WIDTH> __device__ __forceinline__ void clear_zero_rows(char *rows, i64 neurons) {
     const unsigned first = static_cast<unsigned>(neurons + 3) & ~3u;
     float4 *zeros = reinterpret_cast<float4 *>(rows) + first * (WIDTH / 4);
-    for (int k = threadIdx.x; k < ZERO_ROWS * WIDTH / 4; k += THREADS)
+    for (int k = threadIdx.x % 32; k < ZERO_ROWS * WIDTH / 4; k += 32)
         zeros[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
@@ -119,11 +125,11 @@ __device__ __forceinline__ int head_size(const Layer &layer) {
     return WARPS * (layer.rounds * (PANEL * 6 + 4) + layer.steps * STEP * 2) + 2 * STEP * 2;
 }
 
-// Bring the head of a layer into shared memory, without waiting.
+// Bring the head of a layer into shared memory, without waiting; by a warp.
 __device__ __forceinline__ void load_head(const Layer &layer, char *into) {
     const uint4 *from = static_cast<const uint4 *>(layer.head);
     const int chunks = head_size(layer) / 16;
-    for (int k = threadIdx.x; k < chunks; k += THREADS)
+    for (int k = threadIdx.x % 32; k < chunks; k += 32)
         copy_async(into + k * 16, from + k);
 }
 
@@ -132,14 +138,16 @@ struct Head {
     const float *biases;           // [round][16]
     const unsigned short *outputs; // [round][16] addresses of rows; NO_OUTPUT where there is none
     const unsigned *lengths;       // [round] steps into one panel, and, in the upper half, into the next one too
-    const uint2 *addresses;        // [step][4 lanes][4]; two steps more may be read
+    unsigned addresses;            // in shared memory: [step][4 lanes][4], this lane's; two steps more may be read
 
-    __device__ __forceinline__ Head(const char *bytes, const Layer &layer, int warp) {
-        const int rounds = layer.rounds, panels = WARPS * rounds, first = warp * rounds;
-        biases = reinterpret_cast<const float *>(bytes) + first * PANEL;
-        outputs = reinterpret_cast<const unsigned short *>(bytes + panels * PANEL * 4) + first * PANEL;
+    __device__ __forceinline__ Head(const Areas &areas, int number, int rounds, int steps, int warp, int lane) {
+        const char *bytes = areas.head(number);
+        const int panels = WARPS * rounds, first = warp * rounds;
+        biases = reinterpret_cast<const float *>(bytes) + first * PANEL + lane / 4;
+        outputs = reinterpret_cast<const unsigned short *>(bytes + panels * PANEL * 4) + first * PANEL + lane / 4;
         lengths = reinterpret_cast<const unsigned *>(bytes + panels * PANEL * 6) + first;
-        addresses = reinterpret_cast<const uint2 *>(bytes + panels * (PANEL * 6 + 4)) + warp * layer.steps * 4;
+        const int before = panels * (PANEL * 6 + 4) + (warp * steps * 4 + lane % 4) * 8;
+        addresses = shared_address(shared, areas.head_offset(number) + before);
     }
 };
 
@@ -147,10 +155,10 @@ struct Head {
 // are for itself, and those of each fragment are a group.
 struct Ring {
     char *slots;          // this lane's
-    const uint4 *now;     // this lane's of the layer that runs,
-    const uint4 *next;    // and of the one after it
-    int fragments, taken; // of the layer that runs: how many there are, at least RING - 1, and the next one
-    int base;             // the place of its first
+    const uint4 *now = nullptr;   // this lane's of the layer that runs,
+    const uint4 *next = nullptr;  // and of the one after it
+    int fragments = 0, taken = 0; // of the layer that runs: how many there are, at least RING - 1, and the next one
+    int base = 0;                 // the place of its first
 
     __device__ __forceinline__ Ring(const Areas &areas, int warp, int lane) : slots(areas.ring(warp) + lane * 16) {}
 
@@ -174,7 +182,7 @@ struct Ring {
 
     // Begin with the first layer of a segment.
     __device__ __forceinline__ void begin(const Layer &layer, int warp, int lane) {
-        now = stream(layer, warp, lane), next = nullptr, fragments = layer.fragments, base = taken = 0;
+        now = stream(layer, warp, lane), fragments = layer.fragments;
         for (int k = 0; k < RING - 1; k++)
             fetch(k, slot(k));
     }
@@ -200,18 +208,18 @@ struct Ring {
 // ---------------------------------------------------------------- steps
 
 // A unit of a row.
-template <int TILES> __device__ __forceinline__ void load_unit(const char *at, float (&x)[TILES]) {
+template <int TILES> __device__ __forceinline__ void load_unit(unsigned address, float (&x)[TILES]) {
     if constexpr (TILES == 2) {
-        const float2 two = *reinterpret_cast<const float2 *>(at);
+        const float2 two = load_shared<float2>(shared, address);
         x[0] = two.x, x[1] = two.y;
     } else {
-        x[0] = *reinterpret_cast<const float *>(at);
+        x[0] = load_shared<float>(shared, address);
     }
 }
 
 // What a lane reads of the tile in a step: its unit, `own` bytes into each of four rows.
 template <int TILES>
-__device__ __forceinline__ void load_units(const char *rows, uint2 addresses, unsigned own, float (&x)[4][TILES]) {
+__device__ __forceinline__ void load_units(unsigned rows, uint2 addresses, unsigned own, float (&x)[4][TILES]) {
     constexpr int WIDTH = TILES * 8;
     load_unit(rows + (row_bytes<WIDTH>(addresses.x) ^ own), x[0]);
     load_unit(rows + (upper_row_bytes<WIDTH>(addresses.x) ^ own), x[1]);
@@ -257,15 +265,13 @@ template <int TILES> struct Inputs {
 // What a warp has at hand of a layer while that runs.
 template <int TILES> struct Task {
     const Layer &layer;
-    Head head;
+    Head head; // its addresses are those of the next step but two
     Ring &ring;
-    uint4 equal;      // weights, where all are
-    int group, quarter;
-    unsigned own;     // bytes into a row
-    const char *from; // rows of the inputs
-    char *to;         // and of the outputs
-    int step;         // the next
-    uint2 addresses;  // of the step after it
+    uint4 equal;       // weights, where all are
+    unsigned own;      // bytes into a row that a lane reads,
+    unsigned write_at; // and writes
+    unsigned from, to; // rows of the inputs and of the outputs
+    uint2 addresses;   // of the next step but one
     float x[4][TILES]; // units of the next step
 
     __device__ __forceinline__ void multiply(const Inputs<TILES> &inputs, Sums<TILES> &sums) {
@@ -284,8 +290,8 @@ template <int TILES> struct Task {
     __device__ __forceinline__ void advance(Inputs<TILES> &inputs) {
         inputs.split_units(x);
         load_units(from, addresses, own, x);
-        addresses = head.addresses[(step + 2) * 4 + quarter];
-        step++;
+        addresses = load_shared<uint2>(shared, head.addresses);
+        head.addresses += STEP * 2;
     }
 };
 
@@ -294,8 +300,7 @@ template <int TILES> struct Task {
 template <int TILES>
 __device__ __forceinline__ void compute_panel(Task<TILES> &task, int h, Sums<TILES> &sums, float (&outputs)[TILES][4]) {
     const unsigned length = task.head.lengths[h];
-    const float *biases = task.head.biases + h * PANEL + task.group;
-    const float bias[2] = {biases[0], biases[8]};
+    const float bias[2] = {task.head.biases[h * PANEL], task.head.biases[h * PANEL + 8]};
     Sums<TILES> next;
     next.clear();
     Inputs<TILES> inputs;
@@ -325,7 +330,7 @@ __device__ __forceinline__ void write_panel(const Task<TILES> &task, int h, cons
     constexpr int WIDTH = TILES * 8;
 #pragma unroll
     for (int below = 0; below < 2; below++) {
-        const unsigned address = task.head.outputs[h * PANEL + below * 8 + task.group];
+        const unsigned address = task.head.outputs[h * PANEL + below * 8];
         if (address == NO_OUTPUT)
             continue;
         float y[2][TILES]; // units 2 quarter and 2 quarter + 1
@@ -336,11 +341,11 @@ __device__ __forceinline__ void write_panel(const Task<TILES> &task, int h, cons
                 y[k][t] = outputs[t][2 * below + k];
                 some[t][k] |= __float_as_uint(y[k][t]);
             }
-        char *at = task.to + (row_bytes<WIDTH>(address) ^ task.quarter * (TILES * 8));
+        const unsigned at = task.to + (row_bytes<WIDTH>(address) ^ task.write_at);
         if constexpr (TILES == 2)
-            *reinterpret_cast<float4 *>(at) = make_float4(y[0][0], y[0][1], y[1][0], y[1][1]);
+            store_shared(shared, at, make_float4(y[0][0], y[0][1], y[1][0], y[1][1]));
         else
-            *reinterpret_cast<float2 *>(at) = make_float2(y[0][0], y[1][0]);
+            store_shared(shared, at, make_float2(y[0][0], y[1][0]));
     }
 }
 
@@ -402,28 +407,24 @@ template <int TILES> __device__ __forceinline__ void run_held_panels(Task<TILES>
 
 // ---------------------------------------------------------------- layers
 
-// Take the tile through a layer, number `number` of the segment; ors the samples with a nonzero output into
-// now.nonzero[number % 3].
+// Take the tile through a layer, number `number` of the segment, by a warp that computes; ors the samples with
+// a nonzero output into now.nonzero[number % 3].
 template <int WIDTH>
 __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, const Areas &areas, Ring &ring,
                                           int number, Tile &now) {
     constexpr int TILES = WIDTH / 8;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const unsigned weight = upper_halves(layer.value, layer.value);
-    Task<TILES> task = {layer, Head(areas.head(number), layer, warp), ring};
-    task.equal = make_uint4(weight, weight, weight, weight);
-    task.group = lane / 4, task.quarter = lane % 4;
-    task.own = task.group * (TILES * 4);
-    task.from = areas.rows(number), task.to = areas.rows(number + 1);
-    const i64 n_out = layer.n_out;
-    const bool droppable = layer.droppable;
-    if (threadIdx.x == 0)
-        now.nonzero[(number + 1) % 3] = 0; // read last before the barrier before this layer
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quarter = lane % 4;
+    Task<TILES> task = {layer, Head(areas, number, layer.rounds, layer.steps, warp, lane), ring};
+    task.own = lane / 4 * (TILES * 4), task.write_at = quarter * (TILES * 8);
+    task.from = shared_address(shared, areas.rows_offset(number));
+    task.to = shared_address(shared, areas.rows_offset(number + 1));
+    load_units(task.from, load_shared<uint2>(shared, task.head.addresses), task.own, task.x);
+    task.addresses = load_shared<uint2>(shared, task.head.addresses + STEP * 2);
+    task.head.addresses += 2 * STEP * 2;
     if (TERMS)
         ring.next = following ? Ring::stream(*following, warp, lane) : nullptr;
-    task.step = 0;
-    load_units(task.from, task.head.addresses[task.quarter], task.own, task.x);
-    task.addresses = task.head.addresses[4 + task.quarter];
+    else
+        task.equal = four_copies(upper_halves(layer.value, layer.value));
     unsigned some[TILES][2] = {};
     if (HELD)
         run_held_panels(task, some);
@@ -431,30 +432,28 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *follo
         run_panels(task, some);
     if (TERMS)
         ring.turn(following);
-    if (droppable) {
-        unsigned live = 0;
+    if (!layer.droppable)
+        return;
+    unsigned live = 0;
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
+    for (int t = 0; t < TILES; t++)
 #pragma unroll
-            for (int k = 0; k < 2; k++) // -0 is zero
-                live |= (some[t][k] << 1 ? 1u : 0u) << ((2 * task.quarter + k) * TILES + t);
-        live = or_over_warp(live);
-        if (lane == 0 && live)
-            atomicOr(now.nonzero + number % 3, live);
-    }
-    clear_zero_rows<WIDTH>(task.to, n_out);
+        for (int k = 0; k < 2; k++) // -0 is zero
+            live |= (some[t][k] << 1 ? 1u : 0u) << ((2 * quarter + k) * TILES + t);
+    live = __reduce_or_sync(ALL_LANES, live);
+    if (lane == 0 && live)
+        atomicOr(now.nonzero + number % 3, live);
 }
 
 // Have come what later layers need: a head that is needed HEADS - 1 layers later, and what tells where that
-// of another is. Of the copies of a thread these are a group, or part of one of the ring.
+// of another is. These copies are a group.
 __device__ __forceinline__ void look_ahead(const Layer *layers, int number, int layer_count, const Areas &areas, Tile &now) {
     constexpr int PLACES = LAYERS_AHEAD + 1;
     if (number + HEADS - 1 < layer_count)
         load_head(now.layers[(number + HEADS - 1) % PLACES], areas.head(number + HEADS - 1));
     if (number + LAYERS_AHEAD < layer_count)
-        load_layer(now.layers + (number + LAYERS_AHEAD) % PLACES, layers + number + LAYERS_AHEAD);
-    if (!TERMS)
-        end_group();
+        load_layer(now.layers + (number + LAYERS_AHEAD) % PLACES, layers + number + LAYERS_AHEAD, threadIdx.x % 32);
+    end_group();
 }
 
 // Take all tiles of WIDTH samples through the segment.
@@ -463,36 +462,47 @@ __device__ __forceinline__ void run_tiles(const State &state, const Layer *layer
                                           i64 segment, bool moves, bool bits, const Areas &areas, Tile &now) {
     constexpr int PLACES = LAYERS_AHEAD + 1;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const bool computes = warp < WARPS;
+    constexpr bool APART = THREADS > WARPS * 32; // errands have a warp of their own
     while (claim_tile(state, segment, layers, layer_count, WIDTH, now)) {
         if (bits)
             load_bits<WIDTH>(state, areas.rows(0), now.slot, layers[0].n_in, layers[0].places);
         else
             load_rows<WIDTH>(state.rows[state.buffer[segment]], areas.rows(0), now.slot, layers[0].n_in,
                              layers[0].places);
-        clear_zero_rows<WIDTH>(areas.rows(0), layers[0].n_in);
-        for (int k = 0; k < HEADS - 1 && k < layer_count; k++)
-            load_head(layers[k], areas.head(k));
+        if (warp == THREADS / 32 - 1) {
+            clear_zero_rows<WIDTH>(areas.rows(0), layers[0].n_in);
+            for (int k = 0; k < HEADS - 1 && k < layer_count; k++)
+                load_head(layers[k], areas.head(k));
+        }
         begin_tile(now);
         Ring ring(areas, warp, lane);
-        if (TERMS)
+        if (TERMS && computes)
             ring.begin(layers[0], warp, lane);
         unsigned running = now.running;
 #pragma unroll 1
         for (int done = 0; done < layer_count && running; done++) {
             const Layer &layer = now.layers[done % PLACES];
-            const Layer *following = done + 1 < layer_count ? now.layers + (done + 1) % PLACES : nullptr;
             const bool droppable = layer.droppable; // a later layer may take its place after this one
-            look_ahead(layers, done, layer_count, areas, now);
-            run_layer<WIDTH>(layer, following, areas, ring, done, now);
-            if constexpr (TERMS > 0)
-                wait_for_groups<RING - 2>(); // what was looked ahead for came before those
-            else
-                wait_for_groups<HEADS - 2>();
+            const bool errands = warp == (APART ? WARPS : done % WARPS);
+            if (errands) {
+                if (lane == 0)
+                    now.nonzero[(done + 1) % 3] = 0; // read last before the barrier before this layer
+                look_ahead(layers, done, layer_count, areas, now);
+            }
+            if (computes) {
+                const Layer *following = done + 1 < layer_count ? now.layers + (done + 1) % PLACES : nullptr;
+                run_layer<WIDTH>(layer, following, areas, ring, done, now);
+            }
+            if (errands) {
+                clear_zero_rows<WIDTH>(areas.rows(done + 1), layer.n_out); // for the layer after this one
+                wait_for_groups<HEADS - 2>(); // stricter than needed where weights are on their way, too
+            }
             __syncthreads(); // every output has been written, nonzero samples are known, and heads are there
             const unsigned ran = running;
             if (droppable)
                 running &= now.nonzero[done % 3];
-            if (threadIdx.x == 0)
+            if (errands && lane == 0)
                 count(state, first + done, ran, running, now);
         }
         wait_for_copies(); // for a layer that nobody lived to see

@@ -109,8 +109,8 @@ __device__ __forceinline__ i64 place(i64 slot, i64 neuron, i64 n) {
     return (slot / COLUMNS * n + neuron) * COLUMNS + slot % COLUMNS;
 }
 
-// Bring a layer's sizes and addresses into shared memory, without waiting.
-__device__ __forceinline__ void load_layer(Layer *into, const Layer *layer) {
-    if (threadIdx.x < sizeof(Layer) / 16)
-        copy_async(reinterpret_cast<uint4 *>(into) + threadIdx.x, reinterpret_cast<const uint4 *>(layer) + threadIdx.x);
+// Bring a layer's sizes and addresses into shared memory, without waiting, by the threads of these numbers.
+__device__ __forceinline__ void load_layer(Layer *into, const Layer *layer, int thread) {
+    if (thread < sizeof(Layer) / 16)
+        copy_async(reinterpret_cast<uint4 *>(into) + thread, reinterpret_cast<const uint4 *>(layer) + thread);
 }

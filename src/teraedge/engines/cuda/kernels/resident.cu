@@ -222,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             const Layer &layer = now.layers[done % (LAYERS_AHEAD + 1)];
             const Layer *following = done + 1 < layers_in_all ? now.layers + (done + 1) % (LAYERS_AHEAD + 1) : nullptr;
             if (done + LAYERS_AHEAD < layers_in_all)
-                load_layer(now.layers + (done + LAYERS_AHEAD) % (LAYERS_AHEAD + 1), layers + done + LAYERS_AHEAD);
+                load_layer(now.layers + (done + LAYERS_AHEAD) % (LAYERS_AHEAD + 1), layers + done + LAYERS_AHEAD, threadIdx.x);
             if (layer.equal)
                 run_layer<true>(layer, following, now.nonzero + done % 2);
             else

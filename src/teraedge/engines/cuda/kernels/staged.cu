@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     staged(const Layer *layer, const State *shared_state, i64 segment) {
     __shared__ Job job;
     const State &state = *shared_state;
-    load_layer(&job.layer, layer);
+    load_layer(&job.layer, layer, threadIdx.x);
     wait_for_copies();
     __syncthreads();
     if (threadIdx.x == 0) {

@@ -45,7 +45,7 @@ __device__ __forceinline__ bool claim_tile(const State &state, i64 segment, cons
         if (now.running == 0)
             continue;
         for (int k = 0; k < LAYERS_AHEAD && k < layer_count; k++)
-            load_layer(now.layers + k, layers + k);
+            load_layer(now.layers + k, layers + k, threadIdx.x);
         return true;
     }
 }
