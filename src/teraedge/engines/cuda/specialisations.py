@@ -37,7 +37,7 @@ def block(kind: BlockKind) -> Specialisation:
 
 def block_threads(kind: BlockKind) -> int:
     """Return the threads of a block of the block kernel: one more warp for errands, if it fits."""
-    return THREADS if kind.held else THREADS + LANES
+    return THREADS if kind.held or kind.terms else THREADS + LANES
 
 
 def wide_shared(height: int, stages: int) -> int:

@@ -53,16 +53,6 @@ __device__ __forceinline__ void store_shared(void *, unsigned address, float4 x)
                  : "memory");
 }
 
-// Four copies of a word in registers of their own, as a product on tensor cores wants them: the compiler
-// would make them anew from one for each.
-__device__ __forceinline__ uint4 four_copies(unsigned word) {
-    uint4 four;
-    asm volatile("mov.b32 %0, %4; mov.b32 %1, %4; mov.b32 %2, %4; mov.b32 %3, %4;"
-                 : "=r"(four.x), "=r"(four.y), "=r"(four.z), "=r"(four.w)
-                 : "r"(word));
-    return four;
-}
-
 // Nanoseconds of a clock that all blocks share.
 __device__ __forceinline__ unsigned long long nanoseconds() {
     unsigned long long now;
@@ -93,8 +83,6 @@ template <class T> inline T load_shared(const void *of, unsigned address) {
 template <class T> inline void store_shared(void *of, unsigned address, T x) {
     *reinterpret_cast<T *>(static_cast<char *>(of) + address) = x;
 }
-
-inline uint4 four_copies(unsigned word) { return make_uint4(word, word, word, word); }
 
 __device__ __forceinline__ unsigned long long nanoseconds() { return emulated_nanoseconds(); }
 

@@ -15,7 +15,7 @@
 //
 // Nothing is read from memory when it is needed. All of a layer but its weights comes in as a whole while
 // layers before it run (the *head* of a layer); of weights each warp has a ring of RING fragments. Such errands
-// are for a warp of their own, or, where registers are short, for each warp in turn.
+// are for a warp of its own, or, where registers are short, for each warp in turn.
 //
 // How many samples a tile has, 8 or SAMPLES, follows from how many there are: few are spread over all
 // multiprocessors.
@@ -34,7 +34,7 @@ constexpr int RING_PLACES = RING > 0 ? RING : 1;
 constexpr int FRAGMENT_BYTES = (TERMS ? TERMS : 1) * 512;
 constexpr unsigned NO_OUTPUT = 0xffff;
 
-extern __shared__ float4 shared[]; // tiles [places][WIDTH / 4], heads of layers, rings of all warps
+extern __shared__ __align__(128) float4 shared[]; // tiles [places][WIDTH / 4], heads of layers, rings of all warps
 
 // What shared memory is for, in bytes; the same for all layers of a segment.
 struct Areas {
@@ -98,11 +98,29 @@ __device__ __forceinline__ void load_bits(const State &state, char *into, i64 sl
     const int sample = threadIdx.x % WIDTH;
     const bool there = slot + sample < state.slots[0];
     const unsigned char *bits = state.bits + (slot + sample) * state.bits_stride;
-    for (int byte = threadIdx.x / WIDTH; byte * 8 < neurons; byte += THREADS / WIDTH) {
-        const unsigned eight = there ? bits[byte] : 0;
-        for (int k = 0; k < 8 && byte * 8 + k < neurons; k++)
-            *reinterpret_cast<float *>(into + bytes_at<WIDTH>(places[byte * 8 + k], sample)) =
-                static_cast<float>(eight >> (7 - k) & 1);
+    const int bytes = static_cast<int>(neurons + 7) / 8;
+    constexpr int AHEAD = 2; // bytes that are read before the first is spread
+    for (int first = threadIdx.x / WIDTH; first < bytes; first += AHEAD * (THREADS / WIDTH)) {
+        unsigned eights[AHEAD];
+        uint4 at[AHEAD]; // places have room for whole eights
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            const int byte = first + k * (THREADS / WIDTH);
+            if (byte < bytes) {
+                eights[k] = there ? bits[byte] : 0;
+                at[k] = __ldg(reinterpret_cast<const uint4 *>(places) + byte);
+            }
+        }
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++) {
+            const int neuron = (first + k * (THREADS / WIDTH)) * 8;
+            const unsigned pairs[4] = {at[k].x, at[k].y, at[k].z, at[k].w};
+#pragma unroll
+            for (int bit = 0; bit < 8; bit++)
+                if (neuron + bit < neurons)
+                    *reinterpret_cast<float *>(into + bytes_at<WIDTH>(pairs[bit / 2] >> bit % 2 * 16 & 0xffff, sample)) =
+                        eights[k] >> (7 - bit) & 1 ? 1.0f : 0.0f;
+        }
     }
 }
 
@@ -154,11 +172,11 @@ struct Head {
 // The weights of a warp on their way from memory, 16 neurons times 16 inputs a fragment: copies of a lane
 // are for itself, and those of each fragment are a group.
 struct Ring {
-    char *slots;          // this lane's
-    const uint4 *now = nullptr;   // this lane's of the layer that runs,
-    const uint4 *next = nullptr;  // and of the one after it
-    int fragments = 0, taken = 0; // of the layer that runs: how many there are, at least RING - 1, and the next one
-    int base = 0;                 // the place of its first
+    char *slots;                // this lane's
+    const uint4 *now = nullptr; // this lane's of the layer that runs
+    int next = 0;               // from there to where those of the layer after it would begin; 0 for none
+    int fragments = 0, left = 0; // of the layer that runs, at least RING - 1; those that have not been taken
+    int place = 0;              // of the next one
 
     __device__ __forceinline__ Ring(const Areas &areas, int warp, int lane) : slots(areas.ring(warp) + lane * 16) {}
 
@@ -168,40 +186,50 @@ struct Ring {
                static_cast<i64>(warp) * layer.fragments * TERMS * 32 + lane;
     }
 
-    __device__ __forceinline__ char *slot(int fragment) const { return slots + fragment % RING_PLACES * FRAGMENT_BYTES; }
+    __device__ __forceinline__ char *slot(int number) const { return slots + number % RING_PLACES * FRAGMENT_BYTES; }
 
-    // Have fragment `number` of this layer, or of the next, come into a slot.
-    __device__ __forceinline__ void fetch(int number, char *into) {
-        const uint4 *from = number < fragments ? now + number * TERMS * 32 : next ? next + (number - fragments) * TERMS * 32 : nullptr;
-        if (from)
+    // Have a fragment of this layer, or of the next, come to a place.
+    __device__ __forceinline__ void fetch(int number, int to) {
+        if (number < fragments || next) {
+            const uint4 *from = now + number * (TERMS * 32) + (number < fragments ? 0 : next);
+            char *into = slot(to);
 #pragma unroll
             for (int t = 0; t < TERMS; t++)
                 copy_async(into + t * 512, from + t * 32);
+        }
         end_group();
     }
 
     // Begin with the first layer of a segment.
     __device__ __forceinline__ void begin(const Layer &layer, int warp, int lane) {
-        now = stream(layer, warp, lane), fragments = layer.fragments;
+        now = stream(layer, warp, lane), left = fragments = layer.fragments;
         for (int k = 0; k < RING - 1; k++)
-            fetch(k, slot(k));
+            fetch(k, k);
+    }
+
+    // Note where the layer after the one that runs is.
+    __device__ __forceinline__ void look_to(const Layer *following, int warp, int lane) {
+        next = 0;
+        if (following) // as if its fragments followed this layer's
+            next = static_cast<int>(stream(*following, warp, lane) - now) - fragments * (TERMS * 32);
     }
 
     // Wait for the next fragment, and have another one come; returns where it is.
     __device__ __forceinline__ const uint4 *take() {
         wait_for_groups<(RING > 2 ? RING - 2 : 0)>();
-        fetch(taken + RING - 1, slot(base + taken + RING - 1));
-        return reinterpret_cast<const uint4 *>(slot(base + taken++));
+        fetch(fragments - left + RING - 1, place + RING - 1);
+        const char *taken = slot(place);
+        left--, place = (place + 1) % RING_PLACES;
+        return reinterpret_cast<const uint4 *>(taken);
     }
 
     // Pass what other warps have more of, and turn to the next layer.
     __device__ __forceinline__ void turn(const Layer *following) {
-        while (taken < fragments)
+        while (left > 0)
             take();
-        base = (base + fragments) % RING_PLACES;
-        now = next, taken = 0;
+        now += fragments * (TERMS * 32) + next;
         if (following)
-            fragments = following->fragments;
+            left = fragments = following->fragments;
     }
 };
 
@@ -217,14 +245,21 @@ template <int TILES> __device__ __forceinline__ void load_unit(unsigned address,
     }
 }
 
-// What a lane reads of the tile in a step: its unit, `own` bytes into each of four rows.
+// An address of shared memory in the units of addresses of rows.
+template <int WIDTH> __device__ __forceinline__ unsigned in_row_units(unsigned address) {
+    return address / (WIDTH == 16 ? 16 : 8);
+}
+
+// What a lane reads of the tile in a step: its unit, `own` bytes into each of four rows. `rows` has in both
+// halves where the tile begins.
 template <int TILES>
 __device__ __forceinline__ void load_units(unsigned rows, uint2 addresses, unsigned own, float (&x)[4][TILES]) {
     constexpr int WIDTH = TILES * 8;
-    load_unit(rows + (row_bytes<WIDTH>(addresses.x) ^ own), x[0]);
-    load_unit(rows + (upper_row_bytes<WIDTH>(addresses.x) ^ own), x[1]);
-    load_unit(rows + (row_bytes<WIDTH>(addresses.y) ^ own), x[2]);
-    load_unit(rows + (upper_row_bytes<WIDTH>(addresses.y) ^ own), x[3]);
+    addresses.x += rows, addresses.y += rows; // of both halves: none overflows
+    load_unit(row_bytes<WIDTH>(addresses.x) ^ own, x[0]);
+    load_unit(upper_row_bytes<WIDTH>(addresses.x) ^ own, x[1]);
+    load_unit(row_bytes<WIDTH>(addresses.y) ^ own, x[2]);
+    load_unit(upper_row_bytes<WIDTH>(addresses.y) ^ own, x[3]);
 }
 
 // The sums of a panel, of products of first terms, and of all others.
@@ -270,7 +305,7 @@ template <int TILES> struct Task {
     uint4 equal;       // weights, where all are
     unsigned own;      // bytes into a row that a lane reads,
     unsigned write_at; // and writes
-    unsigned from, to; // rows of the inputs and of the outputs
+    unsigned from, to; // where the tiles of inputs and of outputs begin, in row units; `from` in both halves
     uint2 addresses;   // of the next step but one
     float x[4][TILES]; // units of the next step
 
@@ -341,7 +376,7 @@ __device__ __forceinline__ void write_panel(const Task<TILES> &task, int h, cons
                 y[k][t] = outputs[t][2 * below + k];
                 some[t][k] |= __float_as_uint(y[k][t]);
             }
-        const unsigned at = task.to + (row_bytes<WIDTH>(address) ^ task.write_at);
+        const unsigned at = row_bytes<WIDTH>(address + task.to) ^ task.write_at;
         if constexpr (TILES == 2)
             store_shared(shared, at, make_float4(y[0][0], y[0][1], y[1][0], y[1][1]));
         else
@@ -416,15 +451,17 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *follo
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quarter = lane % 4;
     Task<TILES> task = {layer, Head(areas, number, layer.rounds, layer.steps, warp, lane), ring};
     task.own = lane / 4 * (TILES * 4), task.write_at = quarter * (TILES * 8);
-    task.from = shared_address(shared, areas.rows_offset(number));
-    task.to = shared_address(shared, areas.rows_offset(number + 1));
+    task.from = kept(in_row_units<WIDTH>(shared_address(shared, areas.rows_offset(number))) * 0x10001);
+    task.to = kept(in_row_units<WIDTH>(shared_address(shared, areas.rows_offset(number + 1))));
     load_units(task.from, load_shared<uint2>(shared, task.head.addresses), task.own, task.x);
     task.addresses = load_shared<uint2>(shared, task.head.addresses + STEP * 2);
     task.head.addresses += 2 * STEP * 2;
-    if (TERMS)
-        ring.next = following ? Ring::stream(*following, warp, lane) : nullptr;
-    else
-        task.equal = four_copies(upper_halves(layer.value, layer.value));
+    if (TERMS) {
+        ring.look_to(following, warp, lane);
+    } else {
+        const unsigned both = upper_halves(layer.value, layer.value);
+        task.equal = make_uint4(kept(both), kept(both), kept(both), kept(both));
+    }
     unsigned some[TILES][2] = {};
     if (HELD)
         run_held_panels(task, some);

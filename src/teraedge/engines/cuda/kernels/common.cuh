@@ -91,6 +91,12 @@ __device__ __forceinline__ unsigned or_over_warp(unsigned bits) {
     return bits;
 }
 
+// The same value, in a register that the compiler takes for a new one: it would compute some again and again,
+// with more instructions than that saves registers.
+__device__ __forceinline__ unsigned kept(unsigned value) {
+    return __shfl_sync(ALL_LANES, value, threadIdx.x % 32);
+}
+
 // Which of 32 values are nonzero where each lane holds one (-0 is zero).
 __device__ __forceinline__ unsigned nonzero_lanes(float value) {
     return __ballot_sync(ALL_LANES, value != 0.0f);
