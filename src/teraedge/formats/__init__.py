@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from teraedge.formats.graphchallenge import from_graphchallenge, to_graphchallenge
     from teraedge.formats.matrixmarket import from_matrixmarket, to_matrixmarket
     from teraedge.formats.native import from_native, to_native
+    from teraedge.formats.torch import from_torch, to_torch
     from teraedge.network import Network
     from teraedge.result import Result
 
@@ -51,6 +52,7 @@ __all__ = [
     "from_graphchallenge",
     "from_matrixmarket",
     "from_native",
+    "from_torch",
     "load",
     "load_features",
     "save",
@@ -59,6 +61,7 @@ __all__ = [
     "to_graphchallenge",
     "to_matrixmarket",
     "to_native",
+    "to_torch",
 ]
 
 _NETWORK_SUFFIXES = (".safetensors", ".safetensors.index.json", ".mtx")

@@ -156,6 +156,7 @@ class CpuEngine(Engine):
             passes=self._plan.saved,
             rounding=[*statements(self._plan.saved), *_ROUNDING],
             same_as=_roots(same_as) if self.options.merge else None,
+            head=self._plan.head,
         )
 
     def _run_segment(
