@@ -59,8 +59,8 @@ class Activation(ABC):
 
     @property
     def keeps(self) -> tuple[float, float]:
-        """(lower, upper) between which f(x) = x; (0, 0) where nowhere else."""
-        return (0.0, 0.0) if self.curve else self.clamp
+        """(lower, upper) between which f(x) = x; (inf, -inf) for a curve, which does so nowhere."""
+        return (math.inf, -math.inf) if self.curve else self.clamp
 
     def to_spec(self) -> dict[str, Any]:
         """Return the name and parameters as plain values, for metadata in files."""
