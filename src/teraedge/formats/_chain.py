@@ -321,10 +321,14 @@ def _add(built: _Chain, value: Value, kept: list[Value]) -> None:
     """Take in the next value of the graph; `kept` are those that are needed after it."""
     maps = built.maps
     if isinstance(value, Activated):
+        x = value.inputs[0]
         for other in kept:
             if built.maps[other].edges > 2 * other.size:  # rather once than carried and read
-                built.materialise(other, [*kept, value.inputs[0]])
-        built.write(value, built.maps[value.inputs[0]], value.activation, kept)
+                follows = isinstance(x, Scaled | Sum) and set(x.inputs) <= {*kept, other}
+                built.materialise(other, kept if follows else [*kept, x])
+                if follows:
+                    _add(built, x, kept)
+        built.write(value, built.maps[x], value.activation, kept)
     elif isinstance(value, Linear):
         x = value.inputs[0]
         if not maps[x].picks:

@@ -16,6 +16,7 @@ ADVICE = {
     "LeakyReLU": "train with ReLU, GELU or SiLU instead",
     "ELU": "train with ReLU, GELU or SiLU instead",
     "Softmax": "it is supported at the end only",
+    "Transformer": "give its linear parts one by one",
     "Attention": "give its linear parts one by one",
 }
 """What to do about operations that people may have; by parts of their names."""

@@ -28,6 +28,7 @@ class _Batch:
 
 
 BATCH = _Batch()
+ARGMAX = "argmax"
 
 
 def relu(reader: "Reader", where: str, input: Value, inplace: bool = False) -> Value:
@@ -116,7 +117,7 @@ def argmax(
 ) -> Value:
     if len(input.shape) != 1 or dim not in (1, -1):
         raise ModelError(f"{where} goes over dim={dim}; give dim=1, over the outputs of a sample")
-    reader.over = where
+    reader.over = ARGMAX
     reader.notes.append("argmax at the end is left out: Result.labels is it")
     return input
 

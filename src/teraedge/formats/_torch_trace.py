@@ -1,5 +1,6 @@
 """Reading a traced PyTorch module, operation by operation; see `torch`."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -15,8 +16,9 @@ from teraedge.activations import GELU, Activation, Sigmoid, SiLU, Tanh, clipped
 from teraedge.errors import ModelError
 from teraedge.formats import _chain
 from teraedge.formats._chain import Value
+from teraedge.formats._conv import REFUSED, convolved, same_padding
 from teraedge.formats._support import unsupported
-from teraedge.formats._torch_functions import FUNCTIONS, METHODS, flatten, unflatten
+from teraedge.formats._torch_functions import ARGMAX, FUNCTIONS, METHODS, argmax, flatten, unflatten
 from teraedge.network import Network
 
 MODULES = (
@@ -50,6 +52,16 @@ def read_module(
         raise ModelError(
             f"the model is a {type(module).__name__}; give a torch.nn.Module, such as "
             "nn.Sequential(...)"
+        )
+    required = [
+        parameter
+        for parameter in inspect.signature(module.forward).parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    ]
+    if len(required) != 1:
+        raise ModelError(
+            f"{type(module).__name__} has {len(required)} inputs; give a module of a single tensor"
         )
     outer = nn.Sequential(module)  # so that a module that is itself an operation is one node
     try:
@@ -123,9 +135,6 @@ class Reader:
     def read(self, name: str) -> Network:
         """Read all nodes, in their order."""
         output: Any = None
-        inputs = [node for node in self.graph.nodes if node.op == "placeholder"]
-        if len(inputs) != 1:
-            raise ModelError(f"the module has {len(inputs)} inputs; give one with a single tensor")
         for node in self.graph.nodes:
             if node.op == "placeholder":
                 self.known[node] = Value(self._input_shape(node), where="the input")
@@ -154,6 +163,8 @@ class Reader:
                 if isinstance(module, nn.BatchNorm1d):
                     return (module.num_features,)
                 if isinstance(module, nn.Conv1d | nn.Conv2d):
+                    if not self.lower_conv:
+                        raise ModelError(f"{type(module).__name__} is a convolution; {REFUSED}")
                     break
             if other.op == "call_function" and other.target is F.linear:
                 return (int(self._attribute(other.args[1].target).shape[1]),)
@@ -194,7 +205,7 @@ class Reader:
     def _apply(self, where: str, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """Call what reads an operation, which may refuse its arguments."""
         values = [part for part in arguments if isinstance(part, Value)]
-        if self.over and values:
+        if self.over and values and not (call is argmax and self.over != ARGMAX):
             raise ModelError(f"{self.over} is followed by {where}; it is supported at the end only")
         try:
             return call(*arguments, **keywords)
@@ -286,12 +297,31 @@ class Reader:
     def conv(self, where: str, x: Value, module: Any) -> Value:
         """Return a convolution as a sparse layer."""
         if not self.lower_conv:
+            raise ModelError(f"{where} is a convolution; {REFUSED}")
+        if module.padding_mode != "zeros":
             raise ModelError(
-                f"{where} is a convolution; give lower_conv=True and input_shape=(channels, ...) "
-                "to turn it into a sparse layer with an edge a multiply-add, or give the layers "
-                "after it"
+                f"{where} has padding_mode {module.padding_mode!r}; only 'zeros' is supported"
             )
-        raise unsupported(where)
+        if module.padding == "same":
+            sizes = zip(module.kernel_size, module.dilation, strict=True)
+            padding = [same_padding(length, step) for length, step in sizes]
+        elif module.padding == "valid":
+            padding = [(0, 0)] * len(module.kernel_size)
+        else:
+            padding = [(size, size) for size in module.padding]
+        bias = self.bias_of(module)
+        lowered, note = convolved(
+            x,
+            self.numbers(self.weight_of(module), where),
+            None if bias is None else self.numbers(bias, where),
+            stride=module.stride,
+            padding=padding,
+            dilation=module.dilation,
+            groups=module.groups,
+            where=where,
+        )
+        self.notes.append(note)
+        return lowered
 
     def set_head(self, where: str, x: Value, head: str, dim: Any) -> Value:
         """Remember what is done at the end."""
