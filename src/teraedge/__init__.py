@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     )
     from teraedge.engines import Engine, compile, load_plan  # noqa: A004
     from teraedge.features import PackedFeatures
-    from teraedge.formats import from_torch, load, save, to_torch
+    from teraedge.formats import (
+        from_onnx,
+        from_safetensors,
+        from_sklearn,
+        from_torch,
+        load,
+        save,
+        to_onnx,
+        to_torch,
+    )
     from teraedge.network import Layer, Network
     from teraedge.options import Options
     from teraedge.result import LayerTrace, Result
@@ -47,6 +56,10 @@ _HOMES = {
     "Sigmoid": "activations",
     "Tanh": "activations",
     "compile": "engines",
+    "from_onnx": "formats",
+    "from_safetensors": "formats",
+    "from_sklearn": "formats",
+    "to_onnx": "formats",
     "from_torch": "formats",
     "load": "formats",
     "load_plan": "engines",
@@ -76,12 +89,16 @@ __all__ = [
     "datasets",
     "errors",
     "formats",
+    "from_onnx",
+    "from_safetensors",
+    "from_sklearn",
     "from_torch",
     "load",
     "load_plan",
     "reference",
     "rounding",
     "save",
+    "to_onnx",
     "to_torch",
 ]
 

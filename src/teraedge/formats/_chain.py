@@ -339,7 +339,9 @@ def _add(built: _Chain, value: Value, kept: list[Value]) -> None:
     elif isinstance(value, Scaled):
         x_scaled = maps[value.inputs[0]].times(value.scale)
         maps[value] = _Map(x_scaled.matrix, x_scaled.constant + value.shift)
-    elif isinstance(value, Sum):
+    elif not isinstance(value, Sum):
+        raise ModelError(f"{value.where} is used in a way that is not supported")
+    else:
         matrix, constant = maps[value.inputs[0]].times(value.factors[0])
         for x, factor in zip(value.inputs[1:], value.factors[1:], strict=True):
             more = maps[x].times(factor)

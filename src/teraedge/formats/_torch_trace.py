@@ -77,7 +77,7 @@ def read_module(
     return Reader(outer, graph, input_shape, lower_conv).read(name or type(module).__name__)
 
 
-class _Tracer(fx.Tracer):
+class _Tracer(fx.Tracer):  # type: ignore[misc]
     """Looks into every module but those of `MODULES`, told by the forward that they have."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:

@@ -116,7 +116,7 @@ def to_torch(network: Network) -> "torch.nn.Sequential":
     if network.head is not None:
         heads = {"softmax": torch.nn.Softmax, "log_softmax": torch.nn.LogSoftmax}
         modules.append(heads[network.head](dim=1))
-    return torch.nn.Sequential(*modules).eval()  # type: ignore[no-any-return]
+    return torch.nn.Sequential(*modules).eval()
 
 
 def _need_torch() -> Any:
