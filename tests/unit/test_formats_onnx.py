@@ -251,7 +251,7 @@ def test_argmax_is_left_out(tmp_path):
     ]
     path = saved(tmp_path, nodes, DENSE, [6])
     network = teraedge.from_onnx(path)
-    assert network.notes == ("ArgMax at the end is left out: Result.labels is it",)
+    assert network.notes == ("argmax at the end is left out: Result.labels is it",)
     x = normal(9, 6)
     expected = ReferenceEvaluator(str(path)).run(None, {"x": x})[0]
     np.testing.assert_array_equal(network.predict(x), expected)

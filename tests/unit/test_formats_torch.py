@@ -403,7 +403,7 @@ REFUSED = {
     r"softmax|Softmax \(module 1\) is followed by Linear": nn.Sequential(
         nn.Linear(3, 3), nn.Softmax(1), nn.Linear(3, 3)
     ),
-    r"goes over dim=0; give dim=1": nn.Sequential(nn.Linear(3, 3), nn.Softmax(0)),
+    r"goes over axis 0 of 2; give axis 1": nn.Sequential(nn.Linear(3, 3), nn.Softmax(0)),
     r"reads 4 numbers a sample and is given 3": nn.Sequential(nn.Linear(2, 3), nn.Linear(4, 3)),
     r"running statistics": nn.Sequential(
         nn.Linear(3, 3), nn.BatchNorm1d(3, track_running_stats=False)
@@ -515,3 +515,23 @@ def test_round_trip(head):
         assert ours.activation == theirs.activation
         np.testing.assert_array_equal(ours.weights.toarray(), theirs.weights.toarray())
         np.testing.assert_array_equal(ours.bias, theirs.bias.astype(np.float32))
+
+
+class Unused(nn.Module):
+    """A softmax that the answer does not depend on, and a dropout after one that it does."""
+
+    def __init__(self, used):
+        super().__init__()
+        self.linear, self.used = nn.Linear(6, 5), used
+
+    def forward(self, x):
+        y = self.linear(x)
+        probabilities = F.dropout(F.softmax(y, dim=1), training=self.training)
+        return probabilities if self.used else F.relu(y)
+
+
+def test_only_a_head_that_the_answer_depends_on_counts():
+    assert assert_same(Unused(False), (6,)).head is None
+    assert assert_same(Unused(True), (6,)).head == "softmax"
+    with pytest.raises(ModelError, match="ends with log_softmax of softmax; give it one"):
+        teraedge.from_torch(nn.Sequential(nn.Linear(2, 2), nn.Softmax(1), nn.LogSoftmax(1)))

@@ -81,6 +81,23 @@ class Sum(Value):
     factors: tuple[float, ...] = ()
 
 
+@dataclass(eq=False)
+class Ending(Value):
+    """What may only come at the end, over all numbers of a sample: a head, or argmax."""
+
+    kind: str = "argmax"
+
+
+def ended(x: Value, kind: str, axis: Any, where: str) -> Ending:
+    """Return a head or argmax over an axis, which must be that of the outputs."""
+    if len(x.shape) != 1 or axis not in (1, -1):
+        raise ModelError(
+            f"{where} goes over axis {axis} of {len(x.shape) + 1}; give axis 1, over the outputs "
+            "of a sample"
+        )
+    return Ending(x.shape, (x,), where, kind)
+
+
 def linear(x: Value, weights: Any, bias: Any, where: str) -> Linear:
     """Return x W + b.
 
@@ -290,7 +307,15 @@ def chain(
     ModelError
         If the graph cannot be a chain.
     """
+    output, found, notes = _without_ending(output, notes)
+    head = found or head
     order = _order(output)
+    for value in order:
+        for before in value.inputs:
+            if isinstance(before, Ending):
+                raise ModelError(
+                    f"{before.where} is followed by {value.where}; it is supported at the end only"
+                )
     last_use = {x: index for index, value in enumerate(order) for x in value.inputs}
     last_use[output] = len(order)
     given = order[0]
@@ -315,6 +340,21 @@ def chain(
             "that need them, and for what no layer beside it can take in",
         ]
     return Network(built.layers, head=head, name=name, notes=notes)
+
+
+def _without_ending(output: Value, notes: Iterable[str]) -> tuple[Value, str | None, Iterable[str]]:
+    """Return what is before the head and argmax, the head, and the notes with one on argmax."""
+    kinds = []
+    while isinstance(output, Ending) or (isinstance(output, Sum) and output.factors == (1.0,)):
+        if isinstance(output, Ending):
+            kinds.append(output.kind)
+        output = output.inputs[0]
+    if kinds[:1] == ["argmax"]:
+        notes = [*notes, "argmax at the end is left out: Result.labels is it"]
+        kinds = kinds[1:]
+    if len(kinds) > 1:
+        raise ModelError(f"the model ends with {' of '.join(kinds)}; give it one of them")
+    return output, kinds[0] if kinds else None, notes
 
 
 def _add(built: _Chain, value: Value, kept: list[Value]) -> None:

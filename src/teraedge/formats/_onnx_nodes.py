@@ -287,20 +287,13 @@ def reshape(reader: "Reader", node: "Node") -> Value:
 def softmax(reader: "Reader", node: "Node") -> Value:
     x = node.value(0)
     axis = node.attributes.get("axis", -1 if reader.opset >= 13 else 1)
-    if len(x.shape) != 1 or axis not in (1, -1):
-        raise ModelError(f"{node.where} goes over axis {axis} of {len(x.shape) + 1}; give axis=1")
-    reader.head = "softmax" if node.kind == "Softmax" else "log_softmax"
-    reader.over = node.where
-    return x
+    return _chain.ended(x, "softmax" if node.kind == "Softmax" else "log_softmax", axis, node.where)
 
 
 def argmax(reader: "Reader", node: "Node") -> Value:
-    x, axis = node.value(0), node.attributes.get("axis", 0)
-    if len(x.shape) != 1 or axis not in (1, -1) or node.attributes.get("select_last_index", 0):
-        raise ModelError(f"{node.where} goes over axis {axis}; give axis=1 and the first index")
-    reader.over = node.where
-    reader.notes.append("ArgMax at the end is left out: Result.labels is it")
-    return x
+    if node.attributes.get("select_last_index", 0):
+        raise ModelError(f"{node.where} takes the last of several; only the first is supported")
+    return _chain.ended(node.value(0), "argmax", node.attributes.get("axis", 0), node.where)
 
 
 NODES: dict[str, Callable[["Reader", "Node"], Value]] = {

@@ -97,9 +97,6 @@ class Reader:
 
     Attributes
     ----------
-    head : str or None
-    over : str
-        The node that was the head or ArgMax, after which nothing may come.
     batch : int or None
         The number of samples, where the file fixes it.
     """
@@ -109,8 +106,6 @@ class Reader:
         self.opsets = {entry.domain or "": entry.version for entry in model.opset_import}
         self.input_shape, self.lower_conv = input_shape, lower_conv
         self.known: dict[str, Any] = {"": None}
-        self.head: str | None = None
-        self.over = ""
         self.batch: int | None = None
         self.notes: list[str] = []
         self.dtype: np.dtype[Any] = np.dtype(np.float32)
@@ -147,7 +142,6 @@ class Reader:
         return _chain.chain(
             _chain.reshaped(result, (result.size,)),
             dtype=self.dtype,
-            head=self.head,
             name=self.graph.name if self.graph.name not in ("", "main_graph") else stem,
             notes=self.notes,
         )
@@ -209,8 +203,6 @@ class Reader:
         if node.domain not in ("", "ai.onnx") or node.op_type not in NODES:
             domain = f"{node.domain}." if node.domain else ""
             raise unsupported(f"{domain}{name}")
-        if self.over and not (node.op_type == "ArgMax" and not self.over.startswith("ArgMax")):
-            raise ModelError(f"{self.over} is followed by {name}; it is supported at the end only")
         read = Node(node.op_type, name, inputs, _attributes(node))
         self.known[node.output[0]] = NODES[node.op_type](self, read)
 

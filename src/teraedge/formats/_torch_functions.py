@@ -28,7 +28,6 @@ class _Batch:
 
 
 BATCH = _Batch()
-ARGMAX = "argmax"
 
 
 def relu(reader: "Reader", where: str, input: Value, inplace: bool = False) -> Value:
@@ -95,7 +94,7 @@ def softmax(
     dim: Any = None,
     **_: Any,
 ) -> Value:
-    return reader.set_head(where, input, "softmax", dim)
+    return _chain.ended(input, "softmax", dim, where)
 
 
 def log_softmax(
@@ -105,7 +104,7 @@ def log_softmax(
     dim: Any = None,
     **_: Any,
 ) -> Value:
-    return reader.set_head(where, input, "log_softmax", dim)
+    return _chain.ended(input, "log_softmax", dim, where)
 
 
 def argmax(
@@ -115,11 +114,7 @@ def argmax(
     dim: Any = None,
     keepdim: bool = False,
 ) -> Value:
-    if len(input.shape) != 1 or dim not in (1, -1):
-        raise ModelError(f"{where} goes over dim={dim}; give dim=1, over the outputs of a sample")
-    reader.over = ARGMAX
-    reader.notes.append("argmax at the end is left out: Result.labels is it")
-    return input
+    return _chain.ended(input, "argmax", dim, where)
 
 
 def flatten(

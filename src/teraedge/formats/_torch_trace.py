@@ -18,7 +18,7 @@ from teraedge.formats import _chain
 from teraedge.formats._chain import Value
 from teraedge.formats._conv import REFUSED, convolved, same_padding
 from teraedge.formats._support import unsupported
-from teraedge.formats._torch_functions import ARGMAX, FUNCTIONS, METHODS, argmax, flatten, unflatten
+from teraedge.formats._torch_functions import FUNCTIONS, METHODS, flatten, unflatten
 from teraedge.network import Network
 
 MODULES = (
@@ -127,8 +127,6 @@ class Reader:
         self.module, self.graph, self.lower_conv = module, graph, lower_conv
         self.input_shape = input_shape
         self.dtype = np.dtype(np.float32)
-        self.head: str | None = None
-        self.over = ""  # what the head or argmax was, after which nothing may come
         self.notes: list[str] = []
         self.known: dict[fx.Node, Any] = {}
 
@@ -150,7 +148,7 @@ class Reader:
                 "that is computed from its input"
             )
         output = _chain.reshaped(output, (output.size,))
-        return _chain.chain(output, dtype=self.dtype, head=self.head, name=name, notes=self.notes)
+        return _chain.chain(output, dtype=self.dtype, name=name, notes=self.notes)
 
     def _input_shape(self, node: fx.Node) -> tuple[int, ...]:
         if self.input_shape is not None:
@@ -204,9 +202,6 @@ class Reader:
 
     def _apply(self, where: str, call: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
         """Call what reads an operation, which may refuse its arguments."""
-        values = [part for part in arguments if isinstance(part, Value)]
-        if self.over and values and not (call is argmax and self.over != ARGMAX):
-            raise ModelError(f"{self.over} is followed by {where}; it is supported at the end only")
         try:
             return call(*arguments, **keywords)
         except TypeError as error:
@@ -229,7 +224,7 @@ class Reader:
             return unflatten(where, x, module.dim, module.unflattened_size)
         if kind in (nn.Softmax, nn.LogSoftmax):
             head = "softmax" if kind is nn.Softmax else "log_softmax"
-            return self.set_head(where, x, head, module.dim)
+            return _chain.ended(x, head, module.dim, where)
         return _chain.activated(x, _activation_of(kind, module), where)
 
     def weight_of(self, module: nn.Module, name: str = "weight") -> Any:
@@ -322,15 +317,6 @@ class Reader:
         )
         self.notes.append(note)
         return lowered
-
-    def set_head(self, where: str, x: Value, head: str, dim: Any) -> Value:
-        """Remember what is done at the end."""
-        if len(x.shape) != 1 or dim not in (1, -1):
-            raise ModelError(
-                f"{where} goes over dim={dim}; give dim=1, over the outputs of a sample"
-            )
-        self.head, self.over = head, where
-        return x
 
 
 def _is_wrapper(tensor: torch.Tensor) -> bool:
