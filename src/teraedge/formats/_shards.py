@@ -245,10 +245,13 @@ def check_format(metadata: dict[str, Any], about: dict[str, str], path: Path) ->
     """Refuse files of another format or version than `about` says."""
     given, version = metadata.get("format"), metadata.get("format_version")
     if given != about["format"]:
-        what = f"it is a {_KINDS[given][0]}: use {_KINDS[given][1]}" if given in _KINDS else None
-        raise FormatError(
-            f"{path}: is not a {_kind(about)} ({what or 'its metadata has no such format'})"
-        )
+        what = "its metadata has no such format"
+        if given in _KINDS:
+            what = f"it is a {_KINDS[given][0]}: use {_KINDS[given][1]}"
+        elif about["format"] == "teraedge":
+            what += "; weights and biases of another library: teraedge.from_safetensors, or "
+            what += "teraedge convert --activation"
+        raise FormatError(f"{path}: is not a {_kind(about)} ({what})")
     if version != about["format_version"]:
         raise FormatError(
             f"{path}: has format version {ascii(version)[:40]}; this teraedge reads "

@@ -51,7 +51,8 @@ def from_sklearn(estimator: "BaseEstimator") -> Network:
     --------
     >>> import pytest; _ = pytest.importorskip("sklearn")
     >>> from sklearn.neural_network import MLPRegressor
-    >>> model = MLPRegressor([8], max_iter=1, solver="lbfgs").fit([[0.0], [1.0]], [0.0, 1.0])
+    >>> model = MLPRegressor(hidden_layer_sizes=[8], solver="lbfgs", max_iter=500)
+    >>> model = model.fit([[0.0], [1.0]], [0.0, 1.0])
     >>> from_sklearn(model)
     Network('MLPRegressor', 2 layers, 1 -> 1, 16 edges)
     """
