@@ -56,11 +56,12 @@ def from_safetensors(
     --------
     >>> import tempfile, numpy as np, teraedge
     >>> from safetensors.numpy import save_file
-    >>> tensors = {"0.weight": np.ones((3, 2), np.float32), "2.weight": np.eye(3, dtype=np.float32)}
+    >>> one, two = np.ones((3, 2), np.float32), np.ones((3, 3), np.float32)
+    >>> tensors = {"0.weight": one, "2.weight": two}
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save_file(tensors, f"{folder}/model.safetensors")
     ...     from_safetensors(f"{folder}/model.safetensors", teraedge.ReLU())
-    Network('model', 2 layers, 2 -> 3, 9 edges)
+    Network('model', 2 layers, 2 -> 3, 15 edges)
     """
     path, metadata, tensors = open_files(Path(path))
     if str(metadata.get("format")).startswith("teraedge"):
