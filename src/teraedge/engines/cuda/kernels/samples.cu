@@ -145,13 +145,13 @@ extern "C" __global__ void __launch_bounds__(256)
          sample += warps) {
         const float *x = rows + sample * n;
         float largest = x[0];
-        for (i64 k = lane; k < n; k += 32)
-            largest = fmaxf(largest, x[k]);
+        for (i64 first = 0; first < n; first += 32) // all lanes alike, as shuffles want them
+            largest = fmaxf(largest, first + lane < n ? x[first + lane] : x[0]);
         for (int step = 16; step; step >>= 1)
             largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
         float sum = 0.0f;
-        for (i64 k = lane; k < n; k += 32)
-            sum += expf(x[k] - largest);
+        for (i64 first = 0; first < n; first += 32)
+            sum += first + lane < n ? expf(x[first + lane] - largest) : 0.0f;
         for (int step = 16; step; step >>= 1)
             sum += __shfl_xor_sync(ALL_LANES, sum, step);
         const float log_sum = logf(sum);
