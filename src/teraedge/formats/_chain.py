@@ -172,6 +172,19 @@ class _Map(NamedTuple):
         """Whether each number comes from one neuron at most."""
         return bool((np.bincount(self.matrix.indices, minlength=1) <= 1).all())
 
+    @property
+    def whole(self) -> bool:
+        """Whether the numbers are the neurons, each in its place."""
+        size = self.matrix.shape[0]
+        return (
+            self.matrix.shape == (size, size)
+            and self.edges == size
+            and bool((np.diff(self.matrix.indptr) == 1).all())
+            and bool((self.matrix.indices == np.arange(size)).all())
+            and bool((self.matrix.data == 1).all())
+            and not self.constant.any()
+        )
+
     def times(self, factor: Any) -> "_Map":
         return _Map(sp.csr_array(self.matrix * factor), self.constant * factor)
 
@@ -190,7 +203,8 @@ class _Chain:
         """Add the layer f(x), which is `value`, and carry what is to be kept."""
         carried = [self._carried(other, activation, value) for other in keep]
         parts = [x, *(through for through, _, _, _ in carried)]
-        matrix = sp.csr_array(sp.hstack([part.matrix for part in parts], format="csr"))
+        matrices = [part.matrix for part in parts]
+        matrix = sp.csr_array(sp.hstack(matrices, format="csr")) if carried else x.matrix
         matrix.eliminate_zeros()
         bias = np.concatenate([part.constant for part in parts])
         self.layers.append(self._layer(matrix, bias, activation))
@@ -326,10 +340,7 @@ def chain(
         built.maps = {
             other: x for other, x in built.maps.items() if last_use.get(other, -1) > index
         }
-    x = built.maps[output]
-    whole = _identity(built.neurons)
-    same = x.matrix.shape == whole.matrix.shape and (x.matrix != whole.matrix).nnz == 0
-    if not (built.layers and same and not x.constant.any()):
+    if not (built.layers and built.maps[output].whole):
         built.materialise(output, [])
     edges = sum(layer.edges for layer in built.layers)
     more = edges - sum(value.weights.nnz for value in order if isinstance(value, Linear))
@@ -373,9 +384,12 @@ def _add(built: _Chain, value: Value, kept: list[Value]) -> None:
         x = value.inputs[0]
         if not maps[x].picks:
             built.materialise(x, kept)
-        matrix, constant = built.maps[x]
-        weights = value.weights.astype(np.float64)
-        built.maps[value] = _Map(sp.csr_array(matrix @ weights), constant @ weights + value.bias)
+        before, weights = built.maps[x], value.weights.astype(np.float64)
+        if before.whole:
+            built.maps[value] = _Map(weights, value.bias)
+        else:
+            matrix = sp.csr_array(before.matrix @ weights)
+            built.maps[value] = _Map(matrix, before.constant @ weights + value.bias)
     elif isinstance(value, Scaled):
         x_scaled = maps[value.inputs[0]].times(value.scale)
         maps[value] = _Map(x_scaled.matrix, x_scaled.constant + value.shift)
