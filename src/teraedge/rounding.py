@@ -27,15 +27,24 @@ PASSES = {
 """What the passes that reassociate do; the others change no sum."""
 
 
-def statements(passes: Iterable[str]) -> list[str]:
+def statements(passes: Iterable[str], curved: bool, head: str | None) -> list[str]:
     """Say what makes the last bits differ from those of the float64 reference.
 
     Parameters
     ----------
     passes : iterable of str
         Those that found something.
+    curved : bool
+        Whether a layer has a smooth activation.
+    head : str or None
+        Of the network.
     """
-    return ["sums are rounded to fp32", *(PASSES[name] for name in passes if name in PASSES)]
+    found = ["sums are rounded to fp32"]
+    if curved:
+        found.append("smooth activations are computed in fp32")
+    if head is not None:
+        found.append(f"the {head} is computed in fp32")
+    return [*found, *(PASSES[name] for name in passes if name in PASSES)]
 
 
 def error_bound(network: Network, features: Any) -> NDArray[np.float64]:

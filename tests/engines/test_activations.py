@@ -55,7 +55,9 @@ def test_curves(device, activation, bias, samples):
     features = make_features(network, samples)
     for options in options_for(device, OPTIONS).values():
         with teraedge.compile(network, device, options) as engine:
-            assert_within_bound(network, engine.run(features), features)
+            result = engine.run(features)
+        assert_within_bound(network, result, features)
+        assert "smooth activations are computed in fp32" in result.rounding
 
 
 @pytest.mark.parametrize("activation", CURVES, ids=repr)
@@ -118,6 +120,7 @@ def test_heads(device, head, samples):
     for options in options_for(device, OPTIONS).values():
         result = teraedge.compile(network, device, options).run(features)
         assert_within_bound(network, result, features)
+        assert f"the {head} is computed in fp32" in result.rounding
         np.testing.assert_array_equal(result.live, without.live)
         np.testing.assert_array_equal(result.labels, without.labels)
         np.testing.assert_array_equal(result.live_outputs, result.outputs[result.live])

@@ -20,6 +20,7 @@ from teraedge.passes.draft import Wiring
 from teraedge.passes.rewriter import Rewriter
 from teraedge.plan.explain import Choice, Part
 from teraedge.plan.fingerprint import Fingerprint
+from teraedge.rounding import statements
 
 log = logging.getLogger(__name__)
 
@@ -108,6 +109,8 @@ class Plan(Generic[L]):
         through every layer from there on, so that its sample is dead: f(b) = 0 in all of them.
     saved : Counter
         Edges a sample need no longer execute, by pass.
+    curved : bool
+        Whether a layer has a smooth activation.
     streamed_bytes : int
         Bytes of all layers that do not stay.
     room : int
@@ -126,6 +129,7 @@ class Plan(Generic[L]):
     resident: list[L]
     droppable: NDArray[np.bool_]
     saved: Counter[str]
+    curved: bool
     streamed_bytes: int
     room: int
 
@@ -142,6 +146,7 @@ class Plan(Generic[L]):
         self.n_in = self.width = network.n_in
         self.head = network.head
         self.n_out = self.edges = 0
+        self.curved = False
         self.origin, self.parts, self.resident, self.edges_given = [], [], [], []
         self._cut = 0, Wiring.identity(self.n_in)
         quiet = self._read()
@@ -174,6 +179,7 @@ class Plan(Generic[L]):
                 self.origin.append(given.number)
                 self.parts.append(part_of(part, given.number))
                 self.width = max(self.width, part.n_out)
+                self.curved |= bool(part.curve)
             self.edges_given.append(given.edges)
             self.edges += given.edges
             self.n_out = given.n_out
@@ -185,6 +191,11 @@ class Plan(Generic[L]):
         fingerprint.add_head(self.head)
         self.fingerprint = fingerprint.hexdigest()
         return quiet
+
+    @property
+    def rounding(self) -> list[str]:
+        """What makes the last bits differ from those of the reference; see `rounding`."""
+        return statements(self.saved, self.curved, self.head)
 
     def streamed(self) -> Iterator[tuple[int, list[L]]]:
         """Yield (first layer, layers) for what is not resident, as many at a time as have room."""

@@ -268,6 +268,7 @@ class LoadedPlan(Plan[L]):
         self.width = max(self.n_in, *(part.n_out for part in self.parts))
         self.droppable = np.array(network["droppable"], np.bool_)
         self.saved = Counter(network["saved"])
+        self.curved = any(values.get("curve") for values in saved.values)
         sizes = np.array([part.nbytes for part in self.parts])
         held = np.cumsum(sizes)
         # Where not all fits, the rest needs room to come several at a time.

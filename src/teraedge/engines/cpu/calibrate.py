@@ -282,7 +282,7 @@ class _Trial(Plan[PanelLayer]):
         self.edges_given = [layer.edges for layer in layers]
         self.edges = sum(self.edges_given)
         self.droppable = np.zeros(len(layers) + 1, np.bool_)
-        self.saved, self.fingerprint = Counter(), ""
+        self.saved, self.fingerprint, self.curved = Counter(), "", False
         self.streamed_bytes = self.room = 0
 
 

@@ -25,7 +25,6 @@ from teraedge.plan.plan import Plan
 from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result
-from teraedge.rounding import statements
 
 _ROUNDING = "edges of the resident kernel are summed in an order that suits shared memory"
 SHARE = 0.9
@@ -169,7 +168,7 @@ class CudaEngine(Engine):
             "nominal_edges": samples * self.edges,
             "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
             "passes": self._plan.saved,
-            "rounding": [*statements(self._plan.saved), _ROUNDING],
+            "rounding": [*self._plan.rounding, _ROUNDING],
             "live": ids,
             "head": self._plan.head,
         }
