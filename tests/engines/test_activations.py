@@ -69,6 +69,19 @@ def test_curves_far_out(device, activation):
     assert (result.outputs[:2] == activation.at_zero).all()
 
 
+def test_a_wide_first_layer_straight_from_bits():
+    """The CPU engine spreads packed features in chunks, and applies the curve after the last."""
+    rng = np.random.default_rng(3)
+    csr = weights(rng, 9000, 300, density=0.01)
+    csr.data *= np.float32(0.2)
+    network = Network([Layer(csr, 0.5, GELU())])
+    features = make_features(network, 130)
+    engine = teraedge.compile(network)
+    result = engine.run(PackedFeatures.from_dense(features))
+    assert len(engine._resident.chunks.starts) > 2
+    assert_within_bound(network, result, features)
+
+
 @pytest.mark.parametrize("activation", BOUNDS, ids=repr)
 def test_bounds_are_exact(device, activation):
     rng = np.random.default_rng(1)

@@ -87,6 +87,7 @@ class Functional(nn.Module):
         super().__init__()
         self.one, self.two, self.three = nn.Linear(12, 20), nn.Linear(20, 16), nn.Linear(16, 5)
         self.scale = nn.Parameter(torch.rand(16) + 0.5)
+        self.more = nn.Parameter(torch.randn(16, 16))
 
     def forward(self, x):
         x = x.view(x.size(0), -1)
@@ -95,6 +96,7 @@ class Functional(nn.Module):
         x = F.dropout(x, 0.3, training=self.training)
         x = F.gelu(self.two(x), approximate="tanh") * self.scale - 0.25
         x = x.reshape(x.shape[0], -1).clamp(min=-1.0, max=3.0)
+        x = F.silu(x @ self.more + self.scale)
         return torch.sigmoid(F.linear(x, self.three.weight, self.three.bias) / 2)
 
 
@@ -364,6 +366,10 @@ def test_convolutions_only_when_asked_for():
         teraedge.from_torch(nn.Conv2d(1, 1, 3), lower_conv=True)
     with pytest.raises(ModelError, match="reads 1 channels of 2 sizes and is given"):
         teraedge.from_torch(nn.Conv2d(1, 1, 3), lower_conv=True, input_shape=(25,))
+
+
+def test_traced_modules():
+    assert_same(torch.fx.symbolic_trace(Residual(nn.ReLU())), (16,))
 
 
 class Branches(nn.Module):

@@ -13,6 +13,7 @@ import onnx
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
+from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from teraedge.errors import FormatError, ModelError
@@ -79,6 +80,8 @@ def read_file(
         raise FormatError(f"{path}: there is no such file")
     try:
         model = onnx.load(path)
+        if model.functions:
+            model = inline_local_functions(model)
         reader = Reader(model, input_shape, lower_conv)
         reader.read_initialisers()
     except (ModelError, FormatError):

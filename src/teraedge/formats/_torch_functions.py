@@ -87,6 +87,15 @@ def linear(
     return reader.linear(where, input, weight, bias)
 
 
+def matmul(reader: "Reader", where: str, input: Any, other: Any) -> Value:
+    if isinstance(other, Value) or not isinstance(input, Value):
+        raise unsupported(f"a product whose second factor is no constant ({where})")
+    weights = reader.numbers(other, where)
+    if weights.ndim != 2:
+        raise ModelError(f"{where} has weights of shape {weights.shape}; give a matrix")
+    return _chain.linear(input, weights, None, where)
+
+
 def softmax(
     reader: "Reader",
     where: str,
@@ -233,6 +242,9 @@ def negate(reader: "Reader", where: str, input: Any) -> Any:
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     F.linear: linear,
+    torch.matmul: matmul,
+    torch.mm: matmul,
+    operator.matmul: matmul,
     F.relu: relu,
     torch.relu: relu,
     F.relu6: relu6,
@@ -272,6 +284,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 """What reads a function: takes the reader, the node for people, and its arguments."""
 
 METHODS: dict[str, Callable[..., Any]] = {
+    "matmul": matmul,
     "relu": relu,
     "relu_": relu,
     "clamp": clamp,
