@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# What imports from PyTorch are tested with; `make test TORCH=` does without.
+TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
 # What a user needs, and on top of it what a developer needs.
@@ -17,7 +19,8 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 help: ## Show what there is to make
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
-	@echo "  PYTHON=... picks the interpreter the virtual environment is made with ($(PYTHON))."
+	@echo "  PYTHON=... picks the interpreter the virtual environment is made with ($(PYTHON)),"
+	@echo "  TORCH=... the PyTorch that tests use ($(TORCH)); empty for none."
 
 # Beside a target that installs more, the challenge waits until pip is done.
 challenge: $(RUN_STAMP) $(if $(filter test lint bench,$(MAKECMDGOALS)),$(DEV_STAMP)) ## Run the official 1024-neuron, 120-layer network and check the answer
@@ -55,5 +58,5 @@ $(RUN_STAMP): pyproject.toml
 # After the other stamp, so that make -j never runs two pips on one environment.
 $(DEV_STAMP): $(RUN_STAMP)
 	@echo "Installing the development tools ..."
-	@$(PIP_INSTALL) --editable '.[dev]'
+	@$(PIP_INSTALL) --editable '.[dev]' $(TORCH)
 	@touch $@

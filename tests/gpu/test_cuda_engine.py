@@ -111,3 +111,25 @@ def test_two_engines_at_once():
 def test_no_such_gpu():
     with pytest.raises(DeviceError, match="no device 'cuda:99'; this machine has"):
         teraedge.compile(Network([teraedge.Layer([[1.0]])]), "cuda:99")
+
+
+@pytest.mark.parametrize("head", ["softmax", "log_softmax"])
+def test_heads_stay_on_the_device(head):
+    """Outputs are after the head, on the device; labels and live samples are those before it."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("this PyTorch has no CUDA")
+    network = NETWORKS["rectangular"]
+    headed = Network(list(network), head=head)
+    features = make_features(network, 300)
+    expected = teraedge.reference.run(headed, features)
+    for mode in "ac":
+        with teraedge.compile(headed, "cuda", Options.mode(mode)) as engine:
+            result = engine.run(torch.from_numpy(features).cuda())
+            assert result.outputs.is_cuda
+            outputs = result.outputs.cpu().numpy()
+            np.testing.assert_allclose(outputs, expected.outputs, rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(result.live, expected.live)
+            np.testing.assert_array_equal(result.labels, expected.labels)
+            np.testing.assert_array_equal(result.live_outputs.cpu(), outputs[result.live])
+            np.testing.assert_array_equal(result.top(2).labels, expected.top(2).labels)

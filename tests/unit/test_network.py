@@ -198,3 +198,16 @@ def test_predict():
     labels = network.predict(features)
     assert labels.dtype == np.int64
     np.testing.assert_array_equal(labels, expected)
+
+
+def test_heads():
+    layers = [Layer(np.eye(3), 1.0, ReLU())] * 3
+    network = Network(layers, head="softmax")
+    assert repr(network) == "Network(3 layers, 3 -> 3, 9 edges, softmax)"
+    assert network[1:].head == "softmax"
+    assert network[:2].head is None
+    assert Network(lambda: iter(layers), head="log_softmax")[1:].head == "log_softmax"
+    assert Network(layers).head is None
+    for wrong in ("Softmax", "argmax", 3, ""):
+        with pytest.raises(ModelError, match=r"allowed: None, 'softmax', 'log_softmax'"):
+            Network(layers, head=wrong)

@@ -82,4 +82,5 @@ def test_a_result_says_what_made_it_differ():
 
 def test_every_pass_that_reassociates_says_so():
     assert set(rounding.PASSES) <= set(PASSES)
-    assert len(rounding.statements(PASSES)) == 1 + len(rounding.PASSES)
+    assert len(rounding.statements(PASSES, False, None)) == 1 + len(rounding.PASSES)
+    assert len(rounding.statements((), True, "softmax")) == 3

@@ -350,6 +350,7 @@ def _laid_out(
         value=(layer.value or 0.0) if equal else None,  # 0 where there are no edges
         bias=layer.bias,
         clamp=layer.clamp,
+        curve=layer.curve,
         choice=layer.choice.without_times("block"),
         block=parts,
     )

@@ -75,7 +75,7 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
-        if tensor_cores:
+        if tensor_cores and not panels.curve:
             block = _block(layer, room, rates.resident_seconds(panels, samples))
             if block is not None:
                 return block
@@ -172,6 +172,7 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
+        curve=layer.curve,
         choice=layer.choice.without_times("resident"),
     )
 
@@ -227,6 +228,7 @@ def _wide(layer: PanelLayer) -> DeviceLayer:
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
+        curve=layer.curve,
         choice=layer.choice.without_times("wide"),
     )
 

@@ -20,6 +20,7 @@ from teraedge.passes.draft import Wiring
 from teraedge.passes.rewriter import Rewriter
 from teraedge.plan.explain import Choice, Part
 from teraedge.plan.fingerprint import Fingerprint
+from teraedge.rounding import statements
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +51,11 @@ class LaidOut(Protocol):
 
     @property
     def clamp(self) -> tuple[float, float]:
-        """The activation: outputs are held between the two."""
+        """The bounds of the activation: outputs are held between the two."""
+
+    @property
+    def curve(self) -> str:
+        """The curve of the activation, one of `activations.CURVES`."""
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +90,7 @@ class Plan(Generic[L]):
 
     Attributes
     ----------
-    n_in, n_out, edges : int
+    n_in, n_out, edges, head : int, and str or None
         Of the network as given.
     width : int
         The largest number of neurons before or after any layer that runs.
@@ -104,6 +109,8 @@ class Plan(Generic[L]):
         through every layer from there on, so that its sample is dead: f(b) = 0 in all of them.
     saved : Counter
         Edges a sample need no longer execute, by pass.
+    curved : bool
+        Whether a layer has a smooth activation.
     streamed_bytes : int
         Bytes of all layers that do not stay.
     room : int
@@ -113,6 +120,7 @@ class Plan(Generic[L]):
     n_in: int
     n_out: int
     edges: int
+    head: str | None
     width: int
     edges_given: list[int]
     fingerprint: str
@@ -121,6 +129,7 @@ class Plan(Generic[L]):
     resident: list[L]
     droppable: NDArray[np.bool_]
     saved: Counter[str]
+    curved: bool
     streamed_bytes: int
     room: int
 
@@ -135,7 +144,9 @@ class Plan(Generic[L]):
         self._network, self._passes = network, options.chosen_passes
         self._layout, self._budget, self._places = lay_out, memory, places
         self.n_in = self.width = network.n_in
+        self.head = network.head
         self.n_out = self.edges = 0
+        self.curved = False
         self.origin, self.parts, self.resident, self.edges_given = [], [], [], []
         self._cut = 0, Wiring.identity(self.n_in)
         quiet = self._read()
@@ -168,6 +179,7 @@ class Plan(Generic[L]):
                 self.origin.append(given.number)
                 self.parts.append(part_of(part, given.number))
                 self.width = max(self.width, part.n_out)
+                self.curved |= bool(part.curve)
             self.edges_given.append(given.edges)
             self.edges += given.edges
             self.n_out = given.n_out
@@ -176,8 +188,14 @@ class Plan(Generic[L]):
         self.streamed_bytes = held - nbytes_of(self.resident)
         self.room = max((self._budget - nbytes_of(self.resident)) // self._places, largest)
         self.saved = +rewriter.saved  # without zeros
+        fingerprint.add_head(self.head)
         self.fingerprint = fingerprint.hexdigest()
         return quiet
+
+    @property
+    def rounding(self) -> list[str]:
+        """What makes the last bits differ from those of the reference; see `rounding`."""
+        return statements(self.saved, self.curved, self.head)
 
     def streamed(self) -> Iterator[tuple[int, list[L]]]:
         """Yield (first layer, layers) for what is not resident, as many at a time as have room."""
@@ -271,4 +289,6 @@ def nbytes_of(layers: Iterable[LaidOut]) -> int:
 def _keeps_zero(layer: LaidOut) -> bool:
     """Tell whether a zero row stays zero: f(b) = 0 for every neuron, in the engine's arithmetic."""
     lower, upper = layer.clamp
+    if layer.curve == "sigmoid" or (layer.curve and layer.bias.any()):
+        return False
     return not np.clip(layer.bias, lower, upper).any()

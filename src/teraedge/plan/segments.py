@@ -29,6 +29,8 @@ class Segment:
         Bytes of shared memory for a tile and for a head, in the block kernel.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
+    curved : bool
+        Whether a layer has a smooth activation, which takes kernels that know them.
     """
 
     first: int
@@ -42,6 +44,7 @@ class Segment:
     tile: int
     head: int
     heights: tuple[int, ...]
+    curved: bool
 
 
 def segments(
@@ -96,6 +99,7 @@ def segments(
                 tile=tile,
                 head=head,
                 heights=heights,
+                curved=any(part.curve for part in layers[begin:end]),
             )
             begin = end
 

@@ -30,7 +30,6 @@ from teraedge.plan.panels import PanelLayer, panel_layer
 from teraedge.plan.plan import Plan
 from teraedge.plan.saved import LoadedPlan, SavedPlan, save_plan
 from teraedge.result import LayerTrace, Result
-from teraedge.rounding import statements
 from teraedge.text import count
 
 _UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
@@ -154,8 +153,9 @@ class CpuEngine(Engine):
             nominal_edges=samples * self.edges,
             exact=self._exact(pruned=trace[-1].live < samples),
             passes=self._plan.saved,
-            rounding=[*statements(self._plan.saved), *_ROUNDING],
+            rounding=[*self._plan.rounding, *_ROUNDING],
             same_as=_roots(same_as) if self.options.merge else None,
+            head=self._plan.head,
         )
 
     def _run_segment(

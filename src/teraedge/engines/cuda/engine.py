@@ -25,7 +25,6 @@ from teraedge.plan.plan import Plan
 from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, Result
-from teraedge.rounding import statements
 
 _ROUNDING = "edges of the resident kernel are summed in an order that suits shared memory"
 SHARE = 0.9
@@ -158,20 +157,26 @@ class CudaEngine(Engine):
                 blocks.append((found.ids[found.used], lazy if whole else lazy()))
             if progress is not None:
                 progress(last / max(samples, 1))
+        shape = samples, self.n_out
+        after = out
+        if out is not None and self._plan.head is not None:
+            after = self._device.allocate(samples * self.n_out * 4, outlives=True)
+            self._loader.apply_head(self._plan.head, out, shape, after)
+            self._stream.synchronize()
         ids = np.flatnonzero(live)
         seconds = perf_counter() - start
         trace = self._trace(samples, counted)
-        shape = samples, self.n_out
         fields: dict[str, Any] = {
             "seconds": seconds,
             "nominal_edges": samples * self.edges,
             "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
             "passes": self._plan.saved,
-            "rounding": [*statements(self._plan.saved), _ROUNDING],
+            "rounding": [*self._plan.rounding, _ROUNDING],
             "live": ids,
+            "head": self._plan.head,
         }
-        if out is not None and isinstance(features, DeviceFeatures):
-            return DeviceResult(out, features, shape, trace, **fields)
+        if isinstance(features, DeviceFeatures) and out is not None and after is not None:
+            return DeviceResult(out, after, features, shape, trace, **fields)
         return Result(shape, blocks, trace, **fields)
 
     def _prepare(self, samples: int) -> RunState:

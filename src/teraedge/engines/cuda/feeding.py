@@ -145,6 +145,10 @@ class Loader:
         """Have a run begin, perhaps with packed features that the first layer spreads."""
         self._launch("begin", state.struct, count, first, bits, stride)
 
+    def apply_head(self, head: str, rows: Memory, shape: tuple[int, int], out: Memory) -> None:
+        """Queue a head over rows, row-major, of some shape."""
+        self._launch("apply_head", rows, *shape, head == "log_softmax", out)
+
     def _dense(
         self,
         address: int,
