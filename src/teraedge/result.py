@@ -19,6 +19,9 @@ Block = tuple[NDArray[np.int64], NDArray[Any]]
 LazyBlock = tuple[NDArray[np.int64], NDArray[Any] | Callable[[], NDArray[Any]]]
 """The same, where the rows may be fetched when they are first asked for."""
 
+LazyBlocks = Sequence[LazyBlock] | Callable[[], Sequence[LazyBlock]]
+"""Several, which may be found when they are first asked for."""
+
 
 class LayerTrace(NamedTuple):
     """What one layer did in a run.
@@ -63,9 +66,9 @@ class Result:
         (samples, n_out) of the whole answer.
     blocks : sequence of (ids, rows)
         0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order; or a
-        function that returns the rows, called when they are first asked for.
+        function that returns the rows, or all of this, called when they are first asked for.
     trace : sequence of LayerTrace
-        One a layer.
+        One a layer; or a function that returns them.
     seconds : float
         Wall time of the run, features in the caller's memory to rows in ours.
     nominal_edges : int
@@ -87,8 +90,8 @@ class Result:
     def __init__(
         self,
         shape: tuple[int, int],
-        blocks: Sequence[LazyBlock],
-        trace: Sequence[LayerTrace],
+        blocks: LazyBlocks,
+        trace: "Sequence[LayerTrace] | Callable[[], Sequence[LayerTrace]]",
         *,
         seconds: float,
         nominal_edges: int,
@@ -100,19 +103,24 @@ class Result:
         head: str | None = None,
     ) -> None:
         self.shape = shape
-        self.trace = tuple(trace)
+        self._lazy_trace = trace
         self.seconds = seconds
         self.nominal_edges = nominal_edges
         self.exact = tuple(exact)
         self.passes = dict(passes or {})
         self.rounding = tuple(rounding)
-        self._lazy_blocks: Sequence[LazyBlock] | None = blocks
+        self._lazy_blocks: LazyBlocks | None = blocks
         self._same_as, self._live, self._head = same_as, live, head
 
     @property
     def samples(self) -> int:
         """Samples the run was given."""
         return self.shape[0]
+
+    @cached_property
+    def trace(self) -> tuple[LayerTrace, ...]:
+        """What each layer did."""
+        return tuple(self._lazy_trace() if callable(self._lazy_trace) else self._lazy_trace)
 
     @property
     def executed_edges(self) -> int:
@@ -123,7 +131,8 @@ class Result:
     def _blocks(self) -> list[Block]:
         """The rows there are, fetched."""
         lazy, self._lazy_blocks = self._lazy_blocks or (), None  # fetched once, then given back
-        blocks = [(ids, rows() if callable(rows) else rows) for ids, rows in lazy if len(ids)]
+        found = lazy() if callable(lazy) else lazy
+        blocks = [(ids, rows() if callable(rows) else rows) for ids, rows in found if len(ids)]
         return blocks if self._same_as is None else _with_equals(blocks, self._same_as)
 
     @cached_property

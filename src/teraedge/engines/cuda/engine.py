@@ -1,18 +1,23 @@
 """The driver of the CUDA kernels: features in, segments of layers, rows out."""
 
-from threading import Lock
+from collections.abc import Callable
+from functools import partial
+from threading import RLock
 from time import perf_counter
 from typing import Any
+from weakref import ref
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teraedge.engines.cuda import driver
+from teraedge.engines.cuda.driver import Memory
 from teraedge.engines.cuda.feeder import PLACES, Chunk, Feeder
 from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
 from teraedge.engines.cuda.launcher import Launcher, layer_address
-from teraedge.engines.cuda.output import DeviceResult, Rows
+from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
 from teraedge.engines.cuda.program import pack, packed_size
-from teraedge.engines.cuda.state import SPARE_TILES, Counters, RunState, bytes_a_sample
+from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError, FeatureError
 from teraedge.host import memory_bytes
@@ -24,7 +29,7 @@ from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
 from teraedge.plan.plan import Plan
 from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
-from teraedge.result import LayerTrace, LazyBlock, Result
+from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
 
 _ROUNDING = "edges of the resident kernel are summed in an order that suits shared memory"
 SHARE = 0.9
@@ -47,7 +52,7 @@ class CudaEngine(Engine):
         start = perf_counter()
         self.device, self.options = device, options
         self._closed = False
-        self._lock = Lock()
+        self._lock = RLock()
         self._graph: driver.Graph | None = None
         self._device = driver.open_device(device)
         self.hardware = self._device.name
@@ -70,7 +75,8 @@ class CudaEngine(Engine):
         self._state: RunState | None = None
         self._chunk = self._send_resident()
         self._ran: list[Segment] = []
-        self._last: LastRun | None = None
+        self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None
+        self._pending: Callable[[], Pending[Any] | None] = _none
         host_bytes = (memory_bytes() or 0) // HOST_SHARE
         self._feeder = Feeder(self._device, self._plan, host_bytes)
 
@@ -85,7 +91,8 @@ class CudaEngine(Engine):
 
     def explain(self) -> Explanation:  # noqa: D102
         plan = self._plan
-        samples = SAMPLES if self._last is None else self._last.samples
+        last = None if self._last is None else self._last()[1]
+        samples = SAMPLES if last is None else last.samples
         stay = len(plan.resident)
         return explain(
             [*plan.parts[:stay], *(streamed(part, samples) for part in plan.parts[stay:])],
@@ -93,11 +100,13 @@ class CudaEngine(Engine):
             device=f"{self.device}: {self.hardware}",
             workers=1,
             transfer=None,
-            last=self._last,
+            last=last,
         )
 
     def close(self) -> None:  # noqa: D102
         with self._lock:
+            if not self._closed and hasattr(self, "_pending"):
+                self._settle()
             self._closed = True
             self._free_graph()
             self._device.close()
@@ -128,56 +137,116 @@ class CudaEngine(Engine):
 
     def _run(self, features: Given, start: float, progress: Progress | None) -> Result:
         """Take all samples through the network, as many at a time as there is memory for."""
+        self._settle()
         samples = features.shape[0]
         state = self._prepare(samples)
-        out = None
-        if isinstance(features, DeviceFeatures):
-            out = self._device.allocate(samples * self.n_out * 4, outlives=True)
-            if self._plan.droppable.any():  # else every row is written
-                self._stream.fill(out, 0)
-        blocks: list[LazyBlock] = []
-        live = np.zeros(samples, np.bool_)
-        counted: list[Counters] = []
-        for first in range(0, max(samples, 1), state.samples):
-            last = min(first + state.samples, samples)
-            counters = self._run_batch(features, first, last, state)
-            counted.append(counters)
-            number = len(self._ran)
-            slots, order = int(counters.slots[number]), int(counters.order[number])
-            nbytes = _whole_words(slots) * self.n_out * 4
-            rows = out or self._device.allocate(nbytes, outlives=True)
-            self._loader.store(state, number, self.n_out, rows, by_id=out is not None)
-            found = state.live(self._stream, number, slots, order)
-            self._stream.synchronize()
-            live[found.ids[found.nonzero]] = True
-            if out is None:
-                lazy = Rows(rows, (_whole_words(slots), self.n_out), found.used)
-                # What comes in batches would not fit the device as a whole.
-                whole = state.samples >= samples
-                blocks.append((found.ids[found.used], lazy if whole else lazy()))
-            if progress is not None:
-                progress(last / max(samples, 1))
-        shape = samples, self.n_out
-        after = out
-        if out is not None and self._plan.head is not None:
-            after = self._device.allocate(samples * self.n_out * 4, outlives=True)
-            self._loader.apply_head(self._plan.head, out, shape, after)
-            self._stream.synchronize()
-        ids = np.flatnonzero(live)
+        on_device = features if isinstance(features, DeviceFeatures) else None
+        stored: Callable[[], tuple[Memory, Memory]] | None = None
+        blocks: LazyBlocks = ()
+        if samples <= state.samples and self._plan.droppable[-1]:  # so live is nonzero
+            counted = [self._run_batch(features, 0, samples, state)]
+            ids = state.alive
+            if on_device is None:
+                slots = Pending(self._lock, partial(self._store_slots, state, counted[0]))
+                self._pending, blocks = ref(slots), _as_blocks(slots)
+            else:
+                stored = Pending(self._lock, partial(self._store_all, state, samples))
+                self._pending = ref(stored)
+        else:
+            out = None if on_device is None else self._rows_of_all(samples)
+            counted, blocks, ids = self._run_batches(features, samples, state, out, progress)
+            if out is not None:
+                both = self._after_head(out, samples)
+                stored = partial(_same, both)
         seconds = perf_counter() - start
-        trace = self._trace(samples, counted)
+        if progress is not None:
+            progress(1.0)
+        last = int(sum(counters.live[-1] for counters in counted))
         fields: dict[str, Any] = {
             "seconds": seconds,
             "nominal_edges": samples * self.edges,
-            "exact": ["prune"] * (trace[-1].live < samples) + list(self._plan.saved),
+            "exact": ["prune"] * (last < samples) + list(self._plan.saved),
             "passes": self._plan.saved,
             "rounding": [*self._plan.rounding, _ROUNDING],
             "live": ids,
             "head": self._plan.head,
         }
-        if isinstance(features, DeviceFeatures) and out is not None and after is not None:
-            return DeviceResult(out, after, features, shape, trace, **fields)
+        self._last = partial(self._trace, samples, counted, self._ran)
+        shape, trace = (samples, self.n_out), partial(_first, self._last)
+        if on_device is not None and stored is not None:
+            return DeviceResult(stored, on_device, shape, trace, **fields)
         return Result(shape, blocks, trace, **fields)
+
+    def _run_batches(
+        self,
+        features: Given,
+        samples: int,
+        state: RunState,
+        out: Memory | None,
+        progress: Progress | None,
+    ) -> tuple[list[Counters], list[LazyBlock], NDArray[np.int64]]:
+        """Run samples in batches, rows being stored in between: in `out`, if given, by sample."""
+        blocks: list[LazyBlock] = []
+        live = np.zeros(samples, np.bool_)
+        counted: list[Counters] = []
+        for first in range(0, max(samples, 1), state.samples):
+            last = min(first + state.samples, samples)
+            counted.append(self._run_batch(features, first, last, state))
+            rows, found = self._store(state, counted[-1], out)
+            live[found.ids[found.nonzero]] = True
+            if out is None:
+                lazy = Rows(rows, (len(found.used), self.n_out), found.used)
+                # What comes in batches would not fit the device as a whole.
+                whole = state.samples >= samples
+                blocks.append((found.ids[found.used], lazy if whole else lazy()))
+            if progress is not None:
+                progress(last / max(samples, 1))
+        return counted, blocks, np.flatnonzero(live)
+
+    def _store(
+        self, state: RunState, counters: Counters, out: Memory | None
+    ) -> tuple[Memory, Live]:
+        """Bring the rows of a run into memory of their own, by sample if that is given."""
+        number = len(self._ran)
+        slots, order = int(counters.slots[number]), int(counters.order[number])
+        nbytes = -(-slots // LANES) * LANES * self.n_out * 4
+        rows = out or self._device.allocate(nbytes, outlives=True)
+        self._loader.store(state, number, self.n_out, rows, by_id=out is not None)
+        found = state.live(self._stream, number, slots, order)
+        self._stream.synchronize()
+        return rows, found
+
+    def _store_slots(self, state: RunState, counters: Counters) -> LazyBlock:
+        rows, found = self._store(state, counters, None)
+        return found.ids[found.used], Rows(rows, (len(found.used), self.n_out), found.used)
+
+    def _store_all(self, state: RunState, samples: int) -> tuple[Memory, Memory]:
+        out = self._rows_of_all(samples)
+        self._loader.store(state, len(self._ran), self.n_out, out, by_id=True)
+        return self._after_head(out, samples)
+
+    def _rows_of_all(self, samples: int) -> Memory:
+        """Return memory for the rows of all samples; zero where not all will be written."""
+        out = self._device.allocate(samples * self.n_out * 4, outlives=True)
+        if self._plan.droppable.any():
+            self._stream.fill(out, 0)
+        return out
+
+    def _after_head(self, out: Memory, samples: int) -> tuple[Memory, Memory]:
+        """Return rows before and after the head, once they are there."""
+        after = out
+        if self._plan.head is not None:
+            after = self._device.allocate(samples * self.n_out * 4, outlives=True)
+            self._loader.apply_head(self._plan.head, out, (samples, self.n_out), after)
+        self._stream.synchronize()
+        return out, after
+
+    def _settle(self) -> None:
+        """Bring rows that the last run left in the tiles to where they stay, if someone may ask."""
+        pending = self._pending()
+        if pending is not None:
+            pending()
+        self._pending = _none
 
     def _prepare(self, samples: int) -> RunState:
         """Return memory for a batch of so many samples, or for as many as there is room for."""
@@ -189,7 +258,10 @@ class CudaEngine(Engine):
             self._free_graph()
             self._state.free()
             self._state = None
-        each = bytes_a_sample(plan.width, len(plan.origin)) + 4 * self.n_out
+        layers = len(plan.origin)
+        kept = 0 if self._chunk is None else len(self._chunk.segments)
+        most = kept + layers - len(plan.resident)
+        each = bytes_a_sample(plan.width, most) + 4 * self.n_out
         free = self._device.free_bytes()
         room = (int(free * SHARE / each) // COLUMNS - SPARE_TILES) * COLUMNS
         if room < COLUMNS:
@@ -200,7 +272,7 @@ class CudaEngine(Engine):
                 "layers, or close other programs on this GPU"
             )
         self._state = RunState(
-            self._device, plan.width, len(plan.origin), min(wanted, room), wanted >= room
+            self._device, plan.width, layers, most, min(wanted, room), wanted >= room
         )
         self._state.install(self._stream)
         return self._state
@@ -216,19 +288,29 @@ class CudaEngine(Engine):
             if self._graph is None:
                 with self._stream.capture() as graph:
                     self._launch(self._chunk, state)
+                    if not self._feeder.streams:
+                        self._finish(state)
                 self._graph = graph
                 self._ran = []
             self._graph.launch(self._stream)
             self._ran += self._chunk.segments
         if self._feeder.streams:
             self._feeder.run(self._stream, lambda chunk: self._launch(chunk, state))
-        counters = state.counters(self._stream)
+            self._finish(state)
+        self._stream.synchronize()
         del kept
+        counters = state.counters
         if counters.invalid[0]:
             raise FeatureError(
                 "features hold NaN, infinity or values beyond fp32; give finite numbers"
             )
         return counters
+
+    def _finish(self, state: RunState) -> None:
+        """Queue what brings the answer to the host."""
+        if self._plan.droppable[-1]:
+            self._loader.mark(state, len(self._ran))
+        state.fetch(self._stream)
 
     def _launch(self, chunk: Chunk, state: RunState) -> None:
         """Queue the segments of a chunk, after those of the chunks before."""
@@ -237,12 +319,15 @@ class CudaEngine(Engine):
             self._launcher.launch(self._stream, segment, address, state, len(self._ran))
             self._ran.append(segment)
 
-    def _trace(self, samples: int, batches: list[Counters]) -> list[LayerTrace]:
+    def _trace(
+        self, samples: int, batches: list[Counters], ran_segments: list[Segment]
+    ) -> tuple[list[LayerTrace], LastRun]:
+        """Return what layers did in a run: as given, and those that ran."""
         live = np.sum([counters.live for counters in batches], axis=0).tolist()
         ran = np.sum([counters.ran for counters in batches], axis=0)
         edges = ran * np.array([part.edges for part in self._plan.parts], np.uint64)
         blocks = np.concatenate(
-            [np.full(part.count, self._launcher.blocks_of(part)) for part in self._ran]
+            [np.full(part.count, self._launcher.blocks_of(part)) for part in ran_segments]
         )
         nanos = np.sum([counters.nanos for counters in batches], axis=0)
         seconds = (nanos / blocks / 1e9).tolist()
@@ -251,8 +336,7 @@ class CudaEngine(Engine):
         for layer, *row in zip(origin, live, edges.tolist(), seconds, strict=True):
             before = trace[layer]  # a layer as given may run in several parts
             trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
-        self._last = LastRun(samples, ran.tolist(), seconds, 1)
-        return trace
+        return trace, LastRun(samples, ran.tolist(), seconds, 1)
 
     def _free_graph(self) -> None:
         if self._graph is not None:
@@ -260,6 +344,18 @@ class CudaEngine(Engine):
             self._graph = None
 
 
-def _whole_words(slots: int) -> int:
-    """Return the slots of whole words of masks."""
-    return -(-slots // LANES) * LANES
+def _as_blocks(pending: Pending[LazyBlock]) -> LazyBlocks:
+    """Return what a result asks for its rows."""
+    return lambda: [pending()]
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _first(pair: Callable[[], tuple[Any, Any]]) -> Any:
+    return pair()[0]
+
+
+def _none() -> None:
+    """Return what a reference to nothing does."""

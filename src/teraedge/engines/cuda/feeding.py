@@ -135,6 +135,10 @@ class Loader:
         self._dense(state.rows[1].address, dense.dtype, (n, 1), count, n, state)
         return dense
 
+    def mark(self, state: RunState, segment: int) -> None:
+        """Queue the marking of the samples that are live before a segment."""
+        self._launch("mark", state.struct, segment)
+
     def store(self, state: RunState, segment: int, n: int, rows: Memory, by_id: bool) -> None:
         """Queue the rows before a segment, row-major, into `rows`."""
         self._launch("store_rows", state.struct, segment, n, rows, by_id)

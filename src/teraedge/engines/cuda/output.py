@@ -1,8 +1,10 @@
 """Rows that stay on the device until they are asked for, and the results that hold them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import cached_property
 from importlib import import_module
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,36 @@ from numpy.typing import NDArray
 from teraedge.engines.cuda.driver import Memory
 from teraedge.engines.cuda.feeding import DeviceFeatures
 from teraedge.result import LayerTrace, Result
+
+Stored = TypeVar("Stored")
+
+
+class Pending(Generic[Stored]):
+    """Rows that a run left in the tiles of its engine.
+
+    They are brought into memory of their own when they are asked for, or when the engine needs the
+    tiles, whichever is first: most who want only the ids never pay for that.
+
+    Parameters
+    ----------
+    lock : context manager
+        Of the engine; may be taken again by who has it.
+    store : callable
+        Brings them there, and returns what is kept of it.
+    """
+
+    def __init__(self, lock: AbstractContextManager[Any], store: Callable[[], Stored]) -> None:
+        self._lock = lock
+        self._store: Callable[[], Stored] | None = store
+        self._stored: Stored | None = None
+
+    def __call__(self) -> Stored:
+        """Bring the rows into memory of their own, the first time; returns what is kept of it."""
+        with self._lock:
+            if self._store is not None:
+                self._stored = self._store()
+                self._store = None  # and with it what it holds of the engine
+        return self._stored  # type: ignore[return-value]
 
 
 class Rows:
@@ -74,8 +106,9 @@ class DeviceResult(Result):
 
     Parameters
     ----------
-    memory, outputs : Memory
-        The last rows, row-major, before and after the head; they outlive the engine.
+    stored : callable
+        Returns the last rows, row-major, before and after the head, in memory that outlives the
+        engine.
     features : DeviceFeatures
         What the run was given.
     shape, trace, **fields
@@ -84,29 +117,30 @@ class DeviceResult(Result):
 
     def __init__(
         self,
-        memory: Memory,
-        outputs: Memory,
+        stored: Callable[[], tuple[Memory, Memory]],
         features: DeviceFeatures,
         shape: tuple[int, int],
-        trace: Sequence[LayerTrace],
+        trace: Sequence[LayerTrace] | Callable[[], Sequence[LayerTrace]],
         **fields: Any,
     ) -> None:
-        rows = Rows(memory, shape, np.ones(shape[0], np.bool_))
-        super().__init__(shape, [(np.arange(shape[0]), rows)], trace, **fields)
-        self._outputs = as_caller_array(DeviceArray(outputs, shape), features.owner)
+        def rows() -> NDArray[np.float32]:
+            return Rows(stored()[0], shape, np.ones(shape[0], np.bool_))()
 
-    @property
+        super().__init__(shape, [(np.arange(shape[0]), rows)], trace, **fields)
+        self._stored, self._given = stored, features.owner
+
+    @cached_property
     def outputs(self) -> Any:
         """Last rows of all samples, after the head, on the device, shape (samples, n_out).
 
         As the kind of array that the features were: a torch tensor, a CuPy array, else a
         `DeviceArray`.
         """
-        return self._outputs
+        return as_caller_array(DeviceArray(self._stored()[1], self.shape), self._given)
 
     @property
     def live_outputs(self) -> Any:
         """Last rows of the samples of `live`, on the device where the caller's array can pick."""
-        if isinstance(self._outputs, DeviceArray):
+        if isinstance(self.outputs, DeviceArray):
             return super().live_outputs
-        return self._outputs[self.live]
+        return self.outputs[self.live]

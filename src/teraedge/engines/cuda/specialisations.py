@@ -69,7 +69,7 @@ def samples() -> Specialisation:
     return (
         "samples.cu",
         {},
-        ["begin", "load_packed", "load_dense", "load_sparse", "store_rows", "apply_head"],
+        ["begin", "mark", "load_packed", "load_dense", "load_sparse", "store_rows", "apply_head"],
     )
 
 

@@ -19,7 +19,7 @@ STATE = np.dtype(
             (name, np.uint64)
             for name in (
                 *("slots", "buffer", "order", "masks", "nonzero", "starts", "leaving", "compacts"),
-                *("tickets", "live", "ran", "nanos", "began", "invalid", "bits"),
+                *("tickets", "live", "ran", "nanos", "began", "invalid", "alive", "bits"),
             )
         ],
         ("bits_stride", np.int64),
@@ -67,9 +67,9 @@ def _counter_type(layers: int) -> np.dtype[Any]:
     )
 
 
-def bytes_a_sample(width: int, layers: int) -> float:
+def bytes_a_sample(width: int, segments: int) -> float:
     """Return the device memory that a sample takes."""
-    return 2 * width * 4 + 2 * 4 + (2 * (layers + 1) + 2) * 4 / LANES
+    return 2 * width * 4 + 2 * 4 + (2 * (segments + 1) + 3) * 4 / LANES
 
 
 class RunState:
@@ -80,8 +80,8 @@ class RunState:
     device : Device
     width : int
         The largest number of neurons before or after any layer.
-    layers : int
-        Layers that run; there are at most as many segments.
+    layers, segments : int
+        Layers that run, and segments that they make at most.
     samples : int
     is_largest : bool
         Whether there is no memory for more.
@@ -97,15 +97,23 @@ class RunState:
     """
 
     def __init__(
-        self, device: Device, width: int, layers: int, samples: int, is_largest: bool
+        self,
+        device: Device,
+        width: int,
+        layers: int,
+        segments: int,
+        samples: int,
+        is_largest: bool,
     ) -> None:
         self.samples, self.is_largest = samples, is_largest
         self._memories: list[Memory] = []
         tiles = -(-samples // COLUMNS) + SPARE_TILES
         words = self._words = tiles * COLUMNS // LANES
         self._type = _counter_type(layers)
-        bits = (layers + 1) * words * 4
-        begin = -(-self._type.itemsize // 256) * 256
+        bits = (segments + 1) * words * 4
+        # What goes to the host after every run: counters, and a bit a sample.
+        alive = -(-self._type.itemsize // 256) * 256
+        begin = alive + -(-words * 4 // 256) * 256
         try:
             self.rows = tuple(self._allocate(device, tiles * COLUMNS * width * 4) for _ in range(2))
             self.ids = tuple(self._allocate(device, tiles * COLUMNS * 4) for _ in range(2))
@@ -116,12 +124,13 @@ class RunState:
         except BaseException:
             self.free()
             raise
-        self._masks, self._nonzero = begin, begin + bits
-        self._host = device.pinned(self._type.itemsize)
+        self._alive, self._masks, self._nonzero = alive, begin, begin + bits
+        self._host = device.pinned(begin)
         table = np.zeros((), STATE)
         table["rows"] = [memory.address for memory in self.rows]
         table["ids"] = [memory.address for memory in self.ids]
         table["starts"], table["leaving"] = starts.address, leaving.address
+        table["alive"] = self._cleared.address + alive
         table["masks"] = self._cleared.address + self._masks
         table["nonzero"] = self._cleared.address + self._nonzero
         for name in Counters._fields:
@@ -145,13 +154,21 @@ class RunState:
         """Set all counters and masks to zero."""
         stream.fill(self._cleared, 0)
 
-    def counters(self, stream: Stream) -> Counters:
-        """Wait for the stream, and return what kernels counted."""
-        host = self._host.array[: self._type.itemsize]
-        stream.to_host(host, self._cleared)
-        stream.synchronize()
-        values = host.copy().view(self._type)[0]
+    def fetch(self, stream: Stream) -> None:
+        """Queue the copy of what kernels counted and marked to the host."""
+        stream.to_host(self._host.array[: self._masks], self._cleared)
+
+    @property
+    def counters(self) -> Counters:
+        """What kernels counted, as last fetched."""
+        values = self._host.array[: self._type.itemsize].copy().view(self._type)[0]
         return Counters(*(values[name] for name in Counters._fields))
+
+    @property
+    def alive(self) -> NDArray[np.int64]:
+        """Numbers of the samples that were marked, as last fetched, ascending."""
+        words = self._host.array[self._alive : self._alive + self._words * 4].view(np.uint32)
+        return np.flatnonzero(_columns(words))
 
     def live(self, stream: Stream, segment: int, slots: int, order: int) -> "Live":
         """Return what is in the slots after the last segment, number `segment` - 1."""

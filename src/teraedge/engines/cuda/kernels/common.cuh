@@ -74,6 +74,7 @@ struct State {
     u64 *nanos;         // [layer] time spent in it; by the resident kernel, that of all blocks
     u64 *began;         // [segment] when the wide or the staged kernel began
     int *invalid;       // set where a feature is not finite
+    unsigned *alive;    // [words] of samples by their number: those of the last masks, as `mark` found them
     const unsigned char *bits; // packed features that have not been brought into rows, or none
     i64 bits_stride;           // bytes a sample
     i64 words;          // the most a run may have, an even number

@@ -107,6 +107,18 @@ extern "C" __global__ void load_sparse(const i64 *indptr, const int *indices, co
             rows[place(sample, indices[entry], n)] = data[entry];
 }
 
+// Note which samples are live before `segment`, by their numbers.
+extern "C" __global__ void mark(const State *shared_state, i64 segment) {
+    const State &state = *shared_state;
+    const i64 words = words_of(state.slots[segment]);
+    const unsigned *masks = state.masks + segment * state.words;
+    const int *ids = state.ids[state.order[segment]];
+    for (i64 slot = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; slot < words * WORD;
+         slot += static_cast<i64>(gridDim.x) * blockDim.x)
+        if (masks[slot / WORD] >> slot % WORD & 1)
+            atomicOr(state.alive + ids[slot] / WORD, 1u << ids[slot] % WORD);
+}
+
 // The rows of what is live before `segment`, row-major, in the order of slots or, for `by_id`, of
 // samples; and which of them have a nonzero.
 extern "C" __global__ void __launch_bounds__(256)
