@@ -38,11 +38,13 @@ from teraedge.plan.device import (
 from teraedge.plan.panels import PanelLayer, Panels, panel_layer
 from teraedge.plan.staged import Staging, lay_out_staged, settled, staging
 
-RESIDENT_HEIGHT, WIDE_HEIGHT = 4, 8
-"""Neurons of a tall panel, by kernel."""
-RESIDENT_TALL_EDGE, WIDE_TALL_EDGE = 1.5, 1.25
+RESIDENT_HEIGHT = 4
+"""Neurons of a tall panel of the resident kernel."""
+RESIDENT_TALL_EDGE = 1.5
 """What an edge of a tall panel costs, in edges of a single neuron: as many reads of inputs, and
 more of weights."""
+WIDE_TALL_EDGES = {16: 1.5, 8: 1.25}
+"""The same for the wide kernel, by the neurons that tall panels may have there."""
 BLOCK_TALL_EDGE = 1.0
 """As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
 SAMPLES = (32, 16, 8, 4)
@@ -83,8 +85,7 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
             return _resident(panels, samples, _shared(panels, samples))
         if samples:
             resident, seconds = panels, rates.resident_four_seconds(panels, RESIDENT_TALL_EDGE)
-    wide = panel_layer(layer, _relative(WIDE_HEIGHT, WIDE_TALL_EDGE))
-    wide_seconds = rates.wide_seconds(wide, WIDE_TALL_EDGE)
+    wide, wide_seconds = _best_wide(layer)
     if rates.staged_at_best(wide) < min(seconds, wide_seconds):
         single = wide if not len(wide.tall.outputs) else all_single(layer)
         plan = _best_staging(single, room, min(seconds, wide_seconds))
@@ -107,7 +108,18 @@ def _block(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
 
 def all_single(layer: Layer) -> PanelLayer:
     """Return a layer without tall panels."""
-    return panel_layer(layer, _relative(WIDE_HEIGHT, NEVER))
+    return panel_layer(layer, _relative(min(WIDE_TALL_EDGES), NEVER))
+
+
+def _best_wide(layer: Layer) -> tuple[PanelLayer, float]:
+    """Return the panels that are the fastest in the wide kernel, and what they take."""
+    found = []
+    for height, edge in WIDE_TALL_EDGES.items():
+        panels = panel_layer(layer, _relative(height, edge))
+        found.append((panels, rates.wide_seconds(panels, edge)))
+        if not len(panels.single.outputs):
+            break  # lower panels would only read more
+    return min(found, key=lambda pair: pair[1])
 
 
 def _best_staging(layer: PanelLayer, room: int, seconds: float) -> Staging | None:

@@ -18,8 +18,10 @@ L2_BYTES = 8e12
 """Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
 RESIDENT_REACHED, TALL_REACHED = 0.9, 0.5
 """What the resident kernel reaches of `READS`, for single neurons and for tall panels."""
-BLOCK_STEP = 5e-12
-"""What the block kernel takes for a step."""
+BLOCK_FRAGMENT = (1.24e-11, 1.5e-11, 1.64e-11, 1.78e-11)
+"""What the block kernel takes for 16 neurons by 16 inputs, by the terms of their weights."""
+HELD_FRAGMENT = 1.34
+"""How much longer it takes where outputs overwrite inputs."""
 STAGED_BYTES = 5e12
 """The same in the pieces of 32 bytes of which the staged kernel takes rows."""
 PIECE_SECONDS = 5e-6 / 132
@@ -46,13 +48,17 @@ def resident_seconds(layer: PanelLayer, samples: int) -> float:
 
 def block_seconds(layer: DeviceLayer) -> float:
     """Return what the block kernel takes."""
-    return layer.tall.slots / (PANEL * STEP) * BLOCK_STEP
+    if layer.block is None:
+        return inf
+    kind = layer.block.kind
+    slower = HELD_FRAGMENT if kind.held else 1.0
+    return layer.tall.slots / (PANEL * STEP) * BLOCK_FRAGMENT[kind.terms] * slower
 
 
 def block_at_best(layer: PanelLayer) -> float:
     """Return what the block kernel would take if no single neuron were padded."""
     inputs = len(layer.tall.indices) + len(layer.single.indices) / PANEL
-    return inputs / STEP * BLOCK_STEP
+    return inputs / STEP * BLOCK_FRAGMENT[0]
 
 
 def wide_seconds(layer: PanelLayer, tall_edge: float) -> float:

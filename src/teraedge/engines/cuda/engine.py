@@ -282,7 +282,10 @@ class CudaEngine(Engine):
         state.clear(self._stream)
         layers = self._plan.resident
         spreads = bool(layers) and layers[0].kernel == "block"
-        kept = self._loader.load(features, first, last, self.n_in, state, spreads=spreads)
+        sorts = bool(self._plan.droppable.any())
+        kept = self._loader.load(
+            features, first, last, self.n_in, state, spreads=spreads, sorts=sorts
+        )
         self._ran = []
         if self._chunk is not None:
             if self._graph is None:

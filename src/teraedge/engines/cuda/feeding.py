@@ -8,7 +8,7 @@ import scipy.sparse as sp
 
 from teraedge.engines.cuda.driver import Device, Memory, Stream
 from teraedge.engines.cuda.specialisations import samples as sample_kernels
-from teraedge.engines.cuda.state import RunState
+from teraedge.engines.cuda.state import BINS, RunState
 from teraedge.errors import FeatureError
 from teraedge.features import Features, PackedFeatures, as_features
 
@@ -88,11 +88,20 @@ class Loader:
         self._grid = device.multiprocessors * 8
 
     def load(
-        self, features: Given, first: int, last: int, n: int, state: RunState, *, spreads: bool
+        self,
+        features: Given,
+        first: int,
+        last: int,
+        n: int,
+        state: RunState,
+        *,
+        spreads: bool,
+        sorts: bool,
     ) -> Any:
         """Queue samples `first` to `last` as the samples of a run.
 
-        Packed ones stay as they are if the first layer `spreads` them itself.
+        Packed ones stay as they are if the first layer `spreads` them itself, and are sorted by
+        brightness where samples may die (`sorts`).
 
         Returns
         -------
@@ -106,26 +115,21 @@ class Loader:
         if isinstance(features, DeviceFeatures):
             itemsize = features.dtype.itemsize
             address = features.address + first * features.strides[0] * itemsize
-            if features.packed and spreads:
-                self._begin(state, count, first, address, features.strides[0])
-                return features.owner
-            self._begin(state, count, first)
             if features.packed:
-                self._launch("load_packed", address, features.strides[0], count, n, state.struct)
+                bits = address, features.strides[0]
+                self._packed(bits, count, first, n, state, spreads, sorts)
             else:
+                self._begin(state, count, first)
                 self._dense(address, features.dtype, features.strides, count, n, state)
             return features.owner
         piece = features[first:last]
         if isinstance(piece, PackedFeatures):
-            bits = np.ascontiguousarray(piece.bits)
-            if spreads:
-                self._stream.to_device(state.rows[0], bits)
-                self._begin(state, count, first, state.rows[0].address, bits.shape[1])
-                return bits
-            self._begin(state, count, first)
-            self._stream.to_device(state.rows[1], bits)
-            self._launch("load_packed", state.rows[1], bits.shape[1], count, n, state.struct)
-            return bits
+            packed = np.ascontiguousarray(piece.bits)
+            memory = state.rows[0 if spreads else 1]  # the one that is not written next
+            self._stream.to_device(memory, packed)
+            bits = memory.address, packed.shape[1]
+            self._packed(bits, count, first, n, state, spreads, sorts)
+            return packed
         self._begin(state, count, first)
         if isinstance(piece, sp.csr_array):
             return self._sparse(piece, n, state)
@@ -152,6 +156,25 @@ class Loader:
     def apply_head(self, head: str, rows: Memory, shape: tuple[int, int], out: Memory) -> None:
         """Queue a head over rows, row-major, of some shape."""
         self._launch("apply_head", rows, *shape, head == "log_softmax", out)
+
+    def _packed(
+        self,
+        bits: tuple[int, int],
+        count: int,
+        first: int,
+        n: int,
+        state: RunState,
+        spreads: bool,
+        sorts: bool,
+    ) -> None:
+        """Have a run begin with packed features, from their address and the bytes of each."""
+        self._begin(state, count, first, *bits if spreads else (0, 0))
+        if sorts:
+            self._launch("count_bright", *bits, count, n, state.struct)
+            self._stream.launch(self._kernels["sum_bins"], 1, BINS, 0, state.struct)
+            self._launch("place_samples", state.struct, count)
+        if not spreads:
+            self._launch("load_packed", *bits, count, n, state.struct)
 
     def _dense(
         self,

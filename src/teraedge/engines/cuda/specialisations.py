@@ -2,7 +2,7 @@
 
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
-from teraedge.plan.gpu import SAMPLES, WIDE_HEIGHT
+from teraedge.plan.gpu import SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
@@ -69,7 +69,10 @@ def samples() -> Specialisation:
     return (
         "samples.cu",
         {},
-        ["begin", "mark", "load_packed", "load_dense", "load_sparse", "store_rows", "apply_head"],
+        [
+            *("begin", "count_bright", "sum_bins", "place_samples"),
+            *("load_packed", "load_dense", "load_sparse", "mark", "store_rows", "apply_head"),
+        ],
     )
 
 
@@ -80,6 +83,8 @@ def all_specialisations() -> list[Specialisation]:
         found += [resident(count, curved) for count in SAMPLES]
         found += [staged(buffers, curved) for buffers in (1, 2)]
         found += [
-            wide(height, stages, curved) for height in (1, WIDE_HEIGHT) for stages in WIDE_STAGES
+            wide(height, stages, curved)
+            for height in (1, *WIDE_TALL_EDGES)
+            for stages in WIDE_STAGES
         ]
     return found

@@ -11,6 +11,9 @@ from teraedge.plan.device import COLUMNS, LANES
 SPARE_TILES = 1
 """Tiles past the last, so that a piece of work of several tiles never leaves the buffers."""
 
+BINS = 1024
+"""Of samples by brightness, as kernels/common.cuh has it."""
+
 STATE = np.dtype(
     [
         ("rows", np.uint64, (2,)),
@@ -19,10 +22,11 @@ STATE = np.dtype(
             (name, np.uint64)
             for name in (
                 *("slots", "buffer", "order", "masks", "nonzero", "starts", "leaving", "compacts"),
-                *("tickets", "live", "ran", "nanos", "began", "invalid", "alive", "bits"),
+                *("tickets", "live", "ran", "nanos", "began", "invalid", "bins", "alive", "bits"),
             )
         ],
         ("bits_stride", np.int64),
+        ("first", np.int64),
         ("words", np.int64),
     ]
 )
@@ -113,7 +117,8 @@ class RunState:
         bits = (segments + 1) * words * 4
         # What goes to the host after every run: counters, and a bit a sample.
         alive = -(-self._type.itemsize // 256) * 256
-        begin = alive + -(-words * 4 // 256) * 256
+        bins = alive + -(-words * 4 // 256) * 256
+        begin = bins + BINS * 4
         try:
             self.rows = tuple(self._allocate(device, tiles * COLUMNS * width * 4) for _ in range(2))
             self.ids = tuple(self._allocate(device, tiles * COLUMNS * 4) for _ in range(2))
@@ -125,12 +130,13 @@ class RunState:
             self.free()
             raise
         self._alive, self._masks, self._nonzero = alive, begin, begin + bits
-        self._host = device.pinned(begin)
+        self._host = device.pinned(bins)
         table = np.zeros((), STATE)
         table["rows"] = [memory.address for memory in self.rows]
         table["ids"] = [memory.address for memory in self.ids]
         table["starts"], table["leaving"] = starts.address, leaving.address
         table["alive"] = self._cleared.address + alive
+        table["bins"] = self._cleared.address + bins
         table["masks"] = self._cleared.address + self._masks
         table["nonzero"] = self._cleared.address + self._nonzero
         for name in Counters._fields:
@@ -156,7 +162,7 @@ class RunState:
 
     def fetch(self, stream: Stream) -> None:
         """Queue the copy of what kernels counted and marked to the host."""
-        stream.to_host(self._host.array[: self._masks], self._cleared)
+        stream.to_host(self._host.array, self._cleared)
 
     @property
     def counters(self) -> Counters:

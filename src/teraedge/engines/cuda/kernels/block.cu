@@ -97,7 +97,8 @@ __device__ __forceinline__ void load_bits(const State &state, char *into, i64 sl
                                           const unsigned short *places) {
     const int sample = threadIdx.x % WIDTH;
     const bool there = slot + sample < state.slots[0];
-    const unsigned char *bits = state.bits + (slot + sample) * state.bits_stride;
+    const i64 number = there ? state.ids[0][slot + sample] - state.first : 0;
+    const unsigned char *bits = state.bits + number * state.bits_stride;
     const int bytes = static_cast<int>(neurons + 7) / 8;
     constexpr int AHEAD = 2; // bytes that are read before the first is spread
     for (int first = threadIdx.x / WIDTH; first < bytes; first += AHEAD * (THREADS / WIDTH)) {

@@ -17,6 +17,7 @@ typedef unsigned long long u64;
 
 constexpr int COLUMNS = 64; // samples of a tile
 constexpr int WORD = 32;    // samples of a mask, and threads of a warp
+constexpr int BINS = 1024;  // of samples by brightness
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // The edges of a slice or a panel.
@@ -74,9 +75,11 @@ struct State {
     u64 *nanos;         // [layer] time spent in it; by the resident kernel, that of all blocks
     u64 *began;         // [segment] when the wide or the staged kernel began
     int *invalid;       // set where a feature is not finite
+    unsigned *bins;     // [BINS] samples by brightness, then where the next of each goes
     unsigned *alive;    // [words] of samples by their number: those of the last masks, as `mark` found them
     const unsigned char *bits; // packed features that have not been brought into rows, or none
     i64 bits_stride;           // bytes a sample
+    i64 first;                 // the number of the first sample
     i64 words;          // the most a run may have, an even number
 };
 

@@ -43,11 +43,15 @@ __device__ __forceinline__ unsigned nonzero_word(const unsigned *nonzero, i64 wo
 }
 
 // One block. Samples without a nonzero output are dead where the layer lets them die. They are moved
-// out of the way when at most `limit` of 256 columns in use are live.
+// out of the way when at most `limit` of 256 columns up to the last live one are live.
 extern "C" __global__ void __launch_bounds__(THREADS)
     census(const Layer *layer, i64 number, const State *shared_state, i64 segment, i64 limit) {
     __shared__ unsigned sums[THREADS / 32];
+    __shared__ unsigned last; // the words up to the last with a live sample
     const State &state = *shared_state;
+    if (threadIdx.x == 0)
+        last = 0;
+    __syncthreads();
     const unsigned slots = state.slots[segment];
     const i64 used = words_of(slots);
     const unsigned *masks = state.masks + segment * state.words;
@@ -66,10 +70,14 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (word < used) {
             after[word] = mask;
             state.starts[word] = static_cast<unsigned>(live) + before;
+            if (mask)
+                atomicMax(&last, static_cast<unsigned>(word) + 1);
         }
         live += total;
     }
-    const bool moves = live < slots && live * 256 <= static_cast<u64>(slots) * limit;
+    __syncthreads();
+    const unsigned left = last * WORD < slots ? last * WORD : slots; // where the last are dead, without moving any
+    const bool moves = live < left && live * 256 <= static_cast<u64>(left) * limit;
     if (moves) { // in use from now on: the first `live` columns
         __syncthreads();
         for (i64 word = threadIdx.x; word < used; word += THREADS) {
@@ -81,7 +89,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0) {
         const int from = state.buffer[segment], order = state.order[segment];
         state.compacts[segment] = moves;
-        state.slots[segment + 1] = moves ? static_cast<unsigned>(live) : slots;
+        state.slots[segment + 1] = moves ? static_cast<unsigned>(live) : left;
         state.buffer[segment + 1] = moves ? from : 1 - from;
         state.order[segment + 1] = moves ? 1 - order : order;
         state.ran[number] += ran;

@@ -45,7 +45,53 @@ extern "C" __global__ void begin(State *shared_state, i64 samples, i64 first, co
         state.masks[word] = rest <= 0 ? 0 : first_bits(rest < WORD ? static_cast<int>(rest) : WORD);
     }
     if (thread == 0)
-        state.slots[0] = static_cast<unsigned>(samples), state.bits = bits, state.bits_stride = stride;
+        state.slots[0] = static_cast<unsigned>(samples), state.bits = bits, state.bits_stride = stride, state.first = first;
+}
+
+// Count the nonzero features of packed samples: bright samples live longest, so that tiles of samples that
+// are alike die as a whole. A warp takes a sample.
+extern "C" __global__ void __launch_bounds__(256)
+    count_bright(const unsigned char *bits, i64 stride, i64 samples, i64 n, const State *shared_state) {
+    const State &state = *shared_state;
+    const int lane = threadIdx.x % 32;
+    const i64 bytes = (n + 7) / 8, warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples; sample += warps) {
+        unsigned bright = 0;
+        for (i64 byte = lane; byte < bytes; byte += 32)
+            bright += __popc(bits[sample * stride + byte]);
+        for (int step = 16; step; step >>= 1)
+            bright += __shfl_xor_sync(ALL_LANES, bright, step);
+        const i64 share = bright * static_cast<i64>(BINS - 1) / n;
+        const int bin = share < BINS ? BINS - 1 - static_cast<int>(share) : 0; // the brightest first
+        if (lane == 0) {
+            state.ids[1][sample] = bin; // not used yet
+            atomicAdd(state.bins + bin, 1);
+        }
+    }
+}
+
+// Have bins tell where the first of each goes. One block.
+extern "C" __global__ void __launch_bounds__(BINS) sum_bins(const State *shared_state) {
+    __shared__ unsigned sums[2][BINS];
+    const State &state = *shared_state;
+    const int bin = threadIdx.x;
+    const unsigned own = state.bins[bin];
+    sums[0][bin] = own;
+    __syncthreads();
+    int from = 0;
+    for (int step = 1; step < BINS; step *= 2, from ^= 1) {
+        sums[1 - from][bin] = sums[from][bin] + (bin >= step ? sums[from][bin - step] : 0);
+        __syncthreads();
+    }
+    state.bins[bin] = sums[from][bin] - own;
+}
+
+// Give every sample its slot, by brightness.
+extern "C" __global__ void place_samples(const State *shared_state, i64 samples) {
+    const State &state = *shared_state;
+    for (i64 sample = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; sample < samples;
+         sample += static_cast<i64>(gridDim.x) * blockDim.x)
+        state.ids[0][atomicAdd(state.bins + state.ids[1][sample], 1)] = static_cast<int>(state.first + sample);
 }
 
 // Packed 0/1 features, `stride` bytes a sample, the first neuron in the highest bit. A warp takes
@@ -60,9 +106,9 @@ extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i6
     const i64 warp = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
     for (i64 item = warp; item < words * bytes; item += warps) {
         const i64 byte = item % bytes;
-        const i64 sample = item / bytes * WORD + lane;
-        const unsigned eight = sample < samples ? bits[sample * stride + byte] : 0;
-        float *target = rows + place(sample, byte * 8, n);
+        const i64 slot = item / bytes * WORD + lane;
+        const unsigned eight = slot < samples ? bits[(state->ids[0][slot] - state->first) * stride + byte] : 0;
+        float *target = rows + place(slot, byte * 8, n);
         for (int k = 0; k < 8 && byte * 8 + k < n; k++)
             target[k * COLUMNS] = static_cast<float>(eight >> (7 - k) & 1);
     }

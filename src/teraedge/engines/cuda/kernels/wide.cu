@@ -12,7 +12,7 @@
 // Samples die, but their columns stay until enough are empty; `census` decides on the device, and
 // `compact` moves the live ones together.
 //
-// Specialised by: HEIGHT (1, 8), TILES, STAGES, THREADS.
+// Specialised by: HEIGHT (1, 8, 16), TILES, STAGES, THREADS.
 #include "common.cuh"
 
 constexpr int WARPS = THREADS / 32;
