@@ -41,18 +41,18 @@ def device(request):
 @pytest.fixture(
     params=[
         *(("resident", samples) for samples in (16, 8, 4)),
-        *(("block", samples, held) for samples, held in ((16, 0), (8, 0), (8, 16))),
+        *(("block", samples, tiles) for samples, tiles in ((16, 2), (8, 2), (8, 1))),
         ("wide", 0),
     ],
     ids=lambda kernel: "-".join(map(str, kernel)),
 )
 def kernel(request, monkeypatch):
     """Let every layer run in one kernel, in tiles of so many samples."""
-    name, samples, *held = request.param
+    name, samples, *tiles = request.param
     if name == "block":
         monkeypatch.setattr(rates, "block_seconds", lambda layer: -1.0)
         monkeypatch.setattr(rates, "block_at_best", lambda layer: -1.0)
-        kinds = [kind for kind in block.KINDS if [kind.samples, kind.held] == [samples, *held]]
+        kinds = [k for k in block.KINDS if (k.samples, [2 - (k.held > 0)]) == (samples, tiles)]
         monkeypatch.setattr(block, "KINDS", kinds)
         return samples
     monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)

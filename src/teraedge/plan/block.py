@@ -41,6 +41,8 @@ MOST_PLACES = 2**13 - 8
 """Rows of a tile; addresses take two bytes."""
 MOST_TERMS = 3
 MOST_HELD = 16
+HELD_WITH_WEIGHTS = 14
+"""Panels that a warp holds at most: rings of weights take registers, too."""
 SPARE_STEPS = 2
 """Steps whose addresses the kernel reads past the last."""
 RINGS = {0: 0, 1: 8, 2: 4, 3: 3}
@@ -48,8 +50,9 @@ RINGS = {0: 0, 1: 8, 2: 4, 3: 3}
 
 
 def _kinds() -> Iterator[BlockKind]:
-    for samples, held in ((16, 0), (8, 0), (8, MOST_HELD)):
+    for samples, tiles in ((16, 2), (8, 2), (8, 1)):
         for terms, ring in RINGS.items():
+            held = 0 if tiles == 2 else HELD_WITH_WEIGHTS if terms else MOST_HELD
             # Shared memory is short where weights take three terms or there is one tile.
             yield BlockKind(samples, terms, held, 2 if held or terms == MOST_TERMS else 3, ring)
 

@@ -104,7 +104,8 @@ class Row:
         Seconds in the last run.
     limit : str or None
         What keeps it from being faster: "fma" (fused multiply-adds), "load" (of inputs), "memory";
-        on a GPU also "L2", "HBM" (activations), "copy" (of the layer from the host).
+        on a GPU also "tensor" (products on tensor cores), "L2", "HBM" (activations), "copy" (of the
+        layer from the host).
     share : float or None
         The least time that limit allows, of the measured time, or of the predicted one.
     why : str

@@ -99,9 +99,10 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
 def _block(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
     """Lay a layer out for the block kernel, if that takes less than some seconds."""
     panels = panel_layer(layer, _relative(PANEL, BLOCK_TALL_EDGE))
-    if rates.block_at_best(panels) < seconds:
+    most = seconds - rates.SWITCH  # among layers of another kernel it would have to be worth it
+    if rates.block_at_best(panels) < most:
         found = lay_out_block(panels, room)
-        if found is not None and rates.block_seconds(found) < seconds:
+        if found is not None and rates.block_seconds(found) < most:
             return found
     return None
 

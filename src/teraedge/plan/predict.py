@@ -6,10 +6,11 @@ multiprocessors times their clock; they were read off layers that ran alone, wit
 
 from dataclasses import replace
 
+from teraedge.plan.block import PANEL, STEP
 from teraedge.plan.cost import Limit
-from teraedge.plan.device import LANES, WARPS, DeviceLayer, DevicePanels
+from teraedge.plan.device import LANES, WARPS, BlockParts, DeviceLayer, DevicePanels
 from teraedge.plan.explain import Part
-from teraedge.plan.rates import L2_BYTES, PIECE_SECONDS
+from teraedge.plan.rates import L2_BYTES, PIECE_SECONDS, block_seconds
 from teraedge.plan.staged import SLICES
 
 SPEED = 132 * 1.98e9
@@ -19,6 +20,10 @@ READS = SPEED
 REACHED, TALL_REACHED = 0.9, 0.5
 """What the resident kernel reaches of them, for single neurons and for tall panels."""
 MULTIPLY_ADDS = SPEED * 128
+PRODUCTS = (3, 3, 5, 6)
+"""Products on tensor cores for 16 neurons by 16 inputs, by the terms of weights."""
+PRODUCT_CLOCKS = 6.2
+"""Clocks that one of eight samples takes, measured: 2048 multiply-adds."""
 HBM_BYTES = 4.25e12
 """Bytes a second of a copy within device memory, read and written."""
 BORDER = 3e-6
@@ -36,7 +41,10 @@ def predicted(layer: DeviceLayer, speed: float) -> DeviceLayer:
     speed : float
         Multiprocessors times clock, in Hz.
     """
-    seconds, limit = _wide(layer) if layer.kernel == "wide" else _gathered(layer)
+    if layer.block is not None:
+        seconds, limit = _multiplied(layer, layer.block)
+    else:
+        seconds, limit = _wide(layer) if layer.kernel == "wide" else _gathered(layer)
     scale = SPEED / speed
     limit = Limit(limit.name, limit.seconds * scale)
     return replace(layer, choice=replace(layer.choice, seconds=seconds * scale, limit=limit))
@@ -78,6 +86,14 @@ def _gathered(layer: DeviceLayer) -> tuple[float, Limit]:
     sums = layer.edges / MULTIPLY_ADDS
     limit = Limit("load", loads) if loads > sums else Limit("fma", sums)
     return max(time, limit.seconds), limit
+
+
+def _multiplied(layer: DeviceLayer, block: BlockParts) -> tuple[float, Limit]:
+    """Return the time of the block kernel a sample, and its limit."""
+    fragments = layer.tall.slots / (PANEL * STEP)
+    clocks = fragments * PRODUCTS[block.kind.terms] * PRODUCT_CLOCKS / 8  # samples of a product
+    limit = Limit("tensor", clocks / 4 / SPEED)  # of four tensor cores
+    return max(block_seconds(layer), limit.seconds), limit
 
 
 def _wide(layer: DeviceLayer) -> tuple[float, Limit]:

@@ -22,6 +22,8 @@ BLOCK_FRAGMENT = (1.24e-11, 1.5e-11, 1.64e-11, 1.78e-11)
 """What the block kernel takes for 16 neurons by 16 inputs, by the terms of their weights."""
 HELD_FRAGMENT = 1.34
 """How much longer it takes where outputs overwrite inputs."""
+SWITCH = 4e-10
+"""What changing between kernels costs: a launch, and reading and writing all rows of a tile."""
 STAGED_BYTES = 5e12
 """The same in the pieces of 32 bytes of which the staged kernel takes rows."""
 PIECE_SECONDS = 5e-6 / 132

@@ -18,7 +18,7 @@ from teraedge.engines.cuda.state import RunState
 from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
 
-MOVE_BELOW = 176
+MOVE_BELOW = 144
 """Live columns of 256 at which samples are moved together: moving costs a layer or two."""
 
 

@@ -24,6 +24,8 @@
 // weights of a layer are equal, and one term is enough), THREADS (512, 32 more for errands), RING, HEADS (2, 3: layers there is room
 // for), HELD (panels of a warp at most where there is one tile, 0 where there are two).
 #include "mma.cuh"
+
+constexpr int LAYERS_AHEAD = 4;
 #include "tiles.cuh"
 
 constexpr int WARPS = 16; // that compute
@@ -100,7 +102,7 @@ __device__ __forceinline__ void load_bits(const State &state, char *into, i64 sl
     const i64 number = there ? state.ids[0][slot + sample] - state.first : 0;
     const unsigned char *bits = state.bits + number * state.bits_stride;
     const int bytes = static_cast<int>(neurons + 7) / 8;
-    constexpr int AHEAD = 2; // bytes that are read before the first is spread
+    constexpr int AHEAD = HELD ? 1 : 2; // bytes that are read before the first is spread
     for (int first = threadIdx.x / WIDTH; first < bytes; first += AHEAD * (THREADS / WIDTH)) {
         unsigned eights[AHEAD];
         uint4 at[AHEAD]; // places have room for whole eights
@@ -410,7 +412,7 @@ template <int TILES> __device__ __forceinline__ void copy_outputs(float (&to)[TI
 // input. Registers have no addresses, and code for each of HELD panels would not fit the instruction cache,
 // so there is code for a few, and older outputs move on from register to register.
 template <int TILES> __device__ __forceinline__ void run_held_panels(Task<TILES> &task, unsigned (&some)[TILES][2]) {
-    constexpr int COUNT = HELD > 0 ? HELD : 1, APART = COUNT < 4 ? COUNT : 4;
+    constexpr int COUNT = HELD > 0 ? HELD : 1, APART = COUNT < 2 ? COUNT : 2;
     const int rounds = task.layer.rounds;
     float held[COUNT][TILES][4];
     Sums<TILES> sums;

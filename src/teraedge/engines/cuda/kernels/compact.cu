@@ -102,6 +102,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 extern "C" __global__ void __launch_bounds__(256)
     compact(const Layer *layer, const State *shared_state, i64 segment) {
     constexpr i64 ROWS = 64; // rows a warp copies at a time
+    constexpr int AHEAD = 16;
     const State &state = *shared_state;
     if (!state.compacts[segment])
         return;
@@ -120,8 +121,17 @@ extern "C" __global__ void __launch_bounds__(256)
         const float *source = state.rows[1 - from] + place(word * WORD + lane, 0, n);
         float *target = state.rows[from] + place(slot, 0, n);
         const i64 end = begin + ROWS < n ? begin + ROWS : n;
-        for (i64 row = begin; row < end; row++)
-            target[row * COLUMNS] = __ldcs(source + row * COLUMNS);
+        for (i64 row = begin; row < end; row += AHEAD) {
+            float values[AHEAD]; // all on their way before the first is written
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                if (row + k < end)
+                    values[k] = __ldcs(source + (row + k) * COLUMNS);
+#pragma unroll
+            for (int k = 0; k < AHEAD; k++)
+                if (row + k < end)
+                    target[(row + k) * COLUMNS] = values[k];
+        }
         if (begin == 0)
             state.ids[1 - order][slot] = state.ids[order][word * WORD + lane];
     }

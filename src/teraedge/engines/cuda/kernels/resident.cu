@@ -9,6 +9,8 @@
 //
 // Specialised by: SAMPLES (4, 8, 16, 32), THREADS.
 #include "gather.cuh"
+
+constexpr int LAYERS_AHEAD = 1;
 #include "tiles.cuh"
 
 constexpr int WARPS = THREADS / 32;

@@ -1,10 +1,9 @@
 // What the kernels share that take tiles of samples through several layers in shared memory: which
-// samples a block has, which of them are still live, and where they go.
+// samples a block has, which of them are still live, and where they go. LAYERS_AHEAD is the number of layers
+// whose sizes and addresses are there before they run.
 #pragma once
 
 #include "common.cuh"
-
-constexpr int LAYERS_AHEAD = 4; // layers whose sizes and addresses are there before they run
 
 // What a block knows of its tile. In shared memory, because sums need all registers.
 struct Tile {
