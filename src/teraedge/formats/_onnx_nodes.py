@@ -9,9 +9,9 @@ import numpy as np
 
 from teraedge.activations import GELU, Activation, Sigmoid, SiLU, Tanh, clipped
 from teraedge.errors import ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Activated, Scaled, Value
+from teraedge.formats import _graph
 from teraedge.formats._conv import REFUSED, convolved
+from teraedge.formats._graph import Activated, Scaled, Value
 from teraedge.formats._support import unsupported
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def matmul(reader: "Reader", node: "Node") -> Value:
 def _linear(x: Value, weights: Any, bias: Any, node: "Node") -> Value:
     if weights.ndim != 2:
         raise ModelError(f"{node.where} has weights of shape {weights.shape}; give a matrix")
-    return _chain.linear(x, weights, bias, node.where)
+    return _graph.linear(x, weights, bias, node.where)
 
 
 def _for_sample(array: Any, axes: int, node: "Node") -> Any:
@@ -72,7 +72,7 @@ def add(reader: "Reader", node: "Node") -> Value:
     values = [one for one in node.inputs if isinstance(one, Value)]
     if len(values) == len(node.inputs):
         factors = [1.0, *[factor] * (len(values) - 1)]
-        return _chain.added(values, factors, node.where)
+        return _graph.added(values, factors, node.where)
     if len(values) != 1 or len(node.inputs) != 2:
         raise ModelError(f"{node.where} adds constants and values; give two of them")
     x = values[0]
@@ -82,7 +82,7 @@ def add(reader: "Reader", node: "Node") -> Value:
     scale, shift = (1.0, factor * constant) if first else (factor, constant)
     if isinstance(x, _Erf):
         return _Erf(x.shape, x.inputs, x.where, x.scale * scale, x.shift * scale + _one(shift))
-    return _chain.scaled(x, scale, shift, node.where)
+    return _graph.scaled(x, scale, shift, node.where)
 
 
 def _one(constant: Any) -> float:
@@ -105,13 +105,13 @@ def multiply(reader: "Reader", node: "Node") -> Value:
     if isinstance(x, _Erf):
         number = _one(factor)
         return _Erf(x.shape, x.inputs, x.where, x.scale * number, x.shift * number)
-    return _chain.scaled(x, factor, 0.0, node.where)
+    return _graph.scaled(x, factor, 0.0, node.where)
 
 
 def _gated(x: Value, gate: Value, node: "Node") -> Value | None:
     """Return x Sigmoid(x) as SiLU, and c x (erf(x / sqrt 2) + 1) as GELU."""
     if isinstance(gate, Activated) and gate.activation == Sigmoid() and gate.inputs == (x,):
-        return _chain.activated(x, SiLU(), node.where)
+        return _graph.activated(x, SiLU(), node.where)
     if not isinstance(gate, _Erf):
         return None
     factor, source = 1.0, gate.inputs[0]
@@ -122,8 +122,8 @@ def _gated(x: Value, gate: Value, node: "Node") -> Value | None:
     if not math.isclose(gate.scale, gate.shift, rel_tol=1e-6):
         return None
     whole = 2 * gate.scale * factor
-    value = _chain.activated(source, GELU(), node.where)
-    return value if whole == 1 else _chain.scaled(value, whole, 0.0, node.where)
+    value = _graph.activated(source, GELU(), node.where)
+    return value if whole == 1 else _graph.scaled(value, whole, 0.0, node.where)
 
 
 def divide(reader: "Reader", node: "Node") -> Value:
@@ -131,11 +131,11 @@ def divide(reader: "Reader", node: "Node") -> Value:
         raise unsupported(f"a quotient by a value ({node.where})")
     divisor = reader.numbers(node.constant(1), node.where).astype(np.float64)
     divisor = _for_sample(divisor, len(node.value(0).shape), node)
-    return _chain.scaled(node.value(0), 1 / divisor, 0.0, node.where)
+    return _graph.scaled(node.value(0), 1 / divisor, 0.0, node.where)
 
 
 def negate(reader: "Reader", node: "Node") -> Value:
-    return _chain.scaled(node.value(0), -1.0, 0.0, node.where)
+    return _graph.scaled(node.value(0), -1.0, 0.0, node.where)
 
 
 def erf(reader: "Reader", node: "Node") -> Value:
@@ -149,7 +149,7 @@ def erf(reader: "Reader", node: "Node") -> Value:
 
 def _activation(activation: Activation) -> Callable[["Reader", "Node"], Value]:
     def read(reader: "Reader", node: "Node") -> Value:
-        return _chain.activated(node.value(0), activation, node.where)
+        return _graph.activated(node.value(0), activation, node.where)
 
     return read
 
@@ -159,7 +159,7 @@ def clip(reader: "Reader", node: "Node") -> Value:
     upper = node.number(2, node.attributes.get("max", math.inf))
     largest = float(np.finfo(np.float32).max)  # what opset 6 has for no bound
     bounds = -math.inf if lower <= -largest else lower, math.inf if upper >= largest else upper
-    return _chain.activated(node.value(0), clipped(*bounds), node.where)
+    return _graph.activated(node.value(0), clipped(*bounds), node.where)
 
 
 def extreme(reader: "Reader", node: "Node") -> Value:
@@ -169,24 +169,24 @@ def extreme(reader: "Reader", node: "Node") -> Value:
         raise unsupported(f"{node.where} of several values")
     bound = node.number(1 if isinstance(node.input(0), Value) else 0, 0.0)
     bounds = (-math.inf, bound) if node.kind == "Min" else (bound, math.inf)
-    return _chain.activated(values[0], clipped(*bounds), node.where)
+    return _graph.activated(values[0], clipped(*bounds), node.where)
 
 
 def hard_sigmoid(reader: "Reader", node: "Node") -> Value:
     slope, shift = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
-    scaled = _chain.scaled(node.value(0), slope, shift, node.where)
-    return _chain.activated(scaled, clipped(0.0, 1.0), node.where)
+    scaled = _graph.scaled(node.value(0), slope, shift, node.where)
+    return _graph.activated(scaled, clipped(0.0, 1.0), node.where)
 
 
 def gelu(reader: "Reader", node: "Node") -> Value:
     approximate = node.attributes.get("approximate", "none")
-    return _chain.activated(node.value(0), GELU(approximate), node.where)
+    return _graph.activated(node.value(0), GELU(approximate), node.where)
 
 
 def swish(reader: "Reader", node: "Node") -> Value:
     if node.attributes.get("alpha", 1.0) != 1:
         raise ModelError(f"{node.where} has an alpha other than 1, which is not supported")
-    return _chain.activated(node.value(0), SiLU(), node.where)
+    return _graph.activated(node.value(0), SiLU(), node.where)
 
 
 def batch_norm(reader: "Reader", node: "Node") -> Value:
@@ -203,7 +203,7 @@ def batch_norm(reader: "Reader", node: "Node") -> Value:
     scale = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
     across = (-1,) + (1,) * (len(x.shape) - 1)  # a channel has one scale
     shift = beta - mean * scale
-    return _chain.scaled(x, scale.reshape(across), shift.reshape(across), node.where)
+    return _graph.scaled(x, scale.reshape(across), shift.reshape(across), node.where)
 
 
 def conv(reader: "Reader", node: "Node") -> Value:
@@ -259,7 +259,7 @@ def flatten(reader: "Reader", node: "Node") -> Value:
     x = node.value(0)
     if node.attributes.get("axis", 1) % (len(x.shape) + 1) != 1:
         raise ModelError(f"{node.where} flattens the axis of samples; give axis=1")
-    return _chain.reshaped(x, (x.size,))
+    return _graph.reshaped(x, (x.size,))
 
 
 def reshape(reader: "Reader", node: "Node") -> Value:
@@ -281,19 +281,19 @@ def reshape(reader: "Reader", node: "Node") -> Value:
             f"{node.where} gives the shape {shape} to {x.size} numbers a sample; the axis of "
             "samples must stay, as in [0, -1]"
         )
-    return _chain.reshaped(x, tuple(rest))
+    return _graph.reshaped(x, tuple(rest))
 
 
 def softmax(reader: "Reader", node: "Node") -> Value:
     x = node.value(0)
     axis = node.attributes.get("axis", -1 if reader.opset >= 13 else 1)
-    return _chain.ended(x, "softmax" if node.kind == "Softmax" else "log_softmax", axis, node.where)
+    return _graph.ended(x, "softmax" if node.kind == "Softmax" else "log_softmax", axis, node.where)
 
 
 def argmax(reader: "Reader", node: "Node") -> Value:
     if node.attributes.get("select_last_index", 0):
         raise ModelError(f"{node.where} takes the last of several; only the first is supported")
-    return _chain.ended(node.value(0), "argmax", node.attributes.get("axis", 0), node.where)
+    return _graph.ended(node.value(0), "argmax", node.attributes.get("axis", 0), node.where)
 
 
 NODES: dict[str, Callable[["Reader", "Node"], Value]] = {
