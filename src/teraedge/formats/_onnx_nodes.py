@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from teraedge.activations import GELU, Activation, Sigmoid, SiLU, Tanh, clipped
 from teraedge.errors import ModelError
-from teraedge.formats import _graph
+from teraedge.formats import _graph, _onnx_gelu
 from teraedge.formats._conv import REFUSED, convolved
-from teraedge.formats._graph import Activated, Scaled, Value
+from teraedge.formats._graph import Value
 from teraedge.formats._support import unsupported
 
 if TYPE_CHECKING:
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
 
 BATCH = 4_611_686_018_427_387_847
 """Stands for the number of samples among sizes."""
-
-
-@dataclass(eq=False)
-class _Erf(Value):
-    """Scale erf(x / sqrt 2) + shift of the input x: half a GELU, which has to be met by x."""
-
-    scale: float = 1.0
-    shift: float = 0.0
 
 
 def gemm(reader: "Reader", node: "Node") -> Value:
@@ -72,6 +63,10 @@ def add(reader: "Reader", node: "Node") -> Value:
     values = [one for one in node.inputs if isinstance(one, Value)]
     if len(values) == len(node.inputs):
         factors = [1.0, *[factor] * (len(values) - 1)]
+        if factors == [1.0, 1.0]:
+            polynomial = _onnx_gelu.added(values[0], values[1])
+            if polynomial is not None:
+                return polynomial
         return _graph.added(values, factors, node.where)
     if len(values) != 1 or len(node.inputs) != 2:
         raise ModelError(f"{node.where} adds constants and values; give two of them")
@@ -80,50 +75,20 @@ def add(reader: "Reader", node: "Node") -> Value:
     constant = reader.numbers(node.constant(1 if first else 0), node.where)
     constant = _for_sample(constant, len(x.shape), node)
     scale, shift = (1.0, factor * constant) if first else (factor, constant)
-    if isinstance(x, _Erf):
-        return _Erf(x.shape, x.inputs, x.where, x.scale * scale, x.shift * scale + _one(shift))
-    return _graph.scaled(x, scale, shift, node.where)
-
-
-def _one(constant: Any) -> float:
-    """Return the only number of a constant, NaN where there are several."""
-    numbers = np.unique(constant)
-    return float(numbers[0]) if len(numbers) == 1 else math.nan
+    return _onnx_gelu.rescaled(x, scale, shift, node.where)
 
 
 def multiply(reader: "Reader", node: "Node") -> Value:
     one, other = node.inputs
     if isinstance(one, Value) and isinstance(other, Value):
-        for x, gate in ((one, other), (other, one)):
-            product = _gated(x, gate, node)
-            if product is not None:
-                return product
-        raise unsupported(f"a product of two values ({node.where})")
+        product = _onnx_gelu.multiplied(one, other, node.where)
+        if product is None:
+            raise unsupported(f"a product of two values ({node.where})")
+        return product
     x, constant = (one, node.constant(1)) if isinstance(one, Value) else (other, node.constant(0))
     factor = reader.numbers(constant, node.where).astype(np.float64)
     factor = _for_sample(factor, len(x.shape), node)
-    if isinstance(x, _Erf):
-        number = _one(factor)
-        return _Erf(x.shape, x.inputs, x.where, x.scale * number, x.shift * number)
-    return _graph.scaled(x, factor, 0.0, node.where)
-
-
-def _gated(x: Value, gate: Value, node: "Node") -> Value | None:
-    """Return x Sigmoid(x) as SiLU, and c x (erf(x / sqrt 2) + 1) as GELU."""
-    if isinstance(gate, Activated) and gate.activation == Sigmoid() and gate.inputs == (x,):
-        return _graph.activated(x, SiLU(), node.where)
-    if not isinstance(gate, _Erf):
-        return None
-    factor, source = 1.0, gate.inputs[0]
-    if isinstance(x, Scaled) and x.inputs == (source,) and not x.shift.any():
-        factor = _one(x.scale)
-    elif x is not source:
-        return None
-    if not math.isclose(gate.scale, gate.shift, rel_tol=1e-6):
-        return None
-    whole = 2 * gate.scale * factor
-    value = _graph.activated(source, GELU(), node.where)
-    return value if whole == 1 else _graph.scaled(value, whole, 0.0, node.where)
+    return _onnx_gelu.rescaled(x, factor, 0.0, node.where)
 
 
 def divide(reader: "Reader", node: "Node") -> Value:
@@ -131,7 +96,14 @@ def divide(reader: "Reader", node: "Node") -> Value:
         raise unsupported(f"a quotient by a value ({node.where})")
     divisor = reader.numbers(node.constant(1), node.where).astype(np.float64)
     divisor = _for_sample(divisor, len(node.value(0).shape), node)
-    return _graph.scaled(node.value(0), 1 / divisor, 0.0, node.where)
+    return _onnx_gelu.rescaled(node.value(0), 1 / divisor, 0.0, node.where)
+
+
+def power(reader: "Reader", node: "Node") -> Value:
+    raised = _onnx_gelu.raised(node.value(0), node.number(1, 1.0), node.where)
+    if raised is None:
+        raise unsupported(node.where)
+    return raised
 
 
 def negate(reader: "Reader", node: "Node") -> Value:
@@ -139,12 +111,15 @@ def negate(reader: "Reader", node: "Node") -> Value:
 
 
 def erf(reader: "Reader", node: "Node") -> Value:
+    gate = _onnx_gelu.gate_of_erf(node.value(0), node.where)
+    if gate is None:
+        raise unsupported(f"{node.where} outside of a GELU, x / 2 (1 + erf(x / sqrt 2)),")
+    return gate
+
+
+def tanh(reader: "Reader", node: "Node") -> Value:
     x = node.value(0)
-    if isinstance(x, Scaled) and not x.shift.any():
-        factor = _one(x.scale)
-        if math.isclose(factor, math.sqrt(0.5), rel_tol=1e-6):
-            return _Erf(x.shape, x.inputs, node.where)
-    raise unsupported(f"{node.where} outside of a GELU, x / 2 (1 + erf(x / sqrt 2)),")
+    return _onnx_gelu.gate_of_tanh(x, node.where) or _graph.activated(x, Tanh(), node.where)
 
 
 def _activation(activation: Activation) -> Callable[["Reader", "Node"], Value]:
@@ -308,7 +283,8 @@ NODES: dict[str, Callable[["Reader", "Node"], Value]] = {
     "Erf": erf,
     "Relu": _activation(clipped(0.0, math.inf)),
     "Sigmoid": _activation(Sigmoid()),
-    "Tanh": _activation(Tanh()),
+    "Tanh": tanh,
+    "Pow": power,
     "Clip": clip,
     "Min": extreme,
     "Max": extreme,
