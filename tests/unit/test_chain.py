@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 import teraedge
 from teraedge import GELU, ClippedReLU, Hardtanh, Identity, ReLU, Sigmoid, SiLU, Tanh
 from teraedge.errors import ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Value
+from teraedge.formats import _chain, _graph
+from teraedge.formats._graph import Value
 
 ANY = [ReLU(), GELU(), GELU("tanh"), SiLU()]
 ALL = [*ANY, ClippedReLU(2), Hardtanh(-1, 3), Sigmoid(), Tanh(), Identity()]
@@ -40,19 +40,19 @@ def graphs(draw, activations):
             width = draw(st.integers(1, 4))
             weights = rng.normal(size=(x.size, width)) * (rng.random((x.size, width)) < 0.7)
             bias = draw(st.sampled_from([None, rng.normal(size=width)]))
-            value = _chain.linear(x, weights, bias, where)
+            value = _graph.linear(x, weights, bias, where)
             graph.add(value, expected @ weights + (0 if bias is None else bias))
         elif kind == "activation":
             f = draw(st.sampled_from(activations))
-            graph.add(_chain.activated(x, f, where), f(expected))
+            graph.add(_graph.activated(x, f, where), f(expected))
         elif kind == "scale":
             scale, shift = rng.normal(size=(2, x.size)) * draw(st.sampled_from([0.0, 1.0]))
-            graph.add(_chain.scaled(x, scale, shift, where), expected * scale + shift)
+            graph.add(_graph.scaled(x, scale, shift, where), expected * scale + shift)
         else:
             fitting = [pair for pair in graph.values if pair[0].shape == x.shape]
             other, theirs = draw(st.sampled_from(fitting))
             factor = draw(st.sampled_from([1.0, -0.5]))
-            value = _chain.added((x, other), (1.0, factor), where)
+            value = _graph.added((x, other), (1.0, factor), where)
             graph.add(value, expected + factor * theirs)
     return graph
 
@@ -88,8 +88,8 @@ def test_what_is_carried_over_relu_is_carried_exactly(graph):
     y, expected = x, np.rint(3 * features)
     for number in range(3):
         weights = np.sign(np.random.default_rng(number).normal(size=(x.size, x.size)))
-        inner = _chain.activated(_chain.linear(y, weights, None, "in"), ReLU(), "f")
-        y = _chain.added((y, _chain.linear(inner, weights.T, None, "out")), (1.0, 1.0), "sum")
+        inner = _graph.activated(_graph.linear(y, weights, None, "in"), ReLU(), "f")
+        y = _graph.added((y, _graph.linear(inner, weights.T, None, "out")), (1.0, 1.0), "sum")
         expected = expected + np.maximum(expected @ weights, 0) @ weights.T
     network = _chain.chain(y, dtype=np.float32)
     result = teraedge.compile(network).run(np.rint(3 * features))
@@ -101,9 +101,9 @@ def test_layers_that_need_nothing_else_come_out_as_they_went_in():
     x = Value((5,), where="the input")
     weights = [sp.random_array((a, b), density=0.5, rng=rng) for a, b in [(5, 6), (6, 4), (4, 3)]]
     for number, each in enumerate(weights):
-        x = _chain.linear(x, each, None, f"linear {number}")
+        x = _graph.linear(x, each, None, f"linear {number}")
         if number != 1:  # two linear maps in a row stay two layers
-            x = _chain.activated(x, Tanh(), f"tanh {number}")
+            x = _graph.activated(x, Tanh(), f"tanh {number}")
     network = _chain.chain(x, dtype=np.float64)
     assert [layer.activation for layer in network] == [Tanh(), Identity(), Tanh()]
     for layer, each in zip(network, weights, strict=True):
@@ -119,13 +119,13 @@ def test_a_value_that_is_only_an_input_is_a_layer():
 
 def test_numbers_that_are_not_finite():
     x = Value((2,), where="the input")
-    x = _chain.linear(x, np.eye(2) * 1e300, None, "linear")
+    x = _graph.linear(x, np.eye(2) * 1e300, None, "linear")
     with pytest.raises(ModelError, match="layer 0 has a weight or bias that is not a finite"):
         _chain.chain(x, dtype=np.float32)
 
 
 def test_two_inputs():
     both = [Value((2,), where="one"), Value((2,), where="two")]
-    total = _chain.added(both, (1.0, 1.0), "sum")
+    total = _graph.added(both, (1.0, 1.0), "sum")
     with pytest.raises(ModelError, match="more than one input"):
         _chain.chain(total, dtype=np.float32)

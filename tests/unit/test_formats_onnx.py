@@ -166,6 +166,36 @@ def test_gelu_made_of_erf(tmp_path, half_first):
     assert network.edges == 30 + 20
 
 
+@pytest.mark.parametrize("cube", ["products", "power"])
+def test_gelu_made_of_tanh(tmp_path, cube):
+    constants = {
+        "little": np.float32(0.044715),
+        "root": np.float32((2 / np.pi) ** 0.5),
+        "one": np.float32(1),
+        "half": np.float32(0.5),
+        "three": np.float32(3),
+    }
+    cubes = {
+        "products": [node("Mul", ["a", "a"], "square"), node("Mul", ["a", "square"], "cube")],
+        "power": [node("Pow", ["a", "three"], "cube")],
+    }
+    nodes = [
+        node("Gemm", ["x", "w", "b"], "a"),
+        *cubes[cube],
+        node("Mul", ["little", "cube"], "c"),
+        node("Add", ["a", "c"], "d"),
+        node("Mul", ["root", "d"], "e"),
+        node("Tanh", ["e"], "f"),
+        node("Add", ["one", "f"], "g"),
+        node("Mul", ["a", "g"], "h"),
+        node("Mul", ["half", "h"], "i"),
+        node("MatMul", ["i", "v"], "y"),
+    ]
+    network = assert_same(saved(tmp_path, nodes, {**DENSE, **constants}, [6]), (6,))
+    assert [layer.activation for layer in network] == [GELU("tanh"), Identity()]
+    assert network.edges == 30 + 20
+
+
 @pytest.mark.parametrize("order", [["a", "s"], ["s", "a"]])
 def test_silu_is_x_times_sigmoid(tmp_path, order):
     nodes = [
@@ -361,7 +391,11 @@ REFUSED = {
         node("Softmax", ["x"], "a"), node("MatMul", ["a", "w"], "y")
     ),
     r"reads 5 numbers a sample and is given 6": refused(node("MatMul", ["x", "v"], "y")),
-    r"a product of two values": refused(node("Mul", ["x", "x"], "y")),
+    r"Mul \(node a\) is used in a way": refused(
+        node("Mul", ["x", "x"], "a"), node("Relu", ["a"], "y")
+    ),
+    r"a product of two values": refused(node("Tanh", ["x"], "a"), node("Mul", ["x", "a"], "y")),
+    r"Pow \(node y\) is not supported": refused(node("Pow", ["x", "w"], "y"), w=np.float32(0.5)),
     r"outside of a GELU": refused(node("Erf", ["x"], "y")),
     r"must have a constant as input 1": refused(node("Clip", ["x", "x"], "y")),
     r"reads 'nowhere', which nothing before it writes": refused(
@@ -495,3 +529,56 @@ def test_too_large_for_the_format(tmp_path):
     teraedge.to_onnx(Network(Source()), tmp_path / "model.onnx", sparse=True)
     with pytest.raises(FormatError, match=r"ends with \.onnx"):
         teraedge.to_onnx(Network([Layer([[1.0]])]), tmp_path / "model.txt")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*legacy", "ignore:.*opset")
+@pytest.mark.parametrize("opset", [13, 17, 20])
+def test_what_pytorch_exports(tmp_path, opset):
+    """Flattening, BatchNorm, a residual sum, and every activation in the nodes it is made of."""
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+
+    class Module(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            nn = torch.nn
+            self.first, self.norm = nn.Linear(12, 16), nn.BatchNorm1d(16)
+            self.inner, self.last = nn.Linear(16, 16), nn.Linear(16, 5)
+            self.activations = nn.Sequential(
+                *(
+                    nn.Sequential(nn.Linear(16, 16), each)
+                    for each in [
+                        nn.GELU(),
+                        nn.GELU("tanh"),
+                        nn.SiLU(),
+                        nn.Hardtanh(-0.25, 0.5),
+                        nn.ReLU6(),
+                        nn.Sigmoid(),
+                        nn.Tanh(),
+                    ]
+                )
+            )
+
+        def forward(self, x):
+            x = self.norm(self.first(x.view(x.size(0), -1)))
+            x = torch.relu(x + self.inner(torch.relu(x)))
+            return torch.softmax(self.last(self.activations(x)), dim=-1)
+
+    module, x = Module().eval(), torch.randn(9, 3, 4)
+    path = tmp_path / "model.onnx"
+    try:
+        torch.onnx.export(
+            module, (x,), path, opset_version=opset, dynamo=False, input_names=["x"],
+            dynamic_axes={"x": {0: "samples"}},
+        )  # fmt: skip
+    except (ImportError, TypeError) as error:  # an exporter that this PyTorch has no more
+        pytest.skip(str(error))
+    network = teraedge.from_onnx(path)
+    from_module = teraedge.from_torch(module, input_shape=(3, 4))
+    features = x.flatten(1).numpy()
+    expected = module(x).detach().numpy()
+    np.testing.assert_allclose(
+        teraedge.reference.run(network, features).outputs, expected, atol=1e-6
+    )
+    assert [layer.activation for layer in network] == [layer.activation for layer in from_module]
+    assert network.edges == from_module.edges
+    np.testing.assert_array_equal(network.predict(features), expected.argmax(axis=1))

@@ -368,6 +368,41 @@ def test_convolutions_only_when_asked_for():
         teraedge.from_torch(nn.Conv2d(1, 1, 3), lower_conv=True, input_shape=(25,))
 
 
+def test_the_shape_of_the_input_may_be_a_number():
+    assert_same(nn.Linear(3, 3), (3,), input_shape=3)
+
+
+@pytest.mark.parametrize("shape", [(0,), "3", (), (2.5,), [[3]]])
+def test_shapes_of_the_input(shape):
+    with pytest.raises(ModelError, match=r"input_shape is .*; give whole numbers above 0"):
+        teraedge.from_torch(nn.Linear(3, 3), input_shape=shape)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_scripted_modules():
+    with pytest.raises(ModelError, match=r"is compiled by torch.jit; give the nn.Module"):
+        teraedge.from_torch(torch.jit.trace(nn.Linear(3, 3), torch.ones(1, 3)))
+
+
+def test_spectral_norm_is_read_as_in_eval_mode_and_left_alone():
+    module = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(6, 5)), nn.ReLU())
+    before = copy.deepcopy(module.state_dict())
+    teraedge.from_torch(module)
+    assert all(part.training for part in module.modules())
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    module.eval()
+    assert_same(module, (6,))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of PyTorch itself
+def test_wrapped_modules():
+    plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    for wrapped in (nn.DataParallel(plain), torch.compile(plain)):
+        network = teraedge.from_torch(wrapped)
+        assert (network.name, network.edges) == ("Sequential", 12)
+
+
 def test_traced_modules():
     assert_same(torch.fx.symbolic_trace(Residual(nn.ReLU())), (16,))
 
@@ -419,6 +454,8 @@ REFUSED = {
     r"the shape of the input is not known": nn.ReLU(),
     r"has the hook function": nn.Sequential(Hooked()),
     r"has no values yet": Meta(),
+    r"LazyLinear \(module 1\) has no values yet": nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(3)),
+    r"is a ModuleList, which computes nothing": nn.ModuleList([nn.Linear(3, 3)]),
     r"the model is a list; give a torch.nn.Module": [nn.Linear(3, 3)],
     r"flattens the axis of samples": nn.Sequential(nn.Linear(3, 3), nn.Flatten(0)),
 }

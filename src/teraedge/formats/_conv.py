@@ -10,8 +10,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from teraedge.errors import ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Value
+from teraedge.formats import _graph
+from teraedge.formats._graph import Value
 
 REFUSED = (
     "give lower_conv=True, and input_shape=(channels, ...) where it is not in the file, to turn it "
@@ -75,13 +75,13 @@ def convolved(
     shape = x.size, outputs * math.prod(after)
     weights = sp.csr_array((values, (rows, columns)), shape=shape)
     biases = None if bias is None else np.repeat(bias, math.prod(after))
-    flat = _chain.linear(_chain.reshaped(x, (x.size,)), weights, biases, where)
+    flat = _graph.linear(_graph.reshaped(x, (x.size,)), weights, biases, where)
     work = kernel.size * math.prod(after)
     note = (
         f"{where} runs as a sparse layer of {weights.nnz:,} edges, for {work:,} multiply-adds and "
         f"{kernel.size:,} weights as a convolution"
     )
-    return _chain.reshaped(flat, (outputs, *after)), note
+    return _graph.reshaped(flat, (outputs, *after)), note
 
 
 def _places(

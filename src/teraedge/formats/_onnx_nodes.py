@@ -2,16 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from teraedge.activations import GELU, Activation, Sigmoid, SiLU, Tanh, clipped
 from teraedge.errors import ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Activated, Scaled, Value
+from teraedge.formats import _graph, _onnx_gelu
 from teraedge.formats._conv import REFUSED, convolved
+from teraedge.formats._graph import Value
 from teraedge.formats._support import unsupported
 
 if TYPE_CHECKING:
@@ -19,14 +18,6 @@ if TYPE_CHECKING:
 
 BATCH = 4_611_686_018_427_387_847
 """Stands for the number of samples among sizes."""
-
-
-@dataclass(eq=False)
-class _Erf(Value):
-    """Scale erf(x / sqrt 2) + shift of the input x: half a GELU, which has to be met by x."""
-
-    scale: float = 1.0
-    shift: float = 0.0
 
 
 def gemm(reader: "Reader", node: "Node") -> Value:
@@ -55,7 +46,7 @@ def matmul(reader: "Reader", node: "Node") -> Value:
 def _linear(x: Value, weights: Any, bias: Any, node: "Node") -> Value:
     if weights.ndim != 2:
         raise ModelError(f"{node.where} has weights of shape {weights.shape}; give a matrix")
-    return _chain.linear(x, weights, bias, node.where)
+    return _graph.linear(x, weights, bias, node.where)
 
 
 def _for_sample(array: Any, axes: int, node: "Node") -> Any:
@@ -72,7 +63,11 @@ def add(reader: "Reader", node: "Node") -> Value:
     values = [one for one in node.inputs if isinstance(one, Value)]
     if len(values) == len(node.inputs):
         factors = [1.0, *[factor] * (len(values) - 1)]
-        return _chain.added(values, factors, node.where)
+        if factors == [1.0, 1.0]:
+            polynomial = _onnx_gelu.added(values[0], values[1])
+            if polynomial is not None:
+                return polynomial
+        return _graph.added(values, factors, node.where)
     if len(values) != 1 or len(node.inputs) != 2:
         raise ModelError(f"{node.where} adds constants and values; give two of them")
     x = values[0]
@@ -80,50 +75,20 @@ def add(reader: "Reader", node: "Node") -> Value:
     constant = reader.numbers(node.constant(1 if first else 0), node.where)
     constant = _for_sample(constant, len(x.shape), node)
     scale, shift = (1.0, factor * constant) if first else (factor, constant)
-    if isinstance(x, _Erf):
-        return _Erf(x.shape, x.inputs, x.where, x.scale * scale, x.shift * scale + _one(shift))
-    return _chain.scaled(x, scale, shift, node.where)
-
-
-def _one(constant: Any) -> float:
-    """Return the only number of a constant, NaN where there are several."""
-    numbers = np.unique(constant)
-    return float(numbers[0]) if len(numbers) == 1 else math.nan
+    return _onnx_gelu.rescaled(x, scale, shift, node.where)
 
 
 def multiply(reader: "Reader", node: "Node") -> Value:
     one, other = node.inputs
     if isinstance(one, Value) and isinstance(other, Value):
-        for x, gate in ((one, other), (other, one)):
-            product = _gated(x, gate, node)
-            if product is not None:
-                return product
-        raise unsupported(f"a product of two values ({node.where})")
+        product = _onnx_gelu.multiplied(one, other, node.where)
+        if product is None:
+            raise unsupported(f"a product of two values ({node.where})")
+        return product
     x, constant = (one, node.constant(1)) if isinstance(one, Value) else (other, node.constant(0))
     factor = reader.numbers(constant, node.where).astype(np.float64)
     factor = _for_sample(factor, len(x.shape), node)
-    if isinstance(x, _Erf):
-        number = _one(factor)
-        return _Erf(x.shape, x.inputs, x.where, x.scale * number, x.shift * number)
-    return _chain.scaled(x, factor, 0.0, node.where)
-
-
-def _gated(x: Value, gate: Value, node: "Node") -> Value | None:
-    """Return x Sigmoid(x) as SiLU, and c x (erf(x / sqrt 2) + 1) as GELU."""
-    if isinstance(gate, Activated) and gate.activation == Sigmoid() and gate.inputs == (x,):
-        return _chain.activated(x, SiLU(), node.where)
-    if not isinstance(gate, _Erf):
-        return None
-    factor, source = 1.0, gate.inputs[0]
-    if isinstance(x, Scaled) and x.inputs == (source,) and not x.shift.any():
-        factor = _one(x.scale)
-    elif x is not source:
-        return None
-    if not math.isclose(gate.scale, gate.shift, rel_tol=1e-6):
-        return None
-    whole = 2 * gate.scale * factor
-    value = _chain.activated(source, GELU(), node.where)
-    return value if whole == 1 else _chain.scaled(value, whole, 0.0, node.where)
+    return _onnx_gelu.rescaled(x, factor, 0.0, node.where)
 
 
 def divide(reader: "Reader", node: "Node") -> Value:
@@ -131,25 +96,35 @@ def divide(reader: "Reader", node: "Node") -> Value:
         raise unsupported(f"a quotient by a value ({node.where})")
     divisor = reader.numbers(node.constant(1), node.where).astype(np.float64)
     divisor = _for_sample(divisor, len(node.value(0).shape), node)
-    return _chain.scaled(node.value(0), 1 / divisor, 0.0, node.where)
+    return _onnx_gelu.rescaled(node.value(0), 1 / divisor, 0.0, node.where)
+
+
+def power(reader: "Reader", node: "Node") -> Value:
+    raised = _onnx_gelu.raised(node.value(0), node.number(1, 1.0), node.where)
+    if raised is None:
+        raise unsupported(node.where)
+    return raised
 
 
 def negate(reader: "Reader", node: "Node") -> Value:
-    return _chain.scaled(node.value(0), -1.0, 0.0, node.where)
+    return _graph.scaled(node.value(0), -1.0, 0.0, node.where)
 
 
 def erf(reader: "Reader", node: "Node") -> Value:
+    gate = _onnx_gelu.gate_of_erf(node.value(0), node.where)
+    if gate is None:
+        raise unsupported(f"{node.where} outside of a GELU, x / 2 (1 + erf(x / sqrt 2)),")
+    return gate
+
+
+def tanh(reader: "Reader", node: "Node") -> Value:
     x = node.value(0)
-    if isinstance(x, Scaled) and not x.shift.any():
-        factor = _one(x.scale)
-        if math.isclose(factor, math.sqrt(0.5), rel_tol=1e-6):
-            return _Erf(x.shape, x.inputs, node.where)
-    raise unsupported(f"{node.where} outside of a GELU, x / 2 (1 + erf(x / sqrt 2)),")
+    return _onnx_gelu.gate_of_tanh(x, node.where) or _graph.activated(x, Tanh(), node.where)
 
 
 def _activation(activation: Activation) -> Callable[["Reader", "Node"], Value]:
     def read(reader: "Reader", node: "Node") -> Value:
-        return _chain.activated(node.value(0), activation, node.where)
+        return _graph.activated(node.value(0), activation, node.where)
 
     return read
 
@@ -159,7 +134,7 @@ def clip(reader: "Reader", node: "Node") -> Value:
     upper = node.number(2, node.attributes.get("max", math.inf))
     largest = float(np.finfo(np.float32).max)  # what opset 6 has for no bound
     bounds = -math.inf if lower <= -largest else lower, math.inf if upper >= largest else upper
-    return _chain.activated(node.value(0), clipped(*bounds), node.where)
+    return _graph.activated(node.value(0), clipped(*bounds), node.where)
 
 
 def extreme(reader: "Reader", node: "Node") -> Value:
@@ -169,24 +144,24 @@ def extreme(reader: "Reader", node: "Node") -> Value:
         raise unsupported(f"{node.where} of several values")
     bound = node.number(1 if isinstance(node.input(0), Value) else 0, 0.0)
     bounds = (-math.inf, bound) if node.kind == "Min" else (bound, math.inf)
-    return _chain.activated(values[0], clipped(*bounds), node.where)
+    return _graph.activated(values[0], clipped(*bounds), node.where)
 
 
 def hard_sigmoid(reader: "Reader", node: "Node") -> Value:
     slope, shift = node.attributes.get("alpha", 0.2), node.attributes.get("beta", 0.5)
-    scaled = _chain.scaled(node.value(0), slope, shift, node.where)
-    return _chain.activated(scaled, clipped(0.0, 1.0), node.where)
+    scaled = _graph.scaled(node.value(0), slope, shift, node.where)
+    return _graph.activated(scaled, clipped(0.0, 1.0), node.where)
 
 
 def gelu(reader: "Reader", node: "Node") -> Value:
     approximate = node.attributes.get("approximate", "none")
-    return _chain.activated(node.value(0), GELU(approximate), node.where)
+    return _graph.activated(node.value(0), GELU(approximate), node.where)
 
 
 def swish(reader: "Reader", node: "Node") -> Value:
     if node.attributes.get("alpha", 1.0) != 1:
         raise ModelError(f"{node.where} has an alpha other than 1, which is not supported")
-    return _chain.activated(node.value(0), SiLU(), node.where)
+    return _graph.activated(node.value(0), SiLU(), node.where)
 
 
 def batch_norm(reader: "Reader", node: "Node") -> Value:
@@ -203,7 +178,7 @@ def batch_norm(reader: "Reader", node: "Node") -> Value:
     scale = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
     across = (-1,) + (1,) * (len(x.shape) - 1)  # a channel has one scale
     shift = beta - mean * scale
-    return _chain.scaled(x, scale.reshape(across), shift.reshape(across), node.where)
+    return _graph.scaled(x, scale.reshape(across), shift.reshape(across), node.where)
 
 
 def conv(reader: "Reader", node: "Node") -> Value:
@@ -259,7 +234,7 @@ def flatten(reader: "Reader", node: "Node") -> Value:
     x = node.value(0)
     if node.attributes.get("axis", 1) % (len(x.shape) + 1) != 1:
         raise ModelError(f"{node.where} flattens the axis of samples; give axis=1")
-    return _chain.reshaped(x, (x.size,))
+    return _graph.reshaped(x, (x.size,))
 
 
 def reshape(reader: "Reader", node: "Node") -> Value:
@@ -281,19 +256,19 @@ def reshape(reader: "Reader", node: "Node") -> Value:
             f"{node.where} gives the shape {shape} to {x.size} numbers a sample; the axis of "
             "samples must stay, as in [0, -1]"
         )
-    return _chain.reshaped(x, tuple(rest))
+    return _graph.reshaped(x, tuple(rest))
 
 
 def softmax(reader: "Reader", node: "Node") -> Value:
     x = node.value(0)
     axis = node.attributes.get("axis", -1 if reader.opset >= 13 else 1)
-    return _chain.ended(x, "softmax" if node.kind == "Softmax" else "log_softmax", axis, node.where)
+    return _graph.ended(x, "softmax" if node.kind == "Softmax" else "log_softmax", axis, node.where)
 
 
 def argmax(reader: "Reader", node: "Node") -> Value:
     if node.attributes.get("select_last_index", 0):
         raise ModelError(f"{node.where} takes the last of several; only the first is supported")
-    return _chain.ended(node.value(0), "argmax", node.attributes.get("axis", 0), node.where)
+    return _graph.ended(node.value(0), "argmax", node.attributes.get("axis", 0), node.where)
 
 
 NODES: dict[str, Callable[["Reader", "Node"], Value]] = {
@@ -308,7 +283,8 @@ NODES: dict[str, Callable[["Reader", "Node"], Value]] = {
     "Erf": erf,
     "Relu": _activation(clipped(0.0, math.inf)),
     "Sigmoid": _activation(Sigmoid()),
-    "Tanh": _activation(Tanh()),
+    "Tanh": tanh,
+    "Pow": power,
     "Clip": clip,
     "Min": extreme,
     "Max": extreme,

@@ -17,8 +17,8 @@ from onnx.inliner import inline_local_functions
 from onnx.reference import ReferenceEvaluator
 
 from teraedge.errors import FormatError, ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Value
+from teraedge.formats import _chain, _graph
+from teraedge.formats._graph import Value
 from teraedge.formats._onnx_nodes import BATCH, NODES
 from teraedge.formats._support import unsupported
 from teraedge.network import Network
@@ -143,7 +143,7 @@ class Reader:
         if not isinstance(result, Value):
             raise ModelError(f"the output {wanted!r} does not depend on the input")
         return _chain.chain(
-            _chain.reshaped(result, (result.size,)),
+            _graph.reshaped(result, (result.size,)),
             dtype=self.dtype,
             name=self.graph.name if self.graph.name not in ("", "main_graph") else stem,
             notes=self.notes,
@@ -166,12 +166,12 @@ class Reader:
         if dtype == np.float64:
             self.dtype = np.dtype(np.float64)
         self.batch = sizes[0] if sizes else None
-        shape = self.input_shape
+        shape = None if self.input_shape is None else _graph.given_shape(self.input_shape)
         if shape is None and len(sizes) > 1 and all(sizes[1:]):
             shape = tuple(int(size) for size in sizes[1:] if size)
         if shape is None:
             shape = self._shape_by_weights(nodes)
-        self.known[entry.name] = Value(tuple(map(int, shape)), where="the input")
+        self.known[entry.name] = Value(shape, where="the input")
 
     def _shape_by_weights(self, nodes: list[Any]) -> tuple[int, ...]:
         """Return the shape of the input by the first weights that there are."""

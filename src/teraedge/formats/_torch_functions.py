@@ -15,8 +15,8 @@ import torch.nn.functional as F  # noqa: N812 (as everybody does)
 
 from teraedge.activations import GELU, Activation, Sigmoid, SiLU, Tanh, clipped
 from teraedge.errors import ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Value
+from teraedge.formats import _graph
+from teraedge.formats._graph import Value
 from teraedge.formats._support import unsupported
 
 if TYPE_CHECKING:
@@ -31,11 +31,11 @@ BATCH = _Batch()
 
 
 def relu(reader: "Reader", where: str, input: Value, inplace: bool = False) -> Value:
-    return _chain.activated(input, clipped(0.0, math.inf), where)
+    return _graph.activated(input, clipped(0.0, math.inf), where)
 
 
 def relu6(reader: "Reader", where: str, input: Value, inplace: bool = False) -> Value:
-    return _chain.activated(input, clipped(0.0, 6.0), where)
+    return _graph.activated(input, clipped(0.0, 6.0), where)
 
 
 def hardtanh(
@@ -46,7 +46,7 @@ def hardtanh(
     max_val: float = 1.0,
     inplace: bool = False,
 ) -> Value:
-    return _chain.activated(input, clipped(float(min_val), float(max_val)), where)
+    return _graph.activated(input, clipped(float(min_val), float(max_val)), where)
 
 
 def clamp(
@@ -59,16 +59,16 @@ def clamp(
     if any(isinstance(bound, Value | torch.Tensor) for bound in (min, max)):
         raise ModelError(f"{where} has bounds that are tensors; give numbers")
     lower = -math.inf if min is None else float(min)
-    return _chain.activated(input, clipped(lower, math.inf if max is None else float(max)), where)
+    return _graph.activated(input, clipped(lower, math.inf if max is None else float(max)), where)
 
 
 def gelu(reader: "Reader", where: str, input: Value, approximate: str = "none") -> Value:
-    return _chain.activated(input, GELU(approximate), where)
+    return _graph.activated(input, GELU(approximate), where)
 
 
 def _curve(activation: Activation) -> Callable[..., Value]:
     def read(reader: "Reader", where: str, input: Value, inplace: bool = False) -> Value:
-        return _chain.activated(input, activation, where)
+        return _graph.activated(input, activation, where)
 
     return read
 
@@ -93,7 +93,7 @@ def matmul(reader: "Reader", where: str, input: Any, other: Any) -> Value:
     weights = reader.numbers(other, where)
     if weights.ndim != 2:
         raise ModelError(f"{where} has weights of shape {weights.shape}; give a matrix")
-    return _chain.linear(input, weights, None, where)
+    return _graph.linear(input, weights, None, where)
 
 
 def softmax(
@@ -103,7 +103,7 @@ def softmax(
     dim: Any = None,
     **_: Any,
 ) -> Value:
-    return _chain.ended(input, "softmax", dim, where)
+    return _graph.ended(input, "softmax", dim, where)
 
 
 def log_softmax(
@@ -113,7 +113,7 @@ def log_softmax(
     dim: Any = None,
     **_: Any,
 ) -> Value:
-    return _chain.ended(input, "log_softmax", dim, where)
+    return _graph.ended(input, "log_softmax", dim, where)
 
 
 def argmax(
@@ -123,7 +123,7 @@ def argmax(
     dim: Any = None,
     keepdim: bool = False,
 ) -> Value:
-    return _chain.ended(input, "argmax", dim, where)
+    return _graph.ended(input, "argmax", dim, where)
 
 
 def flatten(
@@ -138,7 +138,7 @@ def flatten(
     if start == 0:
         raise ModelError(f"{where} flattens the axis of samples; give start_dim=1")
     middle = math.prod(input.shape[start - 1 : end])
-    return _chain.reshaped(input, (*input.shape[: start - 1], middle, *input.shape[end:]))
+    return _graph.reshaped(input, (*input.shape[: start - 1], middle, *input.shape[end:]))
 
 
 def unflatten(where: str, x: Value, dim: int, sizes: Any) -> Value:
@@ -146,7 +146,7 @@ def unflatten(where: str, x: Value, dim: int, sizes: Any) -> Value:
     shape = (*x.shape[:axis], *map(int, sizes), *x.shape[axis + 1 :])
     if axis < 0 or math.prod(shape) != x.size:
         raise ModelError(f"{where} gives the shape {shape} to {x.size} numbers a sample")
-    return _chain.reshaped(x, shape)
+    return _graph.reshaped(x, shape)
 
 
 def reshape(reader: "Reader", where: str, input: Value, *sizes: Any) -> Value:
@@ -164,7 +164,7 @@ def reshape(reader: "Reader", where: str, input: Value, *sizes: Any) -> Value:
         shape[shape.index(-1)] = input.size // known
     if math.prod(shape) != input.size:
         raise ModelError(f"{where} gives the shape {tuple(shape)} to {input.size} numbers a sample")
-    return _chain.reshaped(input, tuple(shape))
+    return _graph.reshaped(input, tuple(shape))
 
 
 def size(reader: "Reader", where: str, input: Value, dim: int | None = None) -> Any:
@@ -208,12 +208,12 @@ def subtract(
 
 def _sum(reader: "Reader", where: str, one: Any, other: Any, factor: float) -> Any:
     if isinstance(one, Value) and isinstance(other, Value):
-        return _chain.added((one, other), (1.0, factor), where)
+        return _graph.added((one, other), (1.0, factor), where)
     if isinstance(one, Value):
         shift = reader.numbers(other, where) * factor
-        return _chain.scaled(one, 1.0, shift, where)
+        return _graph.scaled(one, 1.0, shift, where)
     if isinstance(other, Value):
-        return _chain.scaled(other, factor, reader.numbers(one, where), where)
+        return _graph.scaled(other, factor, reader.numbers(one, where), where)
     return one + factor * other
 
 
@@ -221,9 +221,9 @@ def multiply(reader: "Reader", where: str, input: Any, other: Any) -> Any:
     if isinstance(input, Value) and isinstance(other, Value):
         raise unsupported(f"a product of two values ({where})")
     if isinstance(input, Value):
-        return _chain.scaled(input, reader.numbers(other, where), 0.0, where)
+        return _graph.scaled(input, reader.numbers(other, where), 0.0, where)
     if isinstance(other, Value):
-        return _chain.scaled(other, reader.numbers(input, where), 0.0, where)
+        return _graph.scaled(other, reader.numbers(input, where), 0.0, where)
     return input * other
 
 
@@ -232,12 +232,12 @@ def divide(reader: "Reader", where: str, input: Any, other: Any) -> Any:
         raise unsupported(f"a quotient by a value ({where})")
     if isinstance(input, Value):
         divisor = reader.numbers(other, where).astype(np.float64)
-        return _chain.scaled(input, 1 / divisor, 0.0, where)
+        return _graph.scaled(input, 1 / divisor, 0.0, where)
     return input / other
 
 
 def negate(reader: "Reader", where: str, input: Any) -> Any:
-    return _chain.scaled(input, -1.0, 0.0, where) if isinstance(input, Value) else -input
+    return _graph.scaled(input, -1.0, 0.0, where) if isinstance(input, Value) else -input
 
 
 FUNCTIONS: dict[Any, Callable[..., Any]] = {

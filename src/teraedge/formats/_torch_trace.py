@@ -14,9 +14,9 @@ from torch.nn.utils.prune import BasePruningMethod
 
 from teraedge.activations import GELU, Activation, Sigmoid, SiLU, Tanh, clipped
 from teraedge.errors import ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Value
+from teraedge.formats import _chain, _graph
 from teraedge.formats._conv import REFUSED, convolved, same_padding
+from teraedge.formats._graph import Value
 from teraedge.formats._support import unsupported
 from teraedge.formats._torch_functions import FUNCTIONS, METHODS, flatten, unflatten
 from teraedge.network import Network
@@ -52,6 +52,18 @@ def read_module(
         raise ModelError(
             f"the model is a {type(module).__name__}; give a torch.nn.Module, such as "
             "nn.Sequential(...)"
+        )
+    wrapped = getattr(module, "_orig_mod", None)  # of torch.compile
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        wrapped = module.module
+    if wrapped is not None:
+        return read_module(wrapped, input_shape, lower_conv, name)
+    if isinstance(module, torch.jit.ScriptModule):
+        raise ModelError("the model is compiled by torch.jit; give the nn.Module it was made from")
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        raise ModelError(
+            f"the model is a {type(module).__name__}, which computes nothing; give "
+            "nn.Sequential(*modules)"
         )
     required = [
         parameter
@@ -89,6 +101,8 @@ class _Tracer(fx.Tracer):  # type: ignore[misc]
             ):
                 raise unsupported(f"{type(m).__name__} (module {where or '0'})")
             return False
+        if any(nn.parameter.is_lazy(parameter) for parameter in m.parameters()):
+            raise ModelError(f"{type(m).__name__} (module {where}) has no values yet; run it once")
         hooks = [
             hook
             for hook in (*m._forward_pre_hooks.values(), *m._forward_hooks.values())
@@ -147,12 +161,12 @@ class Reader:
                 f"the module returns a {type(output).__name__}; give one that returns a tensor "
                 "that is computed from its input"
             )
-        output = _chain.reshaped(output, (output.size,))
+        output = _graph.reshaped(output, (output.size,))
         return _chain.chain(output, dtype=self.dtype, name=name, notes=self.notes)
 
     def _input_shape(self, node: fx.Node) -> tuple[int, ...]:
         if self.input_shape is not None:
-            return tuple(int(size) for size in self.input_shape)
+            return _graph.given_shape(self.input_shape)
         for other in self.graph.nodes:
             if other.op == "call_module":
                 module = self.module.get_submodule(other.target)
@@ -224,15 +238,23 @@ class Reader:
             return unflatten(where, x, module.dim, module.unflattened_size)
         if kind in (nn.Softmax, nn.LogSoftmax):
             head = "softmax" if kind is nn.Softmax else "log_softmax"
-            return _chain.ended(x, head, module.dim, where)
-        return _chain.activated(x, _activation_of(kind, module), where)
+            return _graph.ended(x, head, module.dim, where)
+        return _graph.activated(x, _activation_of(kind, module), where)
 
     def weight_of(self, module: nn.Module, name: str = "weight") -> Any:
         """Return a parameter as it is now: pruning only writes it when the module is called."""
         original = getattr(module, f"{name}_orig", None)
-        if original is None:
-            return getattr(module, name)
-        return original * getattr(module, f"{name}_mask")
+        if original is not None:
+            return original * getattr(module, f"{name}_mask")
+        # A parametrisation may do something else, and change itself, while it is trained.
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        try:
+            with torch.no_grad():
+                return getattr(module, name)
+        finally:
+            for part in training:
+                part.training = True
 
     def bias_of(self, module: nn.Module) -> Any:
         """Return the bias, None where there is none."""
@@ -265,7 +287,7 @@ class Reader:
         weights = self.numbers(weight, where)
         if weights.ndim != 2:
             raise ModelError(f"{where} has a weight of shape {weights.shape}; give a matrix")
-        return _chain.linear(
+        return _graph.linear(
             x, weights.T, None if bias is None else self.numbers(bias, where), where
         )
 
@@ -287,7 +309,7 @@ class Reader:
         if not x.shape or x.shape[0] != module.num_features:
             raise ModelError(f"{where} has {module.num_features} features and is given {x.shape}")
         across = (-1,) + (1,) * (len(x.shape) - 1)  # a channel has one scale
-        return _chain.scaled(x, scale.reshape(across), shift.reshape(across), where)
+        return _graph.scaled(x, scale.reshape(across), shift.reshape(across), where)
 
     def conv(self, where: str, x: Value, module: Any) -> Value:
         """Return a convolution as a sparse layer."""

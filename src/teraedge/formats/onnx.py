@@ -32,10 +32,10 @@ def from_onnx(
 
     Takes a graph of Gemm, MatMul, Add, Sub, Mul and Div with constants, sums of values, Relu, Clip,
     Min and Max with constants, Sigmoid, HardSigmoid, Tanh, Gelu, SiLU (x Sigmoid(x), Swish), GELU
-    made of Erf, BatchNormalization, Identity, Dropout, Cast, Flatten and Reshape that keep the axis
-    of samples; at the end Softmax or LogSoftmax, which become the network's `head`, and ArgMax,
-    which is left out: `Result.labels` is it. Initialisers may be dense or sparse, of 16, 32 or 64
-    bits. Weights that are zero do not become edges.
+    spelt out with Erf or Tanh, BatchNormalization, Identity, Dropout, Cast, Flatten and Reshape
+    that keep the axis of samples; at the end Softmax or LogSoftmax, which become the network's
+    `head`, and ArgMax, which is left out: `Result.labels` is it. Initialisers may be dense or
+    sparse, of 16, 32 or 64 bits. Weights that are zero do not become edges.
 
     Parameters
     ----------

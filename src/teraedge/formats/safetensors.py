@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from teraedge.activations import Activation, Identity
 from teraedge.errors import FormatError, ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Value
+from teraedge.formats import _chain, _graph
+from teraedge.formats._graph import Value
 from teraedge.formats._shards import File, open_files
 from teraedge.network import Network
 
@@ -84,7 +84,7 @@ def from_safetensors(
             )
         x = Value((weights.shape[1],), where="the input") if x is None else x
         where = f"{path}: layer {name}"
-        x = _chain.activated(_chain.linear(x, weights.T, biases, where), each, where)
+        x = _graph.activated(_graph.linear(x, weights.T, biases, where), each, where)
         dtype = np.result_type(dtype, weights.dtype)
     if x is None:
         raise FormatError(f"{path}: holds no tensors")

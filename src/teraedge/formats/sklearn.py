@@ -6,8 +6,8 @@ import numpy as np
 
 from teraedge.activations import Activation, Identity, ReLU, Sigmoid, Tanh
 from teraedge.errors import ModelError
-from teraedge.formats import _chain
-from teraedge.formats._chain import Value
+from teraedge.formats import _chain, _graph
+from teraedge.formats._graph import Value
 from teraedge.network import Network
 
 if TYPE_CHECKING:
@@ -76,14 +76,14 @@ def from_sklearn(estimator: "BaseEstimator") -> Network:
         if index == last and kind == "MLPClassifier" and _is_binary(model):
             weights = np.hstack([np.zeros_like(weights), weights])
             bias = np.concatenate([np.zeros_like(bias), bias])
-        x = _chain.linear(x, weights, bias, where)
+        x = _graph.linear(x, weights, bias, where)
         if index < last:
-            x = _chain.activated(x, hidden, where)
+            x = _graph.activated(x, hidden, where)
     head, out = None, model.out_activation_
     if out == "softmax" or (kind == "MLPClassifier" and _is_binary(model)):
         head = "softmax"
     else:
-        x = _chain.activated(x, _ACTIVATIONS[out], f"the output of {kind}")
+        x = _graph.activated(x, _ACTIVATIONS[out], f"the output of {kind}")
     return _chain.chain(x, dtype=model.coefs_[0].dtype, head=head, name=kind)
 
 
@@ -111,8 +111,8 @@ def _scaled(x: Value, scaler: Any) -> Value:
     if not hasattr(scaler, "n_features_in_"):
         raise ModelError(f"the {kind} is not fitted; call fit first")
     if kind == "MinMaxScaler":
-        return _chain.scaled(x, scaler.scale_, scaler.min_, kind)
+        return _graph.scaled(x, scaler.scale_, scaler.min_, kind)
     scale = 1.0 if scaler.scale_ is None else 1 / scaler.scale_
     mean = getattr(scaler, "mean_", None)
     shift = 0.0 if mean is None or not scaler.with_mean else -mean * scale
-    return _chain.scaled(x, scale, shift, kind)
+    return _graph.scaled(x, scale, shift, kind)
