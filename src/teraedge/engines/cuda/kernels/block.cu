@@ -104,8 +104,8 @@ __device__ __forceinline__ void load_bits(const State &state, char *into, i64 sl
     const int bytes = static_cast<int>(neurons + 7) / 8;
     constexpr int AHEAD = HELD ? 1 : 2; // bytes that are read before the first is spread
     for (int first = threadIdx.x / WIDTH; first < bytes; first += AHEAD * (THREADS / WIDTH)) {
-        unsigned eights[AHEAD];
-        uint4 at[AHEAD]; // places have room for whole eights
+        unsigned eights[AHEAD] = {};
+        uint4 at[AHEAD] = {}; // places have room for whole eights
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             const int byte = first + k * (THREADS / WIDTH);
