@@ -20,11 +20,16 @@ from matplotlib.ticker import FuncFormatter
 STYLES = {
     "teraedge": {"color": "#0b5fa5", "linewidth": 2.6, "zorder": 5},
     "torch dense": {"color": "#444444", "linestyle": (0, (5, 2))},
+    "numpy dense": {"color": "#999999", "linestyle": (0, (2, 2))},
     "torch CSR": {"color": "#d1495b"},
     "MKL CSR": {"color": "#e09f3e"},
     "scipy CSR": {"color": "#6a994e"},
 }
-NAMES = {"torch dense": "dense BLAS (torch)", "scipy CSR": "SciPy CSR"}
+NAMES = {
+    "torch dense": "dense BLAS (torch)",
+    "numpy dense": "dense BLAS (NumPy)",
+    "scipy CSR": "SciPy CSR",
+}
 
 
 def curves(record: dict[str, Any]) -> dict[str, dict[float, float]]:
@@ -60,10 +65,13 @@ def plot(record: dict[str, Any], output: Path) -> None:
         loc="left", fontsize=10,
     )  # fmt: skip
 
-    sparse = [found[label] for label in ("torch CSR", "MKL CSR", "scipy CSR") if label in found]
+    def best(labels: tuple[str, ...]) -> list[float]:
+        rivals = [found[label] for label in labels if label in found]
+        return [max(rival[density] for rival in rivals) for density in ours]
+
     against = {
-        "the best sparse rival": ([max(s[d] for s in sparse) for d in ours], "#0b5fa5"),
-        "dense BLAS": (list(found["torch dense"].values()), "#444444"),
+        "the best sparse rival": (best(("torch CSR", "MKL CSR", "scipy CSR")), "#0b5fa5"),
+        "the best dense BLAS": (best(("torch dense", "numpy dense")), "#444444"),
     }
     for label, (others, color) in against.items():
         values = [mine / other for mine, other in zip(ours.values(), others, strict=True)]
