@@ -164,8 +164,8 @@ def _candidates(columns: Columns, layer: Layer, constants: Constants) -> list[_C
     tall, single = _split(order, group, height)
     found = [candidate("single", columns, order[:0], order)]
     if len(tall):
-        full = layer.edges == layer.n_in * layer.n_out
-        found.append(candidate("dense" if full else "panels", columns, tall, single))
+        name = "dense" if layer.edges == layer.n_in * layer.n_out else "panels"
+        found.append(candidate(name, columns, tall, single))
     padded = pad_similar(columns, single, height, constants.tall_ratio(rows))
     if padded is not None:
         found.append(candidate("padded", padded, *_split(*_same_inputs(padded), height)))
