@@ -132,8 +132,8 @@ class Rewriter:
         if factored is not None:
             edges = factored.adding.nnz + factored.kernel.nnz
             begun.saved["factor"] += draft.edges - edges
-            adding = Layer(factored.adding, None, Identity())
-            return [adding, Layer(factored.kernel, draft.bias, draft.activation)]
+            adding = Layer._of_valid(factored.adding, None, Identity())
+            return [adding, Layer._of_valid(factored.kernel, draft.bias, draft.activation)]
         if draft.untouched:
             return [begun.lean]
-        return [Layer(draft.weights, draft.bias, draft.activation)]
+        return [Layer._of_valid(draft.weights, draft.bias, draft.activation)]
