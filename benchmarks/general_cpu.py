@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--only", nargs="*", help="names of networks; by default all")
     parser.add_argument("--output", help="write the result file here")
-    parser.add_argument("--cpu-time", action="store_true", help="of all threads, not wall time")
+    parser.add_argument("--cpu-time", action="store_true", help="of one core, not wall time")
     arguments = parser.parse_args()
 
     cores, rows = usable_cores(), []
