@@ -33,6 +33,7 @@ from teraedge.datasets import random as random_nets
 from teraedge.engines.cpu.peaks import load_peak, multiply_add_peak
 from teraedge.host import usable_cores
 from teraedge.rounding import error_bound
+from teraedge.text import count
 
 SAMPLES, NEURONS = 4096, 1024
 TILE_BYTES = 1 << 18  # of 1024 neurons x 64 samples: what a gather reads from
@@ -199,7 +200,7 @@ def main() -> None:
                 fields |= {
                     "compile_seconds": engine.compile_seconds,
                     "share_of_limit": edges / ours / peak,
-                    "limit": f"{limit}s a second of {cores} cores, {peak / 1e9:.1f} G/s",
+                    "limit": f"{limit}s a second of {count(cores, 'core')}, {peak / 1e9:.1f} G/s",
                 }
             else:
                 line += f", {label} {median(runs) / ours:5.2f} x"

@@ -17,6 +17,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
+from teraedge.text import count
+
 STYLES = {
     "teraedge": {"color": "#0b5fa5", "linewidth": 2.6, "zorder": 5},
     "torch dense": {"color": "#444444", "linestyle": (0, (5, 2))},
@@ -59,9 +61,11 @@ def plot(record: dict[str, Any], output: Path) -> None:
     rates.set(yscale="log", ylabel="G edges executed a second")
     rates.legend(frameon=False, loc="lower right")
     row = next(row for row in record["rows"] if row["label"] == "teraedge")
+    cpu = row.get("clock") == "cpu"
+    where = "CPU time of one core" if cpu else count(row["threads"], "thread")
     rates.set_title(
         f"Random layers of 1024 neurons, mode A, {row['samples']:,} samples, fp32\n"
-        f"{row['device']}, {row['threads']} threads",
+        f"{row['device']}, {where}",
         loc="left", fontsize=10,
     )  # fmt: skip
 
