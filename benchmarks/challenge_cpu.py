@@ -8,6 +8,9 @@ clamp in place, dead samples dropped after every layer; once with all samples in
 with batches that suit the caches. All times are of inference alone, from features in memory to
 ids, with as many threads as the process has cores; the programs take turns, so that a change of
 the machine's speed meets all of them. A rival that is not installed is left out.
+
+On a machine that others use as well, ``taskset -c 0 python benchmarks/challenge_cpu.py --cpu-time``
+takes the CPU time of one core instead: ratios then say what programs need, not who was disturbed.
 """
 
 import argparse
@@ -30,6 +33,7 @@ BATCHES = (60_000, 4_096, 512)
 SETTLE = 0.3
 """Seconds between two programs: the threads of OpenMP spin on for 0.2 s after their work."""
 
+Clock = Callable[[], float]
 Once = Callable[[], tuple[float, np.ndarray]]
 """Runs all samples once; returns seconds and the ids of live samples."""
 
@@ -83,7 +87,7 @@ def torch_network(network: teraedge.Network) -> tuple[Callable, Callable]:
 RIVALS = {"scipy": scipy_network, "torch": torch_network}
 
 
-def rival(name: str, network: teraedge.Network, features: Any, batch: int) -> Once:
+def rival(name: str, network: teraedge.Network, features: Any, batch: int, clock: Clock) -> Once:
     """Return a rival that runs in batches; making its arrays is not part of its time."""
     run, convert = RIVALS[name](network)
 
@@ -92,24 +96,28 @@ def rival(name: str, network: teraedge.Network, features: Any, batch: int) -> On
         for start in range(0, len(features), batch):
             dense = np.asarray(features[start : start + batch]).T.astype(np.float32)
             x = convert(np.ascontiguousarray(dense))
-            begin = time.perf_counter()
+            begin = clock()
             ids.append(np.asarray(run(x)) + start)
-            seconds += time.perf_counter() - begin
+            seconds += clock() - begin
         return seconds, np.concatenate(ids)
 
     return once
 
 
-def ours(mode: str, network: teraedge.Network, features: Any, details: dict[str, Any]) -> Once:
+def ours(
+    mode: str, network: teraedge.Network, features: Any, details: dict[str, Any], clock: Clock
+) -> Once:
     """Return teraedge in a measuring mode; notes in `details` what is not a time."""
     engine = teraedge.compile(network, options=teraedge.Options.mode(mode))
     details["compile_seconds"] = engine.compile_seconds
 
     def once() -> tuple[float, np.ndarray]:
+        begin = clock()
         result = engine.run(features)
+        seconds = clock() - begin
         details["executed_edges"] = result.executed_edges
         details["exact"] = result.exact
-        return result.seconds, result.live
+        return seconds, result.live
 
     once()  # the first run allocates
     details["peak_memory_bytes"] = peak_memory_bytes()  # of this process, before any rival
@@ -125,7 +133,11 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--no-rivals", action="store_true")
     parser.add_argument("--output", help="write the result file here")
+    parser.add_argument("--cpu-time", action="store_true", help="of one core, not wall time")
     arguments = parser.parse_args()
+    clock = time.process_time if arguments.cpu_time else time.perf_counter
+    if arguments.cpu_time and usable_cores() > 1:
+        raise SystemExit("--cpu-time needs one core; run it under taskset -c 0")
 
     network = challenge.network(arguments.neurons, arguments.layers)
     features = challenge.features(arguments.neurons)
@@ -135,7 +147,7 @@ def main() -> None:
     for mode in arguments.modes:
         label = f"teraedge, mode {mode}"
         details[label] = {"mode": mode}
-        contenders[label] = ours(mode, network, features, details[label])
+        contenders[label] = ours(mode, network, features, details[label], clock)
     for name in () if arguments.no_rivals else RIVALS:
         if importlib.util.find_spec(name) is None:
             print(f"{name} is not installed and left out")
@@ -143,7 +155,7 @@ def main() -> None:
         for batch in BATCHES:
             label = f"{name} CSR, batch {batch}"
             details[label] = {"mode": "b", "rival": name}
-            contenders[label] = rival(name, network, features, batch)
+            contenders[label] = rival(name, network, features, batch, clock)
 
     times: dict[str, list[float]] = {label: [] for label in contenders}
     for _ in range(arguments.repeat):
@@ -160,7 +172,8 @@ def main() -> None:
     )
     rows = []
     for label, runs in times.items():
-        fields = {"label": label, "passed": True} | details[label]
+        clock_name = "cpu" if arguments.cpu_time else "wall"
+        fields = {"label": label, "passed": True, "clock": clock_name} | details[label]
         rows.append(row(network.name, runs, nominal_edges=nominal, samples=samples, **fields))
         print(
             f"  {label:26} {median(runs):8.4f} s  ({min(runs):.4f} to {max(runs):.4f})  "

@@ -17,14 +17,21 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.ticker import FuncFormatter
 
+from teraedge.text import count
+
 STYLES = {
     "teraedge": {"color": "#0b5fa5", "linewidth": 2.6, "zorder": 5},
     "torch dense": {"color": "#444444", "linestyle": (0, (5, 2))},
+    "numpy dense": {"color": "#999999", "linestyle": (0, (2, 2))},
     "torch CSR": {"color": "#d1495b"},
     "MKL CSR": {"color": "#e09f3e"},
     "scipy CSR": {"color": "#6a994e"},
 }
-NAMES = {"torch dense": "dense BLAS (torch)", "scipy CSR": "SciPy CSR"}
+NAMES = {
+    "torch dense": "dense BLAS (torch)",
+    "numpy dense": "dense BLAS (NumPy)",
+    "scipy CSR": "SciPy CSR",
+}
 
 
 def curves(record: dict[str, Any]) -> dict[str, dict[float, float]]:
@@ -54,16 +61,21 @@ def plot(record: dict[str, Any], output: Path) -> None:
     rates.set(yscale="log", ylabel="G edges executed a second")
     rates.legend(frameon=False, loc="lower right")
     row = next(row for row in record["rows"] if row["label"] == "teraedge")
+    cpu = row.get("clock") == "cpu"
+    where = "CPU time of one core" if cpu else count(row["threads"], "thread")
     rates.set_title(
         f"Random layers of 1024 neurons, mode A, {row['samples']:,} samples, fp32\n"
-        f"{row['device']}, {row['threads']} threads",
+        f"{row['device']}, {where}",
         loc="left", fontsize=10,
     )  # fmt: skip
 
-    sparse = [found[label] for label in ("torch CSR", "MKL CSR", "scipy CSR") if label in found]
+    def best(labels: tuple[str, ...]) -> list[float]:
+        rivals = [found[label] for label in labels if label in found]
+        return [max(rival[density] for rival in rivals) for density in ours]
+
     against = {
-        "the best sparse rival": ([max(s[d] for s in sparse) for d in ours], "#0b5fa5"),
-        "dense BLAS": (list(found["torch dense"].values()), "#444444"),
+        "the best sparse rival": (best(("torch CSR", "MKL CSR", "scipy CSR")), "#0b5fa5"),
+        "the best dense BLAS": (best(("torch dense", "numpy dense")), "#444444"),
     }
     for label, (others, color) in against.items():
         values = [mine / other for mine, other in zip(ours.values(), others, strict=True)]

@@ -66,6 +66,13 @@ class Layer:
                 f"activation is {activation!r}; give one of teraedge's, such as teraedge.ReLU()"
             )
 
+    @classmethod
+    def _of_valid(cls, weights: Any, bias: NDArray[Any] | None, activation: Activation) -> "Layer":
+        """Make a layer of a canonical sparse array of floats, without looking at it again."""
+        layer = cls.__new__(cls)
+        layer.weights, layer.bias, layer.activation = weights.tocsr(), bias, activation
+        return layer
+
     @property
     def n_in(self) -> int:
         """Neurons the layer reads."""

@@ -11,13 +11,14 @@ import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from engines_networks import NETWORKS, chain, make_features
+from engines_networks import NETWORKS, chain, make_features, weights
 
 import teraedge
 from teraedge import ClippedReLU, Options
 from teraedge.engines.cpu.first import CACHE
 from teraedge.engines.cpu.pool import TILES, Pool
 from teraedge.engines.cpu.simd import LANES, TILE
+from teraedge.rounding import error_bound
 
 
 def test_a_second_run_allocates_only_its_result():
@@ -224,3 +225,22 @@ def test_features_are_converted_a_piece_at_a_time():
         tracemalloc.stop()
     assert result.live.tolist() == [3]
     assert peak < features.nbytes
+
+
+@pytest.mark.parametrize("changed", [None, "bias", "weights", "activation"])
+def test_equal_layers_lie_in_memory_once(changed):
+    """Layers with shared weights, one of which may differ a little."""
+    rng = np.random.default_rng(0)
+    matrix = weights(rng, 40, 40, density=0.3)
+    layers = [teraedge.Layer(matrix.copy(), 1.0, teraedge.ReLU()) for _ in range(4)]
+    other = matrix * (2 if changed == "weights" else 1)
+    activation = ClippedReLU(8) if changed == "activation" else teraedge.ReLU()
+    layers[1] = teraedge.Layer(other, 2.0 if changed == "bias" else 1.0, activation)
+    network = teraedge.Network(layers)
+    features = make_features(network, 33)
+    with teraedge.compile(network, options=Options(passes=False)) as engine:
+        kept = engine._plan.resident
+        outputs = engine.run(features).outputs
+    assert [layer is kept[0] for layer in kept] == [True, changed is None, True, True]
+    expected = teraedge.reference.run(network, features).outputs
+    assert (np.abs(outputs - expected) <= error_bound(network, features)).all()

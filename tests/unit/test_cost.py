@@ -88,6 +88,19 @@ def test_the_cheapest_layout_is_chosen():
         assert 0 < choice.limit.seconds <= choice.seconds
 
 
+@pytest.mark.parametrize("sizes", [(64, 48), (2048, 10), (784, 300)])
+def test_full_layers_are_dense(sizes):
+    """All inputs are shared, so that panels are the inner loop of a dense product."""
+    layer = Layer(np.random.default_rng(0).random(sizes, np.float32))
+    layout = panel_layer(layer, C)
+    assert layout.choice.layout == "dense"
+    assert "share all inputs" in layout.choice.why
+    assert len(layout.tall.outputs) == sizes[1] // C.height * C.height
+    assert len(layout.tall.indices) + len(layout.single.indices) == sizes[0] * (
+        sizes[1] // C.height + sizes[1] % C.height
+    )
+
+
 def test_constants_decide():
     """The same layer, on a machine where panels are dear and on one where they cost nothing."""
     matrix = weights(np.random.default_rng(0), 200, 400, density=0.3)

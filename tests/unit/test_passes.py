@@ -13,12 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teraedge import ClippedReLU, Layer, Network, Options, ReLU, reference
-from teraedge.errors import OptionsError
+from teraedge.engines.cpu import calibrate
+from teraedge.errors import ModelError, OptionsError
 from teraedge.grouping import equal_columns, pick_columns
 from teraedge.passes import PASSES
 from teraedge.passes.draft import Draft, Wiring
 from teraedge.passes.rewriter import Rewriter
-from teraedge.plan.plan import _windows
+from teraedge.plan import plan
+from teraedge.plan.packing import pack_panels
+from teraedge.plan.panels import panel_layer
+from teraedge.plan.plan import Plan, _windows
 
 
 def rewrite(network, passes=PASSES):
@@ -240,7 +244,8 @@ def test_absorbing_leaves_the_given_weights_as_they_were(constants):
     before = layer.weights.toarray()
     source = np.array([0, 1, 2, 0, 1, 2, 0, 1, 2, -1 if constants else 3, 3, 3])
     constant = np.where(source < 0, 2.5, 0.0)
-    draft = Draft.of(layer, Wiring(source, constant, 4))
+    draft = Draft.of(layer)
+    draft.inputs = Wiring(source, constant, 4)
     draft.absorb()
     np.testing.assert_array_equal(draft.given.toarray(), before)
     np.testing.assert_array_equal(layer.weights.toarray(), before)
@@ -248,3 +253,29 @@ def test_absorbing_leaves_the_given_weights_as_they_were(constants):
     whole = np.where(source < 0, constant, running[:, source])
     expected = whole @ before + 1.0
     np.testing.assert_allclose(running @ draft.weights.toarray() + draft.bias, expected)
+
+
+def test_layers_begun_in_threads_give_the_same_plan(monkeypatch):
+    """Several layers ahead, or one after the other; errors name the layer all the same."""
+    rng = np.random.default_rng(0)
+    layers = [*with_equal_neurons(rng), *with_constants(rng)]
+    layers.insert(2, Layer(weights(rng, 8, 20, density=0.5), -1, ReLU()))
+    network = Network(layers)
+
+    def laid_out(network):
+        speeds = calibrate.TYPICAL
+        made = Plan(network, Options(), lambda layer: panel_layer(layer, speeds), 10**9)
+        arrays = [pack_panels(layer)[0] for layer in made.resident]
+        return made.parts, made.saved, made.droppable.tolist(), made.fingerprint, arrays
+
+    alone = laid_out(network)
+    monkeypatch.setattr(plan, "LARGE", 0)
+    monkeypatch.setattr(plan, "usable_cores", lambda: 3)
+    together = laid_out(network)
+    assert together[:4] == alone[:4]
+    for one, other in zip(alone[4], together[4], strict=True):
+        for name, array in one.items():
+            np.testing.assert_array_equal(array, other[name])
+    layers[3] = Layer(layers[3].weights.astype(np.float64) * 1e39, -1, ReLU())
+    with pytest.raises(ModelError, match="layer 3: a weight is too large"):
+        laid_out(Network(layers))

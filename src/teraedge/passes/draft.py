@@ -84,13 +84,14 @@ class Draft:
     untouched: bool = True
 
     @classmethod
-    def of(cls, layer: Layer, inputs: Wiring) -> Self:
-        """Start from a layer as given."""
+    def of(cls, layer: Layer) -> Self:
+        """Start from a layer as given, all of whose inputs run."""
         weights = layer.weights.tocsc()
         bias = np.zeros(layer.n_out)
         if layer.bias is not None:
             bias += layer.bias
         column = np.arange(layer.n_out)
+        inputs = Wiring.identity(layer.n_in)
         return cls(weights, bias, layer.activation, inputs, column, np.zeros(layer.n_out), weights)
 
     @property

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 from teraedge.activations import Identity
 from teraedge.network import Layer
@@ -13,8 +14,34 @@ from teraedge.passes.fold_constants import fold_constants
 from teraedge.passes.merge_neurons import merge_neurons
 
 
+@dataclass
+class Begun:
+    """A layer after the passes that look at nothing before it.
+
+    Attributes
+    ----------
+    given, lean : Layer
+        As it came, and without explicit zeros.
+    draft : Draft or None
+        None where there are no passes.
+    last : bool
+        Whether it is the network's last.
+    saved : Counter
+        Edges saved so far, by pass.
+    """
+
+    given: Layer
+    lean: Layer
+    draft: Draft | None
+    last: bool
+    saved: Counter[str] = field(default_factory=Counter)
+
+
 class Rewriter:
     """Rewrites the layers of a network in their order.
+
+    A layer is rewritten in two steps: `begin`, which may run in any thread for several layers at a
+    time, and `finish`, one layer after the other.
 
     Parameters
     ----------
@@ -38,60 +65,75 @@ class Rewriter:
 
     def rewrite(self, layer: Layer, following: Layer | None) -> list[Layer]:
         """Return the layers that run in place of one; `following` is None after the last."""
-        if not self._passes:
-            return [layer]
-        lean = drop_zeros(layer) if "drop_zeros" in self._passes else layer
-        self.saved["drop_zeros"] += layer.edges - lean.edges
-        if following is None:
-            return self._last(lean)
-        draft = Draft.of(lean, self.inputs)
-        self._try("drop_unread", draft, lambda: drop_unread(draft, following))
-        self._join(draft)
-        self._try("fold_constants", draft, lambda: fold_constants(draft))
-        self.inputs = draft.outputs()
-        return self._layers(draft, lean)
+        return self.finish(self.begin(layer, following))
 
-    def _last(self, lean: Layer) -> list[Layer]:
+    def begin(self, layer: Layer, following: Layer | None) -> Begun:
+        """Take a layer through what does not depend on those before it; changes nothing here."""
+        begun = Begun(layer, layer, None, following is None)
+        if not self._passes:
+            return begun
+        if "drop_zeros" in self._passes:
+            begun.lean = drop_zeros(layer)
+            begun.saved["drop_zeros"] = layer.edges - begun.lean.edges
+        draft = begun.draft = Draft.of(begun.lean)
+        if following is not None:
+            self._try("drop_unread", begun, lambda: drop_unread(draft, following))
+        # Before inputs are joined too, as that is much less work where this finds something.
+        self._try("merge_neurons", begun, lambda: merge_neurons(draft))
+        return begun
+
+    def finish(self, begun: Begun) -> list[Layer]:
+        """Return the layers that run in place of the next layer of the network."""
+        draft = begun.draft
+        if draft is None:
+            return [begun.given]
+        draft.inputs = self.inputs
+        self._join(begun, draft)
+        if begun.last:
+            parts = self._last(begun, draft)
+        else:
+            self._try("fold_constants", begun, lambda: fold_constants(draft))
+            self.inputs = draft.outputs()
+            parts = self._layers(begun, draft)
+        self.saved.update(begun.saved)
+        return parts
+
+    def _last(self, begun: Begun, draft: Draft) -> list[Layer]:
         """Rewrite the last layer, whose neurons are the answer and must all be there at the end."""
-        draft = Draft.of(lean, self.inputs)
-        self._join(draft)
         spread = draft.outputs().spread()  # one more layer, which gives merged neurons back
-        plain = Draft.of(lean, self.inputs)
+        plain = Draft.of(begun.lean)
+        plain.inputs = self.inputs
         plain.absorb()
         if draft.edges + spread.nnz < plain.edges:
-            self.saved["merge_neurons"] -= spread.nnz
-            return [*self._layers(draft, lean), Layer(spread)]
-        self.saved["merge_neurons"] -= plain.edges - draft.edges
-        return self._layers(plain, lean)
+            begun.saved["merge_neurons"] -= spread.nnz
+            return [*self._layers(begun, draft), Layer(spread)]
+        begun.saved["merge_neurons"] -= plain.edges - draft.edges
+        return self._layers(begun, plain)
 
-    def _join(self, draft: Draft) -> None:
-        """Merge equal columns, before and after the inputs that run as one are joined.
-
-        Before, because that makes the joining much less work where it finds something.
-        """
-        self._try("merge_neurons", draft, lambda: merge_neurons(draft))
+    def _join(self, begun: Begun, draft: Draft) -> None:
+        """Join the inputs that run as one, and merge the columns that become equal."""
         if self.inputs.trivial:
             return
         folded = int((self.inputs.source[draft.weights.indices] == NONE).sum())
         before = draft.edges
         draft.absorb()
-        self.saved["fold_constants"] += folded
-        self.saved["merge_neurons"] += before - folded - draft.edges
-        self._try("merge_neurons", draft, lambda: merge_neurons(draft))
+        begun.saved["fold_constants"] += folded
+        begun.saved["merge_neurons"] += before - folded - draft.edges
+        self._try("merge_neurons", begun, lambda: merge_neurons(draft))
 
-    def _try(self, name: str, draft: Draft, apply: Callable[[], None]) -> None:
-        if name in self._passes:
-            before = draft.edges
+    def _try(self, name: str, begun: Begun, apply: Callable[[], None]) -> None:
+        if name in self._passes and begun.draft is not None:
+            before = begun.draft.edges
             apply()
-            self.saved[name] += before - draft.edges
+            begun.saved[name] += before - begun.draft.edges
 
-    def _layers(self, draft: Draft, given: Layer) -> list[Layer]:
+    def _layers(self, begun: Begun, draft: Draft) -> list[Layer]:
         factored = factor(draft) if "factor" in self._passes else None
         if factored is not None:
             edges = factored.adding.nnz + factored.kernel.nnz
-            self.saved["factor"] += draft.edges - edges
-            adding = Layer(factored.adding, None, Identity())
-            return [adding, Layer(factored.kernel, draft.bias, draft.activation)]
+            begun.saved["factor"] += draft.edges - edges
+            adding = Layer._of_valid(factored.adding, None, Identity())
+            return [adding, Layer._of_valid(factored.kernel, draft.bias, draft.activation)]
         if draft.untouched:
-            return [given]
-        return [Layer(draft.weights, draft.bias, draft.activation)]
+            return [begun.lean]
+        return [Layer._of_valid(draft.weights, draft.bias, draft.activation)]

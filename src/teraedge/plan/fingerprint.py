@@ -47,6 +47,13 @@ class Fingerprint:
         return self._digest.hexdigest()
 
 
+def layer_fingerprint(layer: Layer) -> str:
+    """Return the fingerprint of a layer."""
+    digest = Fingerprint()
+    digest.add(layer)
+    return digest.hexdigest()
+
+
 def fingerprint(network: Network) -> str:
     """Return the fingerprint of a network; reads its layers one at a time."""
     digest = Fingerprint()

@@ -149,7 +149,7 @@ class _Candidate:
 
     @property
     def padded(self) -> bool:
-        """Whether zeros are added so that inputs are shared."""
+        """Whether zeros may have been added so that inputs are shared."""
         return self.layout in ("padded", "dense")
 
 
@@ -168,7 +168,8 @@ def _candidates(columns: Columns, layer: Layer, constants: Constants) -> list[_C
     tall, single = _split(order, group, height)
     found = [candidate("single", columns, order[:0], order)]
     if len(tall):
-        found.append(candidate("panels", columns, tall, single))
+        name = "dense" if layer.edges == layer.n_in * layer.n_out else "panels"
+        found.append(candidate(name, columns, tall, single))
     padded = pad_similar(columns, single, height, constants.tall_ratio(rows))
     if padded is not None:
         found.append(candidate("padded", padded, *_split(*_same_inputs(padded), height)))
@@ -227,7 +228,7 @@ def _choice(best: _Candidate, found: list[_Candidate], constants: Constants) -> 
         "single": "too few neurons share inputs: each reads its own",
         "panels": f"{height} neurons share each input they load",
         "padded": f"padding neurons of similar inputs to {height} that share them is cheaper",
-        "dense": f"so dense that {height} neurons share all inputs, zeros included",
+        "dense": f"so dense that {height} neurons share all inputs, zeros included where needed",
     }
     return Choice(
         layout=best.layout,

@@ -17,7 +17,7 @@ from teraedge.host import usable_cores
 from teraedge.network import Layer, Network
 from teraedge.options import Options
 from teraedge.passes.draft import Wiring
-from teraedge.passes.rewriter import Rewriter
+from teraedge.passes.rewriter import Begun, Rewriter
 from teraedge.plan.explain import Choice, Part
 from teraedge.plan.fingerprint import Fingerprint
 from teraedge.rounding import statements
@@ -67,6 +67,7 @@ class LaidOut(Protocol):
 
 
 L = TypeVar("L", bound=LaidOut)
+T = TypeVar("T")
 
 
 class Plan(Generic[L]):
@@ -227,25 +228,51 @@ class Plan(Generic[L]):
     ) -> Iterator[tuple["_Given", list[L]]]:
         """Rewrite layers `start` and following one by one, and lay them out.
 
-        Large ones are laid out in threads while the next are read.
+        Of large ones, several at a time are begun, and laid out, in threads.
         """
         workers = min(WORKERS, usable_cores())
         waiting: deque[tuple[_Given, list[Callable[[], L]]]] = deque()
         with ThreadPoolExecutor(workers, "teraedge-plan") as pool:
-            for index, (layer, following) in enumerate(_windows(self._network[start:]), start):
+            aside = _Aside(pool, workers)
+            begun = aside.ahead(_windows(self._network[start:]), rewriter)
+            for index, (layer, begin) in enumerate(begun, start):
                 if watch is not None:
                     watch(layer)
                 given = _Given(index, layer.edges, layer.n_out, rewriter.inputs)
                 with _numbered(index):
-                    parts = rewriter.rewrite(layer, following)
-                tasks: list[Callable[[], L]] = [partial(self._layout, part) for part in parts]
-                if workers > 1 and layer.edges >= LARGE:
-                    tasks = [pool.submit(task).result for task in tasks]
+                    parts = rewriter.finish(begin())
+                tasks = [aside.task(layer, partial(self._layout, part)) for part in parts]
                 waiting.append((given, tasks))
-                while len(waiting) > (workers if layer.edges >= LARGE else 0):
+                while len(waiting) > aside.places(layer):
                     yield _finished(*waiting.popleft())
             while waiting:
                 yield _finished(*waiting.popleft())
+
+
+class _Aside(NamedTuple):
+    """Work on large layers in the threads of a pool, some layers at a time."""
+
+    pool: ThreadPoolExecutor
+    workers: int
+
+    def places(self, layer: Layer) -> int:
+        """Return how many layers like this one may be under way."""
+        return self.workers if layer.edges >= LARGE else 0
+
+    def task(self, layer: Layer, call: Callable[[], T]) -> Callable[[], T]:
+        """Start a call for a large layer; returns a function that gives its result."""
+        return self.pool.submit(call).result if self.workers > 1 and self.places(layer) else call
+
+    def ahead(
+        self, windows: Iterable[tuple[Layer, Layer | None]], rewriter: Rewriter
+    ) -> Iterator[tuple[Layer, Callable[[], Begun]]]:
+        """Yield each layer with a function that begins to rewrite it, or has begun long since."""
+        waiting: deque[tuple[Layer, Callable[[], Begun]]] = deque()
+        for layer, following in windows:
+            waiting.append((layer, self.task(layer, partial(rewriter.begin, layer, following))))
+            while len(waiting) > self.places(layer):
+                yield waiting.popleft()
+        yield from waiting
 
 
 class _Given(NamedTuple):

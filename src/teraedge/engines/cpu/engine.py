@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Event, Lock
 from time import perf_counter
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from teraedge.host import cpu_model, memory_bytes, usable_cores
 from teraedge.network import Layer, Network
 from teraedge.options import Options, parse_bytes
 from teraedge.plan.explain import Explanation, LastRun, explain
+from teraedge.plan.fingerprint import layer_fingerprint
 from teraedge.plan.packing import VERSION, pack_panels, unpack_panels
 from teraedge.plan.panels import PanelLayer, panel_layer
 from teraedge.plan.plan import Plan
@@ -78,9 +80,15 @@ class CpuEngine(Engine):
         """Plan a network."""
         start = perf_counter()
         speeds = constants()
+        # Layers that are equal in all but their place are laid out, and lie in memory, once.
+        kept = WeakValueDictionary[str, PanelLayer]()
 
         def lay_out(layer: Layer) -> PanelLayer:
-            return panel_layer(layer, speeds)
+            key = layer_fingerprint(layer)
+            found = kept.get(key)
+            if found is None:
+                found = kept[key] = panel_layer(layer, speeds)
+            return found
 
         return cls(Plan(network, options, lay_out, _memory(options)), options, start)
 

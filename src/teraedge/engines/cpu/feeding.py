@@ -18,7 +18,10 @@ from teraedge.jit import inlined, jit
 FLOAT = 4
 """Bytes of a value."""
 LINE = 16
-"""float32 values of a cache line; a line of `LINE` bytes of packed features is 128 neurons."""
+"""Bytes of a sample's packed features that are read together: 128 neurons."""
+RUN = 128
+"""float32 values of a sample that are read or written together: prefetching starts after a few
+lines, and a line at a time of many samples gives it nothing to follow."""
 PACKED, DENSE, SPARSE, PARKED = range(4)
 UNTIL_NONE = 2**62
 """So many parked tiles: one that goes on may be parked again and again."""
@@ -155,14 +158,14 @@ def load_masks(bits, first, last, masks, scratch):
 def load_dense(features, first, last, tile):
     """Fill a tile with samples `first` to `last` of a dense matrix (samples, neurons).
 
-    A cache line of `LANES` samples at a time, for the same reason as in `load_packed`.
+    `RUN` values of `LANES` samples at a time: a column of samples may fall into one set of a cache.
     """
     neurons, count = features.shape[1], last - first
     whole_neurons, whole_samples = neurons // LANES * LANES, count // LANES * LANES
     origin = features.ctypes.data + first * neurons * FLOAT
-    for line in range(0, whole_neurons, LINE):
+    for run in range(0, whole_neurons, RUN):
         for sample in range(0, whole_samples, LANES):
-            for neuron in range(line, min(line + LINE, whole_neurons), LANES):
+            for neuron in range(run, min(run + RUN, whole_neurons), LANES):
                 transpose_lanes(
                     origin + (sample * neurons + neuron) * FLOAT, neurons,
                     tile.ctypes.data + (neuron * TILE + sample) * FLOAT, TILE,
@@ -232,9 +235,9 @@ def store_rows(tile, out):
     """Copy the samples of a tile to rows, shape (samples, neurons)."""
     count, neurons = out.shape
     whole_neurons, whole_samples = neurons // LANES * LANES, count // LANES * LANES
-    for line in range(0, whole_neurons, LINE):
+    for run in range(0, whole_neurons, RUN):
         for sample in range(0, whole_samples, LANES):
-            for neuron in range(line, min(line + LINE, whole_neurons), LANES):
+            for neuron in range(run, min(run + RUN, whole_neurons), LANES):
                 transpose_lanes(
                     tile.ctypes.data + (neuron * TILE + sample) * FLOAT, TILE,
                     out.ctypes.data + (sample * neurons + neuron) * FLOAT, neurons,

@@ -80,7 +80,12 @@ def _run_loads(count: int, address: int, mask: int) -> float:
     return _loads(count, address, mask)  # type: ignore[no-any-return]
 
 
-def multiply_add_peak(threads: int, trials: int = 7, rounds: int = 4_000_000) -> float:
+def multiply_add_peak(
+    threads: int,
+    trials: int = 7,
+    rounds: int = 4_000_000,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Return the most fp32 multiply-adds a second that so many threads can do together.
 
     Parameters
@@ -89,13 +94,21 @@ def multiply_add_peak(threads: int, trials: int = 7, rounds: int = 4_000_000) ->
     trials, rounds : int
         The best of so many trials counts, each of so many rounds of `CHAINS` registers a thread.
         Many short ones find the moments in which nobody else runs on a machine.
+    clock : callable
+        Gives seconds; for one thread also `time.process_time`.
     """
     return _fastest(
-        threads, lambda count: _run_multiply_adds(count, np.float32(0.5)), trials, rounds
+        threads, lambda count: _run_multiply_adds(count, np.float32(0.5)), trials, rounds, clock
     )
 
 
-def load_peak(threads: int, size: int, trials: int = 7, rounds: int = 4_000_000) -> float:
+def load_peak(
+    threads: int,
+    size: int,
+    trials: int = 7,
+    rounds: int = 4_000_000,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     """Return the most float32 values a second that threads can load, each from its own buffer.
 
     Parameters
@@ -103,7 +116,7 @@ def load_peak(threads: int, size: int, trials: int = 7, rounds: int = 4_000_000)
     threads : int
     size : int
         Bytes of a buffer, a power of two: it decides which cache the loads come from.
-    trials, rounds : int
+    trials, rounds, clock
         As in `multiply_add_peak`.
     """
     registers = size // (4 * LANES)
@@ -118,15 +131,21 @@ def load_peak(threads: int, size: int, trials: int = 7, rounds: int = 4_000_000)
         _run_loads(count, start, registers - 1)
         free.put(start)
 
-    return _fastest(threads, run, trials, rounds)
+    return _fastest(threads, run, trials, rounds, clock)
 
 
-def _fastest(threads: int, run: Callable[[int], Any], trials: int, rounds: int) -> float:
+def _fastest(
+    threads: int,
+    run: Callable[[int], Any],
+    trials: int,
+    rounds: int,
+    clock: Callable[[], float],
+) -> float:
     """Return values a second of the best of some trials on all threads at once."""
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(trials):
-            begin = time.perf_counter()
+            begin = clock()
             list(pool.map(run, [rounds] * threads))
-            best = max(best, threads * rounds * CHAINS * LANES / (time.perf_counter() - begin))
+            best = max(best, threads * rounds * CHAINS * LANES / (clock() - begin))
     return best

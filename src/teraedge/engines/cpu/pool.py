@@ -12,8 +12,9 @@ from teraedge.engines.cpu.state import FREE, HALF, State
 TILES = 18
 """Tiles a thread: one that runs, one that it is written to, and 16 that may be parked."""
 
-MAX_BLOCK = 2**26
-"""Bytes of the largest block that rows are taken from."""
+MAX_BLOCK = 2**24
+"""Bytes of the largest block that rows are taken from: GNU's allocator hands freed blocks of up to
+32 MB out again, whose pages are there already."""
 
 
 class Samples(NamedTuple):
