@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from teraedge import datasets, errors, formats, reference, rounding
+    from teraedge import datasets, errors, formats, reference, rounding, sklearn, torch
     from teraedge.activations import Activation, ClippedReLU, Identity, ReLU
     from teraedge.engines import Engine, compile, load_plan  # noqa: A004
     from teraedge.features import PackedFeatures
@@ -36,7 +36,7 @@ _HOMES = {
     "load_plan": "engines",
     "save": "formats",
 }
-_MODULES = ("datasets", "errors", "formats", "reference", "rounding")
+_MODULES = ("datasets", "errors", "formats", "reference", "rounding", "sklearn", "torch")
 
 __all__ = [
     "Activation",
@@ -59,6 +59,8 @@ __all__ = [
     "reference",
     "rounding",
     "save",
+    "sklearn",
+    "torch",
 ]
 
 

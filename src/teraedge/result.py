@@ -131,13 +131,71 @@ class Result:
             out[np.searchsorted(live, ids[keep])] = rows[keep]
         return out
 
-    @cached_property
-    def outputs(self) -> NDArray[Any]:
+    @property
+    def outputs(self) -> Any:
         """Last rows of all samples, shape (samples, n_out)."""
+        return self._on_host
+
+    @cached_property
+    def _on_host(self) -> NDArray[Any]:
         out = np.zeros(self.shape, self._dtype)
         for ids, rows in self._blocks:
             out[ids] = rows
         return out
+
+    def to_numpy(self) -> NDArray[Any]:
+        """Return the last rows of all samples on the host, shape (samples, n_out).
+
+        `outputs` gives them where the features were, which may be a GPU.
+        """
+        return self._on_host
+
+    def to_pandas(self, *, live_only: bool = False, columns: Sequence[Any] | None = None) -> Any:
+        """Return the last rows as a `pandas.DataFrame`, a row a sample.
+
+        Parameters
+        ----------
+        live_only : bool, default False
+            Only the samples of `live`.
+        columns : sequence, shape (n_out,), optional
+            A name for each output; by default 0, 1, ...
+
+        Returns
+        -------
+        pandas.DataFrame
+            float32, the sample ids as its index, named "sample".
+
+        Raises
+        ------
+        DependencyError
+            If pandas is not installed.
+        """
+        from teraedge.tables import to_pandas
+
+        return to_pandas(self, live_only, columns)
+
+    def to_arrow(self, *, live_only: bool = False) -> Any:
+        """Return the answer as a `pyarrow.Table`, a row a sample, ready for Parquet.
+
+        Parameters
+        ----------
+        live_only : bool, default False
+            Only the samples of `live`.
+
+        Returns
+        -------
+        pyarrow.Table
+            Columns "sample" (int64), "label" (int64, the largest output) and "outputs"
+            (fixed-size lists of n_out float32), of which the outputs are not copied.
+
+        Raises
+        ------
+        DependencyError
+            If pyarrow is not installed.
+        """
+        from teraedge.tables import to_arrow
+
+        return to_arrow(self, live_only)
 
     @property
     def labels(self) -> NDArray[np.int64]:

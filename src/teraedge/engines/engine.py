@@ -104,6 +104,13 @@ class Engine(ABC):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n_in} -> {self.n_out}, {self.edges:,} edges)"
 
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the engine itself: it owns threads and device memory, and runs do not change it.
+
+        So copies of what holds one, such as a module or an estimator, share it.
+        """
+        return self
+
     def __enter__(self) -> Self:
         return self
 
