@@ -51,7 +51,7 @@ class Result:
         0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order; or a
         function that returns the rows, called when they are first asked for.
     trace : sequence of LayerTrace
-        One a layer.
+        One a layer; or a function that returns them, called when they are first asked for.
     seconds : float
         Wall time of the run, features in the caller's memory to rows in ours.
     nominal_edges : int
@@ -72,7 +72,7 @@ class Result:
         self,
         shape: tuple[int, int],
         blocks: Sequence[LazyBlock],
-        trace: Sequence[LayerTrace],
+        trace: Sequence[LayerTrace] | Callable[[], Sequence[LayerTrace]],
         *,
         seconds: float,
         nominal_edges: int,
@@ -83,7 +83,7 @@ class Result:
         live: NDArray[np.int64] | None = None,
     ) -> None:
         self.shape = shape
-        self.trace = tuple(trace)
+        self._trace = trace
         self.seconds = seconds
         self.nominal_edges = nominal_edges
         self.exact = tuple(exact)
@@ -91,6 +91,13 @@ class Result:
         self.rounding = tuple(rounding)
         self._lazy_blocks: Sequence[LazyBlock] | None = blocks
         self._same_as, self._live = same_as, live
+
+    @property
+    def trace(self) -> tuple[LayerTrace, ...]:
+        """What each layer did, in the order of the network as given."""
+        if not isinstance(self._trace, tuple):
+            self._trace = tuple(self._trace() if callable(self._trace) else self._trace)
+        return self._trace
 
     @property
     def samples(self) -> int:
@@ -138,8 +145,9 @@ class Result:
 
     @cached_property
     def _on_host(self) -> NDArray[Any]:
-        out = np.zeros(self.shape, self._dtype)
-        for ids, rows in self._blocks:
+        blocks = self._blocks
+        out = np.zeros(self.shape, blocks[0][1].dtype if blocks else np.float32)
+        for ids, rows in blocks:
             out[ids] = rows
         return out
 

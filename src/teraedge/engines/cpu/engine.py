@@ -1,7 +1,7 @@
 """The driver of the CPU kernels: threads, segments of layers, and the result."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from teraedge.engines.cpu import feeding
 from teraedge.engines.cpu.calibrate import constants
+from teraedge.engines.cpu.few import FEW, FewSamples
 from teraedge.engines.cpu.pool import Pool, Samples
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
@@ -27,13 +28,16 @@ from teraedge.options import Options, parse_bytes
 from teraedge.plan.explain import Explanation, LastRun, explain
 from teraedge.plan.packing import VERSION, pack_panels, unpack_panels
 from teraedge.plan.panels import PanelLayer, panel_layer
-from teraedge.plan.plan import Plan
+from teraedge.plan.plan import Plan, nbytes_of
 from teraedge.plan.saved import LoadedPlan, SavedPlan, save_plan
 from teraedge.result import LayerTrace, Result
 from teraedge.rounding import statements
 from teraedge.text import count
 
 _UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
+
+ROWS = 8
+"""Bytes of all layouts together, at most, in bytes of the panels."""
 
 _ENGINE = {"device": "cpu", "layout": VERSION, "lanes": LANES, "tile": TILE, "height": HEIGHT}
 """What a saved plan must have been made for."""
@@ -69,7 +73,10 @@ class CpuEngine(Engine):
         self._threads = options.threads or usable_cores()
         self._executor = ThreadPoolExecutor(self._threads, "teraedge")
         self._pools: list[Pool] = []
-        self._last: LastRun | None = None
+        self._rounding = (*statements(plan.saved), *_ROUNDING)
+        self._edges = [part.edges for part in plan.parts]
+        self._last: Callable[[], LastRun] | None = None
+        self._few: FewSamples | None = None
         self._lock = Lock()
         self._closed = False
         self.compile_seconds = perf_counter() - start
@@ -101,6 +108,9 @@ class CpuEngine(Engine):
             if self._closed:
                 raise DeviceError("the engine is closed; compile the network again")
             start = perf_counter()
+            few = self._run_few(features, start)
+            if few is not None:
+                return few
             return self._run(as_features(features, self.n_in), start, progress)
 
     def explain(self) -> Explanation:  # noqa: D102
@@ -111,7 +121,7 @@ class CpuEngine(Engine):
             device=f"cpu: {self.hardware}, {count(self._threads, 'thread')}",
             workers=self._threads,
             transfer=1e-9 * (self.n_in * speeds.load + self.n_out * speeds.store),
-            last=self._last,
+            last=None if self._last is None else self._last(),
         )
 
     def close(self) -> None:  # noqa: D102
@@ -120,6 +130,55 @@ class CpuEngine(Engine):
             self._executor.shutdown()
             self._pools.clear()
             self._resident = None
+            if self._few is not None:
+                self._few.close()
+
+    def _run_few(self, features: Any, start: float) -> Result | None:
+        """Run a few dense samples by rows; None where there are more, or they cannot be taken."""
+        if (
+            type(features) is not np.ndarray
+            or features.ndim != 2
+            or not 0 < len(features) <= FEW
+            or features.shape[1] != self.n_in
+            or features.dtype.kind not in "biuf"
+        ):
+            return None
+        if self._few is None:
+            if not self._has_room_for_rows():
+                return None
+            plan = self._plan
+            self._few = FewSamples(plan.resident, plan.droppable[1:], self._threads)
+        if features.dtype != np.float32 or not features.flags.c_contiguous:
+            with np.errstate(over="ignore"):
+                features = np.ascontiguousarray(features, np.float32)
+        found = self._few.run(features)
+        if found is None:
+            return None  # and whoever checks the features says what is wrong
+        samples, few = len(features), self._few
+        outputs, nonzero = found
+        ids = np.arange(samples)
+        dead = self._plan.droppable[-2] and nonzero < (1 << samples) - 1
+        if dead:
+            ids = np.flatnonzero([nonzero >> sample & 1 for sample in range(samples)])
+            outputs = outputs[ids]
+        ran = partial(_ran_by_rows, samples, few.live.copy(), few.nanos.copy())
+        self._last = lambda: ran()[0]
+        return Result(
+            (samples, self.n_out),
+            [(ids, outputs)],
+            partial(_trace_by_rows, self._plan.origin, self._edges, ran),
+            seconds=perf_counter() - start,
+            nominal_edges=samples * self.edges,
+            exact=["prune", *self._plan.saved] if dead else list(self._plan.saved),
+            passes=self._plan.saved,
+            rounding=self._rounding,
+        )
+
+    def _has_room_for_rows(self) -> bool:
+        """Tell whether all layers stay in memory, and may a second time, by rows."""
+        plan = self._plan
+        held = nbytes_of(plan.resident)
+        return len(plan.resident) == len(plan.origin) and ROWS * held <= _memory(self.options)
 
     def _run(self, features: Features, start: float, progress: Progress | None) -> Result:
         """Take all samples through all segments."""
@@ -145,16 +204,18 @@ class CpuEngine(Engine):
         for program in self._programs():
             done = self._run_segment(program, work, threads, same_as, progress)
             work = [_tile_work(tile) for tile in done]
-        self._last = self._remember(samples, threads)
+        trace = self._trace(threads)
+        last = self._remember(samples, threads)
+        self._last = lambda: last
         return Result(
             (samples, self.n_out),
             [(tile.ids, tile.values) for tile in done],
-            trace := self._trace(threads),
+            trace,
             seconds=perf_counter() - start,
             nominal_edges=samples * self.edges,
             exact=self._exact(pruned=trace[-1].live < samples),
             passes=self._plan.saved,
-            rounding=[*statements(self._plan.saved), *_ROUNDING],
+            rounding=self._rounding,
             same_as=_roots(same_as) if self.options.merge else None,
         )
 
@@ -212,7 +273,7 @@ class CpuEngine(Engine):
         """Return what `explain` will want to know of the run that ends."""
         used = self._pools[:threads]
         executed = np.sum([pool.executed for pool in used], axis=0)
-        edges = np.array([max(part.edges, 1) for part in self._plan.parts])
+        edges = np.maximum(self._edges, 1)
         nanos = np.sum([pool.nanos for pool in used], axis=0)
         registers = -(-executed // (edges * LANES))
         return LastRun(
@@ -224,11 +285,32 @@ class CpuEngine(Engine):
         live = np.sum([pool.live for pool in used], axis=0).tolist()
         executed = np.sum([pool.executed for pool in used], axis=0).tolist()
         seconds = (np.sum([pool.nanos for pool in used], axis=0) / (1e9 * threads)).tolist()
-        trace = [LayerTrace(0, 0, 0.0)] * (self._plan.origin[-1] + 1)
-        for origin, *row in zip(self._plan.origin, live, executed, seconds, strict=True):
-            before = trace[origin]  # a layer as given may run in several parts
-            trace[origin] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
-        return trace
+        return _trace_of(self._plan.origin, zip(live, executed, seconds, strict=True))
+
+
+def _trace_of(origin: list[int], rows: Iterable[tuple[int, int, float]]) -> list[LayerTrace]:
+    """Return the trace of the layers as given from (live, edges, seconds) of those that run."""
+    trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
+    for number, row in zip(origin, rows, strict=True):
+        before = trace[number]  # a layer as given may run in several parts
+        trace[number] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
+    return trace
+
+
+def _ran_by_rows(
+    samples: int, live: NDArray[np.int64], nanos: NDArray[np.int64]
+) -> tuple[LastRun, list[int]]:
+    """Return what a run by rows did, and the samples live after each layer that runs."""
+    after = live.tolist()
+    return LastRun(samples, [samples, *after[:-1]], (nanos * 1e-9).tolist(), 1), after
+
+
+def _trace_by_rows(
+    origin: list[int], edges: list[int], ran: Callable[[], tuple[LastRun, list[int]]]
+) -> list[LayerTrace]:
+    last, live = ran()
+    executed = [count * each for count, each in zip(last.entered, edges, strict=True)]
+    return _trace_of(origin, zip(live, executed, last.seconds, strict=True))
 
 
 def _memory(options: Options) -> int:
