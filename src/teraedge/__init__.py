@@ -10,10 +10,29 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from teraedge import datasets, errors, formats, reference, rounding, sklearn, torch
-    from teraedge.activations import Activation, ClippedReLU, Identity, ReLU
+    from teraedge.activations import (
+        GELU,
+        Activation,
+        ClippedReLU,
+        Hardtanh,
+        Identity,
+        ReLU,
+        Sigmoid,
+        SiLU,
+        Tanh,
+    )
     from teraedge.engines import Engine, compile, load_plan  # noqa: A004
     from teraedge.features import PackedFeatures
-    from teraedge.formats import load, save
+    from teraedge.formats import (
+        from_onnx,
+        from_safetensors,
+        from_sklearn,
+        from_torch,
+        load,
+        save,
+        to_onnx,
+        to_torch,
+    )
     from teraedge.network import Layer, Network
     from teraedge.options import Options
     from teraedge.result import LayerTrace, Result
@@ -23,6 +42,8 @@ _HOMES = {
     "Activation": "activations",
     "ClippedReLU": "activations",
     "Engine": "engines",
+    "GELU": "activations",
+    "Hardtanh": "activations",
     "Identity": "activations",
     "Layer": "network",
     "LayerTrace": "result",
@@ -31,17 +52,28 @@ _HOMES = {
     "PackedFeatures": "features",
     "ReLU": "activations",
     "Result": "result",
+    "SiLU": "activations",
+    "Sigmoid": "activations",
+    "Tanh": "activations",
     "compile": "engines",
+    "from_onnx": "formats",
+    "from_safetensors": "formats",
+    "from_sklearn": "formats",
+    "to_onnx": "formats",
+    "from_torch": "formats",
     "load": "formats",
     "load_plan": "engines",
     "save": "formats",
+    "to_torch": "formats",
 }
 _MODULES = ("datasets", "errors", "formats", "reference", "rounding", "sklearn", "torch")
 
 __all__ = [
+    "GELU",
     "Activation",
     "ClippedReLU",
     "Engine",
+    "Hardtanh",
     "Identity",
     "Layer",
     "LayerTrace",
@@ -50,16 +82,25 @@ __all__ = [
     "PackedFeatures",
     "ReLU",
     "Result",
+    "SiLU",
+    "Sigmoid",
+    "Tanh",
     "compile",
     "datasets",
     "errors",
     "formats",
+    "from_onnx",
+    "from_safetensors",
+    "from_sklearn",
+    "from_torch",
     "load",
     "load_plan",
     "reference",
     "rounding",
     "save",
     "sklearn",
+    "to_onnx",
+    "to_torch",
     "torch",
 ]
 

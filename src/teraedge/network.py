@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from teraedge.activations import Activation, Identity
 from teraedge.errors import ModelError
+from teraedge.head import check_head
 
 if TYPE_CHECKING:
     from teraedge.engines import Engine
@@ -210,12 +211,24 @@ class Network:
         only once, so its layers are kept.
     name : str, optional
         For people.
+    head : {"softmax", "log_softmax"}, optional
+        What is done to a sample's last row at the end, over all of its outputs. `Result.outputs`
+        are after it; which samples are live, and their labels, do not depend on it.
+    notes : iterable of str
+        What an importer did to make the network a chain, a sentence each; see `notes`.
+
+    Attributes
+    ----------
+    name, head : str or None
+    notes : tuple of str
+        For people: not kept in files.
 
     Raises
     ------
     ModelError
-        If there is no layer, an item is not a Layer, or a layer does not read as many neurons as
-        the one before writes. The layers of a lazy source are checked whenever they are read.
+        If there is no such head, no layer, an item is not a Layer, or a layer does not read as many
+        neurons as the one before writes. The layers of a lazy source are checked whenever they are
+        read.
 
     Examples
     --------
@@ -229,8 +242,12 @@ class Network:
         layers: Iterable[Layer] | LayerSource | Callable[[], Iterable[Layer]],
         *,
         name: str | None = None,
+        head: str | None = None,
+        notes: Iterable[str] = (),
     ) -> None:
         self.name = name
+        self.head = check_head(head)
+        self.notes = tuple(notes)
         self._source = _as_source(layers)
         self._n_in: int | None = getattr(self._source, "n_in", None)
         self._n_out: int | None = getattr(self._source, "n_out", None)
@@ -258,12 +275,16 @@ class Network:
     @overload
     def __getitem__(self, index: slice) -> "Network": ...
     def __getitem__(self, index: int | slice) -> "Layer | Network":
-        """Return one layer, or the network of a range of layers."""
+        """Return one layer, or the network of a range of layers, with the head after the last."""
         if isinstance(index, slice):
+            chosen = range(len(self))[index]
+            head = self.head if chosen and chosen[-1] == len(self) - 1 else None
             if isinstance(self._source, _Reiterable) and (index.step or 1) > 0:
                 fresh, bounds = self._source, index.indices(len(self))
-                return Network(_Reiterable(lambda: islice(fresh, *bounds)), name=self.name)
-            return Network(_Window(self._source, range(len(self))[index]), name=self.name)
+                return Network(
+                    _Reiterable(lambda: islice(fresh, *bounds)), name=self.name, head=head
+                )
+            return Network(_Window(self._source, chosen), name=self.name, head=head)
         position = range(len(self))[index]
         layer = self._source[position]
         _check_layer(layer, position, None)
@@ -315,7 +336,8 @@ class Network:
         edges = "" if self._edges is None else f", {self._edges:,} edges"
         name = "" if self.name is None else f"{self.name!r}, "
         layers = f"{len(self)} layer{'s' if len(self) > 1 else ''}"
-        return f"Network({name}{layers}, {self.n_in} -> {self.n_out}{edges})"
+        head = "" if self.head is None else f", {self.head}"
+        return f"Network({name}{layers}, {self.n_in} -> {self.n_out}{edges}{head})"
 
 
 def _check_layer(layer: Any, index: int, n_in: int | None) -> None:

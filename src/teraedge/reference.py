@@ -44,4 +44,5 @@ def run(network: Network, features: Any) -> Result:
         trace,
         seconds=perf_counter() - start,
         nominal_edges=sum(layer.edges for layer in trace),
+        head=network.head,
     )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from teraedge.errors import ModelError
+from teraedge.errors import ModelError, OptionsError
+from teraedge.head import apply_head
 
 if TYPE_CHECKING:
     from teraedge.network import Network
@@ -35,6 +36,19 @@ class LayerTrace(NamedTuple):
     live: int
     edges: int
     seconds: float
+
+
+class Top(NamedTuple):
+    """The largest outputs of each sample, the largest first, and where they are.
+
+    Attributes
+    ----------
+    labels : ndarray of int64, shape (samples, k)
+    values : ndarray, shape (samples, k)
+    """
+
+    labels: NDArray[np.int64]
+    values: NDArray[Any]
 
 
 class Result:
@@ -66,6 +80,8 @@ class Result:
         What makes the last bits differ from those of the reference, a sentence each.
     live : ndarray of int64, optional
         The ids with a nonzero last row, ascending, where they are known without the rows.
+    head : str, optional
+        That of the network, yet to be applied to `blocks`.
     """
 
     def __init__(
@@ -81,6 +97,7 @@ class Result:
         passes: Mapping[str, int] | None = None,
         rounding: Sequence[str] = (),
         live: NDArray[np.int64] | None = None,
+        head: str | None = None,
     ) -> None:
         self.shape = shape
         self._trace = trace
@@ -90,7 +107,7 @@ class Result:
         self.passes = dict(passes or {})
         self.rounding = tuple(rounding)
         self._lazy_blocks: Sequence[LazyBlock] | None = blocks
-        self._same_as, self._live = same_as, live
+        self._same_as, self._live, self._head = same_as, live, head
 
     @property
     def trace(self) -> tuple[LayerTrace, ...]:
@@ -126,7 +143,10 @@ class Result:
 
     @property
     def live(self) -> NDArray[np.int64]:
-        """0-based ids of the samples whose last row is nonzero, ascending, shape (live,)."""
+        """0-based ids of the samples whose last row is nonzero, ascending, shape (live,).
+
+        A head does not count: its outputs are never all zero.
+        """
         return self._live_rows[0] if self._live is None else self._live
 
     @cached_property
@@ -136,15 +156,19 @@ class Result:
         out = np.empty((len(live), self.shape[1]), self._dtype)
         for (ids, rows), keep in zip(self._blocks, kept, strict=True):
             out[np.searchsorted(live, ids[keep])] = rows[keep]
-        return out
+        return apply_head(self._head, out)
 
     @property
     def outputs(self) -> Any:
-        """Last rows of all samples, shape (samples, n_out)."""
+        """Last rows of all samples, after the head, shape (samples, n_out)."""
         return self._on_host
 
     @cached_property
     def _on_host(self) -> NDArray[Any]:
+        return apply_head(self._head, self._rows())
+
+    def _rows(self) -> NDArray[Any]:
+        """Return the last rows of all samples, before the head."""
         blocks = self._blocks
         out = np.zeros(self.shape, blocks[0][1].dtype if blocks else np.float32)
         for ids, rows in blocks:
@@ -212,6 +236,31 @@ class Result:
         for ids, rows in self._blocks:
             labels[ids] = rows.argmax(axis=1)
         return labels
+
+    def top(self, k: int) -> Top:
+        """Return the `k` largest outputs of each sample, the first where several tie.
+
+        Parameters
+        ----------
+        k : int
+            From 1 to n_out.
+
+        Returns
+        -------
+        Top
+            On the host: labels and values, each of shape (samples, k). Values are after the head,
+            and their order is that before it, which does not round ties together.
+
+        Raises
+        ------
+        OptionsError
+            If `k` is out of range.
+        """
+        if not isinstance(k, int | np.integer) or not 1 <= k <= self.shape[1]:
+            raise OptionsError(f"k is {k!r}; give a whole number from 1 to {self.shape[1]}")
+        rows = self._rows()
+        labels = np.argsort(-rows, axis=1, kind="stable")[:, :k]
+        return Top(labels, np.take_along_axis(apply_head(self._head, rows), labels, axis=1))
 
     def error_bound(self, network: "Network", features: Any) -> NDArray[np.float64]:
         """Bound how far each output may lie from the float64 reference, whatever `rounding` says.

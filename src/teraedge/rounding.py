@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.features import to_dense
+from teraedge.head import error_of_head
 from teraedge.network import Network
 
 UNIT = 2.0**-24
@@ -14,6 +15,9 @@ UNIT = 2.0**-24
 
 EXTRA = 8
 """Roundings beside those of a sum: weights, bias and their merged or folded forms, bias added."""
+
+CURVE = 8
+"""Roundings of the value of a smooth activation, relative to it and to 1."""
 
 PASSES = {
     "merge_neurons": "weights of merged neurons are added in float64, rounded to fp32 once",
@@ -40,9 +44,10 @@ def error_bound(network: Network, features: Any) -> NDArray[np.float64]:
     A sum of n products in fp32 is off by at most gamma times the sum of their magnitudes, with
     gamma = k u / (1 - k u), u = 2**-24 and k the roundings on the way of any term (Higham,
     *Accuracy and Stability of Numerical Algorithms*, 2002, section 3.1). Passes may add a term to
-    another sum first, so k = 2 n + 8 here. The error of a layer's inputs goes through |W|. All
-    activations change by no more than their argument does, and a bounded one by no more than the
-    distance of its bounds. Values must stay within the range of fp32.
+    another sum first, so k = 2 n + 8 here. The error of a layer's inputs goes through |W|. An
+    activation changes by no more than its slope times its argument's change, and a bounded one by
+    no more than the distance of its bounds; its own value is off by a few roundings. Values must
+    stay within the range of fp32.
 
     Parameters
     ----------
@@ -72,7 +77,8 @@ def error_bound(network: Network, features: Any) -> NDArray[np.float64]:
         roundings = (2 * np.diff(weights.tocsc().indptr) + EXTRA) * UNIT
         gamma = roundings / (1 - roundings)
         error = error @ magnitude + gamma * ((np.abs(x) + error) @ magnitude + np.abs(bias))
-        lower, upper = layer.activation.clamp
-        error = np.minimum(error, upper - lower)
         x = layer.activation(x @ weights + bias)
-    return error
+        own = CURVE * UNIT * (1 + np.abs(x)) if layer.activation.curve else UNIT * np.abs(x)
+        lower, upper = layer.activation.range
+        error = np.minimum(error * layer.activation.slope + own, upper - lower)
+    return error_of_head(network.head, x, error, UNIT)

@@ -58,9 +58,10 @@ class SparseNetClassifier(ClassifierMixin, _Fitted):
         which the output is about the second class.
     classes : array-like, shape (n_out,), optional
         The label of each output (of both classes, where there is one output); by default 0, 1, ...
-    outputs : {"logits", "probabilities"}, default "logits"
+    outputs : {"logits", "probabilities"}, optional
         What the network computes: "logits" go through a softmax (of one output: a sigmoid) in
-        `predict_proba`, "probabilities" are taken as they are.
+        `predict_proba`, "probabilities" are taken as they are. By default probabilities where the
+        network has a softmax head, else logits.
 
     Attributes
     ----------
@@ -85,7 +86,7 @@ class SparseNetClassifier(ClassifierMixin, _Fitted):
         engine: "Engine",
         *,
         classes: ArrayLike | None = None,
-        outputs: Literal["logits", "probabilities"] = "logits",
+        outputs: Literal["logits", "probabilities"] | None = None,
     ) -> None:
         self.engine = engine
         self.classes = classes
@@ -116,12 +117,11 @@ class SparseNetClassifier(ClassifierMixin, _Fitted):
         ndarray, shape (samples,)
             Of `classes_`; where several outputs tie, the first of them.
         """
-        classes, outputs = self.classes_, self._outputs(X)
-        if outputs.shape[1] == 1:
-            threshold = 0.0 if self._are_logits() else 0.5
-            chosen = (outputs[:, 0] > threshold).astype(np.intp)
-        else:
-            chosen = outputs.argmax(axis=1)
+        classes, are_logits, result = self.classes_, self._are_logits(), self.engine.run(X)
+        chosen = result.labels
+        if self.engine.n_out == 1:
+            threshold = 0.0 if are_logits else 0.5
+            chosen = (result.to_numpy()[:, 0] > threshold).astype(np.int64)
         return np.asarray(classes[chosen])
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
@@ -147,8 +147,12 @@ class SparseNetClassifier(ClassifierMixin, _Fitted):
         return np.asarray(powers / powers.sum(axis=1, keepdims=True))
 
     def _are_logits(self) -> bool:
+        if self.outputs is None:
+            return self.engine.head != "softmax"
         if self.outputs not in ("logits", "probabilities"):
-            raise OptionsError(f"outputs is {self.outputs!r}; allowed: 'logits', 'probabilities'")
+            raise OptionsError(
+                f"outputs is {self.outputs!r}; allowed: 'logits', 'probabilities', or None"
+            )
         return self.outputs == "logits"
 
 

@@ -30,8 +30,7 @@ def to_arrow(result: "Result", live_only: bool) -> Any:
     arrow = _required("pyarrow")
     ids, rows = _rows(result, live_only)
     outputs = arrow.FixedSizeListArray.from_arrays(arrow.array(rows.ravel()), result.shape[1])
-    columns = {"sample": ids, "label": rows.argmax(axis=1), "outputs": outputs}
-    return arrow.table(columns)
+    return arrow.table({"sample": ids, "label": result.labels[ids], "outputs": outputs})
 
 
 def _rows(result: "Result", live_only: bool) -> tuple[NDArray[np.int64], NDArray[Any]]:

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import teraedge as package
 from teraedge import formats
@@ -128,3 +129,49 @@ def test_info_plan_json(teraedge, model):
 
 def test_info_plan_refusals(refused, model):
     assert "abacus" in refused("info", model, "--plan", "--device", "abacus")
+
+
+@pytest.fixture
+def onnx_model(tmp_path):
+    """An ONNX file with a softmax, and its network."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    random = np.random.default_rng(5)
+    layers = [
+        package.Layer(random.normal(size=(5, 7)).astype(np.float32), 0.5, package.GELU()),
+        package.Layer(random.normal(size=(7, 3)).astype(np.float32)),
+    ]
+    network = package.Network(layers, head="softmax")
+    package.save(network, tmp_path / "model.onnx")
+    return network
+
+
+def test_onnx_everywhere(teraedge, onnx_model, features, tmp_path):
+    done = teraedge("info", "model.onnx")
+    assert done.returncode == 0, done
+    assert "GELU(none)" in done.stdout
+    assert "softmax at the end" in done.stdout
+    assert teraedge("convert", "model.onnx", "native.safetensors").returncode == 0
+    assert teraedge("convert", "native.safetensors", "again.onnx").returncode == 0
+    assert teraedge("verify", "again.onnx", features).returncode == 0
+    assert teraedge("run", "again.onnx", features, "-o", "out.npy").returncode == 0
+    expected = package.reference.run(onnx_model, np.load(features)).outputs
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), expected, atol=1e-6)
+
+
+def test_convert_plain_weights(teraedge, tmp_path):
+    tensors = {"0.weight": np.ones((4, 3), np.float32), "2.weight": np.ones((2, 4), np.float32)}
+    save_file(tensors, tmp_path / "plain.safetensors")
+    command = ("convert", "plain.safetensors", "ours.safetensors")
+    assert teraedge(*command, "--activation", "gelu").returncode == 0
+    network = package.load(tmp_path / "ours.safetensors")
+    assert [layer.activation for layer in network] == [package.GELU(), package.Identity()]
+
+
+def test_options_of_imports_that_do_not_fit(refused, model):
+    (model.parent / "plain.safetensors").write_bytes(b"")
+    save_file({"0.weight": np.ones((4, 3), np.float32)}, model.parent / "plain.safetensors")
+    assert "teraedge convert --activation" in refused("info", "plain.safetensors")
+    plain = ("convert", "plain.safetensors", "out.safetensors")
+    assert "known names: identity, relu" in refused(*plain, "--activation", "bogus")
+    assert "are for .onnx" in refused(*plain, "--lower-conv")
+    assert "is for .safetensors" in refused("convert", "x.onnx", "y.mtx", "--activation", "relu")

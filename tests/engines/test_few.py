@@ -56,6 +56,20 @@ def test_densities_and_threads(density, threads):
     check(random_network(density), Options(threads=threads))
 
 
+@pytest.mark.parametrize(
+    "activation",
+    [teraedge.Sigmoid(), teraedge.Tanh(), teraedge.GELU(), teraedge.SiLU(), teraedge.Hardtanh()],
+    ids=repr,
+)
+def test_smooth_activations_and_a_head(activation):
+    rng = np.random.default_rng(3)
+    layers = [
+        Layer(rng.normal(0, 0.2, (n_in, n_out)), rng.normal(size=n_out), activation)
+        for n_in, n_out in [(90, 131), (131, 77), (77, 5)]
+    ]
+    check(Network(layers, head="softmax"))
+
+
 def test_parts_hold_every_edge_once(monkeypatch):
     monkeypatch.setattr("teraedge.plan.rows.MIN_BYTES", 1)
     for density, dense in ((0.05, False), (0.9, True)):

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 import teraedge
-from teraedge import Options
+from teraedge import GELU, Hardtanh, Layer, Network, Options, Tanh
 from teraedge.engines.cpu import engine as cpu_engine
 from teraedge.errors import FormatError, ModelError, OptionsError
 from teraedge.plan.saved import save_plan
@@ -46,6 +46,28 @@ def test_round_trip(name, options, path):
     assert (ours.nominal_edges, ours.passes) == (theirs.nominal_edges, theirs.passes)
     assert loaded.options == engine.options
     assert repr(loaded) == repr(engine)
+
+
+def test_curves_and_heads_are_saved(path):
+    layers = [
+        Layer(layer.weights * np.float32(0.1), 0.5, activation)
+        for layer, activation in zip(
+            NETWORKS["rectangular"], [GELU(), Hardtanh(), GELU("tanh"), Tanh()], strict=True
+        )
+    ]
+    network = Network(layers, head="softmax")
+    features = make_features(network, 50)
+    engine = teraedge.compile(network)
+    engine.save(path)
+    loaded = teraedge.load_plan(path, network=network)
+    np.testing.assert_array_equal(loaded.run(features).outputs, engine.run(features).outputs)
+    with pytest.raises(FormatError, match="another network"):
+        teraedge.load_plan(path, network=Network(layers))
+    layers = json.loads(safe_open(path, "numpy").metadata()["layers"])
+    layers[0]["values"]["curve"] = "bogus"
+    _change(path, layers=json.dumps(layers))
+    with pytest.raises(FormatError, match="curve is 'bogus'"):
+        teraedge.load_plan(path)
 
 
 @pytest.mark.parametrize("memory", [2000, "20KB"])

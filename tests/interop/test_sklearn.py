@@ -92,6 +92,14 @@ def test_probabilities_are_taken_as_they_are():
     np.testing.assert_array_equal(estimator.predict_proba([[0.25, 0.75]]), [[0.25, 0.75]])
 
 
+def test_a_softmax_head_gives_probabilities():
+    network = teraedge.Network([teraedge.Layer(np.eye(2))], head="softmax")
+    estimator = SparseNetClassifier(teraedge.compile(network))
+    np.testing.assert_allclose(estimator.predict_proba([[0.0, np.log(3)]]), [[0.25, 0.75]])
+    # Rounded to 1, both; labels are those before the head.
+    assert estimator.predict([[200.0, 100.0], [100.0, 200.0]]).tolist() == [0, 1]
+
+
 def test_large_logits_do_not_overflow():
     estimator = SparseNetClassifier(engine_of(np.eye(2)))
     np.testing.assert_array_equal(estimator.predict_proba([[1e30, -1e30]]), [[1.0, 0.0]])

@@ -3,9 +3,11 @@
 import json
 import pickle
 import struct
+from itertools import pairwise
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
@@ -50,6 +52,71 @@ def change(path, tensors=None, drop=(), layer=None, **metadata):
         path,
         {key: value for key, value in said.items() if value is not None},
     )
+
+
+def rounded(values, bits):
+    """Numbers of float32 with so many bits of fraction."""
+    return (values.view(np.uint32) & np.uint32(2**32 - 2 ** (23 - bits))).view(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("values", "stored"),
+    [
+        (np.array([1.5, -0.25, 2**-24, 65504, 0]), np.float16),
+        (np.array([1.5, 1e30, -2.0, 1e-30, 0]), np.uint16),
+        (np.array([1.5, -2.0, 0.0, -0.0, 3]), np.uint16),
+        (np.array([1.5, 0.1, -2.0, 3, 7]), np.float32),
+        (np.array([1.0009765625, 1e30, -2.0, 3, 7]), np.float32),  # neither of the two
+        (np.array([1.5, np.pi, -2.0, 3, 7]), np.float64),
+    ],
+)
+def test_weights_are_stored_in_two_bytes_where_nothing_is_lost(tmp_path, values, stored):
+    path = tmp_path / "model.safetensors"
+    if stored is np.uint16:
+        values = rounded(values.astype(np.float32), 7)
+    if stored is not np.float64:
+        values = values.astype(np.float32)
+    weights = sp.csr_array((values, np.arange(5), np.array([0, 5])), shape=(1, 5))
+    save(Network([Layer(weights)]), path)
+    assert contents(path)[0]["layers.0.data"].dtype == stored
+    again = load(path)[0].weights
+    assert again.dtype == values.dtype
+    assert again.data.tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_sparse_perceptron_is_small(tmp_path, half):
+    """At 95 % zeros, less than an eighth of the dense float32 file; half as much in halves."""
+    rng = np.random.default_rng(0)
+    sizes = [784, 2048, 2048, 10]
+    layers, dense = [], 0
+    for a, b in pairwise(sizes):
+        weights = sp.random_array((a, b), density=0.05, rng=rng, dtype=np.float32)
+        if half:
+            weights.data = weights.data.astype(np.float16).astype(np.float32)
+        layers.append(Layer(weights, rng.normal(size=b).astype(np.float32), ReLU()))
+        dense += 4 * (a * b + b)
+    save(Network(layers), tmp_path / "model.safetensors")
+    size = (tmp_path / "model.safetensors").stat().st_size
+    assert size < dense / (16 if half else 8)
+
+
+@pytest.mark.parametrize("head", [None, "softmax", "log_softmax"])
+def test_heads(tmp_path, head):
+    path = tmp_path / "model.safetensors"
+    save(Network(list(network()), head=head), path)
+    assert load(path).head == head
+    change(path, head="hardmax")
+    with pytest.raises(FormatError, match="head is 'hardmax'; allowed"):
+        load(path)
+
+
+def test_formats_without_a_place_for_a_head(tmp_path):
+    square = Network([Layer(np.eye(4), -0.3, ClippedReLU(32))], head="softmax")
+    for path in (tmp_path / "model.mtx", tmp_path / "folder", tmp_path / "neuron4"):
+        with pytest.raises(FormatError, match="ends with softmax, for which this format has no"):
+            save(square, path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_tensors_are_as_documented(model):

@@ -3,7 +3,19 @@ import dataclasses
 import numpy as np
 import pytest
 
-from teraedge import ClippedReLU, Identity, LayerTrace, Options, ReLU, Result
+from teraedge import (
+    GELU,
+    ClippedReLU,
+    Hardtanh,
+    Identity,
+    LayerTrace,
+    Options,
+    ReLU,
+    Result,
+    Sigmoid,
+    SiLU,
+    Tanh,
+)
 from teraedge.activations import from_spec
 from teraedge.errors import ModelError, OptionsError
 
@@ -48,12 +60,38 @@ def test_bad_mode():
         Options.mode("d")
 
 
-@pytest.mark.parametrize("activation", [Identity(), ReLU(), ClippedReLU(6)])
+ACTIVATIONS = [
+    Identity(),
+    ReLU(),
+    ClippedReLU(6),
+    Hardtanh(),
+    Hardtanh(-2, 0.5),
+    Hardtanh(None, 3),
+    Hardtanh(1, None),
+    Sigmoid(),
+    Tanh(),
+    GELU(),
+    GELU("tanh"),
+    SiLU(),
+]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=repr)
 def test_activations_say_what_they_do(activation):
     x = np.linspace(-10, 10, 41)
     y = activation(x)
     lower, upper = activation.clamp
-    np.testing.assert_array_equal(y, np.minimum(np.maximum(x, lower), upper))
+    if not activation.curve:
+        np.testing.assert_array_equal(y, np.minimum(np.maximum(x, lower), upper))
+    lower, upper = activation.keeps
+    kept = (x >= lower) & (x <= upper)
+    np.testing.assert_array_equal(y[kept], x[kept])
+    lower, upper = activation.range
+    assert ((y >= lower) & (y <= upper)).all()
+    fine = np.linspace(-9, 9, 90_001)
+    assert np.abs(np.diff(activation(fine)) / 2e-4).max() <= activation.slope + 1e-6
+    if activation.halves:
+        np.testing.assert_allclose(activation(fine) - activation(-fine), fine, atol=1e-14)
     assert activation(np.zeros(1))[0] == activation.at_zero
     assert activation.monotone == bool((np.diff(y) >= 0).all())
     assert from_spec(activation.to_spec()) == activation

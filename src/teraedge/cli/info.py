@@ -156,7 +156,11 @@ def _facts(layer: "Layer") -> Facts:
 def _activation(layer: "Layer") -> str:
     """Return the activation and its parameters, without their names."""
     spec = layer.activation.to_spec()
-    values = [f"{value:g}" for key, value in spec.items() if key != "name"]
+    values = [
+        f"{value:g}" if isinstance(value, float) else str(value)
+        for key, value in spec.items()
+        if key != "name"
+    ]
     return type(layer.activation).__name__ + (f"({', '.join(values)})" if values else "")
 
 
@@ -172,6 +176,8 @@ def _to_json(network: "Network", model: "Path", runs: list[Run]) -> dict[str, An
     return {
         "model": str(model),
         "name": network.name,
+        "head": network.head,
+        "notes": list(network.notes),
         "n_in": runs[0].facts.n_in,
         "n_out": runs[-1].facts.n_out,
         "layers": runs[-1].last,
@@ -207,6 +213,10 @@ def _show(network: "Network", model: "Path", runs: list[Run]) -> None:
     kinds = " and ".join(sorted({run.facts.dtype for run in runs}))
     line = f"{count(runs[-1].last, 'layer')}, {ends}, {count(edges, 'edge')} in {kinds}"
     out().print(f"{line}, {size} on disk", soft_wrap=True)
+    if network.head is not None:
+        out().print(f"{network.head} at the end")
+    for note in network.notes:
+        out().print(note, soft_wrap=True)
 
 
 def _table(title: str) -> "Table":

@@ -117,4 +117,4 @@ def watched(network: "Network", report: "Callable[[float], None]") -> "Network":
     """Return the same network, which calls `report` with the fraction of its layers read."""
     from teraedge.network import Network
 
-    return Network(_WatchedLayers(network, report), name=network.name)
+    return Network(_WatchedLayers(network, report), name=network.name, head=network.head)

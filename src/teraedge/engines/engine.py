@@ -32,6 +32,8 @@ class Engine(ABC):
         Neurons the network reads and writes.
     edges : int
         Stored weights of the network as given.
+    head : str or None
+        Of the network; see `Network`.
     compile_seconds : float
         Wall time of compile.
     """
@@ -42,6 +44,7 @@ class Engine(ABC):
     n_in: int
     n_out: int
     edges: int
+    head: str | None
     compile_seconds: float
 
     @abstractmethod

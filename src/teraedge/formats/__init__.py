@@ -4,6 +4,7 @@
 networks (`load`, `save`)                   what
 ==========================================  =============================================
 ``*.safetensors``                           native: one file, or shards and their index
+``*.onnx``                                  ONNX, with the extra ``onnx``
 ``*.mtx``                                   Matrix Market: one layer
 a folder with ``*.mtx``                     Matrix Market: a file a layer
 a folder ``neuron<N>``, or above such ones  Graph Challenge: text, a file a layer
@@ -27,6 +28,9 @@ results (`save_result`)                 what
 ``*.tsv``, ``*.txt``                    Graph Challenge categories: live ids, 1-based, one a line
 ======================================  =======================================================
 
+Models of other libraries come in by `from_torch`, `from_sklearn` and, where a file holds nothing
+but weights and biases, `from_safetensors`; `to_torch` goes back.
+
 Files are written beside and renamed: a failure leaves what was there. Nothing in a file is ever
 executed, and a malformed one gives one `FormatError` of one line.
 """
@@ -43,6 +47,10 @@ if TYPE_CHECKING:
     from teraedge.formats.graphchallenge import from_graphchallenge, to_graphchallenge
     from teraedge.formats.matrixmarket import from_matrixmarket, to_matrixmarket
     from teraedge.formats.native import from_native, to_native
+    from teraedge.formats.onnx import from_onnx, to_onnx
+    from teraedge.formats.safetensors import from_safetensors
+    from teraedge.formats.sklearn import from_sklearn
+    from teraedge.formats.torch import from_torch, to_torch
     from teraedge.network import Network
     from teraedge.result import Result
 
@@ -51,6 +59,10 @@ __all__ = [
     "from_graphchallenge",
     "from_matrixmarket",
     "from_native",
+    "from_onnx",
+    "from_safetensors",
+    "from_sklearn",
+    "from_torch",
     "load",
     "load_features",
     "save",
@@ -59,9 +71,12 @@ __all__ = [
     "to_graphchallenge",
     "to_matrixmarket",
     "to_native",
+    "to_onnx",
+    "to_torch",
 ]
 
-_NETWORK_SUFFIXES = (".safetensors", ".safetensors.index.json", ".mtx")
+_NETWORK_SUFFIXES = (".safetensors", ".safetensors.index.json", ".mtx", ".onnx")
+_MODULES = {".mtx": "matrixmarket", ".onnx": "onnx"}
 _FEATURE_SUFFIXES = (".npy", ".npz", ".mtx", ".tsv")
 _RESULT_SUFFIXES = (".npy", ".npz", ".tsv", ".txt")
 _FOLDERS = "a folder neuron<N> (Graph Challenge), another folder (Matrix Market)"
@@ -111,7 +126,7 @@ def load(path: str | Path) -> "Network":
             )
         return _format("matrixmarket").from_matrixmarket(path)  # type: ignore[no-any-return]
     suffix = _suffix(path, _NETWORK_SUFFIXES, "a network", _FOLDERS)
-    module = "matrixmarket" if suffix == ".mtx" else "native"
+    module = _MODULES.get(suffix, "native")
     return getattr(_format(module), f"from_{module}")(path)  # type: ignore[no-any-return]
 
 
@@ -137,8 +152,8 @@ def save(network: "Network", path: str | Path) -> None:
         official = re.fullmatch(r"neuron[1-9]\d*", path.name)
         module = "graphchallenge" if official else "matrixmarket"
     else:
-        suffix = _suffix(path, (".safetensors", ".mtx"), "a network", _FOLDERS)
-        module = "matrixmarket" if suffix == ".mtx" else "native"
+        suffix = _suffix(path, (".safetensors", ".mtx", ".onnx"), "a network", _FOLDERS)
+        module = _MODULES.get(suffix, "native")
     getattr(_format(module), f"to_{module}")(network, path)
 
 

@@ -13,12 +13,13 @@ from teraedge.errors import FormatError, ModelError
 from teraedge.formats._shards import File, check_format, open_files
 from teraedge.formats._spec import read_activation, read_json
 from teraedge.formats.native import FORMAT
+from teraedge.head import check_head
 from teraedge.network import Layer, Network
 
 _DTYPES = {
     "indptr": ("I32", "I64"),
     "indices": ("U16", "I32", "I64"),
-    "data": ("F32", "F64"),
+    "data": ("F32", "F64", "F16", "U16"),
     "bias": ("F32", "F64"),
 }
 
@@ -38,7 +39,12 @@ def open_model(path: Path) -> Network:
     path, metadata, tensors = open_files(path)
     about = _read_about(metadata, path)
     name = metadata.get("name")
-    return Network(_Model(path, about, tensors), name=name if isinstance(name, str) else None)
+    try:
+        head = check_head(metadata.get("head"))
+    except ModelError as error:
+        raise FormatError(f"{path}: {error}") from None
+    name = name if isinstance(name, str) else None
+    return Network(_Model(path, about, tensors), name=name, head=head)
 
 
 def _read_about(metadata: dict[str, Any], path: Path) -> list[_About]:
@@ -92,7 +98,7 @@ class _Model:
         about, where = self._about[index], f"{self._path}: layer {index}"
         keys = self._keys(index)
         parts = {key.rpartition(".")[2]: self._tensors[key].read(key) for key in keys}
-        indptr, indices, data = parts["indptr"], parts["indices"], parts["data"]
+        indptr, indices, data = parts["indptr"], parts["indices"], _widened(parts["data"])
         _check_indices(indptr, indices, about.n_out, where)
         if about.equal:
             data = np.full(len(indices), data[0])
@@ -138,6 +144,13 @@ class _Model:
                     f"{' or '.join(map(str, sorted(allowed[name])))}"
                 )
         return edges
+
+
+def _widened(values: NDArray[Any]) -> NDArray[Any]:
+    """Return values that were stored in two bytes as the float32 that they are."""
+    if values.dtype == np.uint16:
+        return (values.astype(np.uint32) << 16).view(np.float32)
+    return values.astype(np.float32) if values.dtype == np.float16 else values
 
 
 def _check_indices(indptr: NDArray[Any], indices: NDArray[Any], n_out: int, where: str) -> None:

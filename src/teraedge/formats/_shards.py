@@ -200,6 +200,16 @@ class File:
         size = int(data[:8].view("<u8")[0])
         return json.loads(data[8 : 8 + size].tobytes()), data[8 + size :]
 
+    def read_real(self, name: str) -> NDArray[Any]:
+        """Return a copy of a tensor of real numbers, bfloat16 and float16 as float32."""
+        if self.describe(name)[0] != "BF16":
+            array = self.read(name)
+            return array.astype(np.float32) if array.dtype == np.float16 else array
+        about, data = self._mapped  # NumPy has no bfloat16, which is the upper half of a float32
+        begin, end = about[name]["data_offsets"]
+        halves = np.frombuffer(data[begin:end].tobytes(), "<u2").astype(np.uint32)
+        return (halves << 16).view(np.float32).reshape(about[name]["shape"])
+
     def read(self, name: str) -> NDArray[Any]:
         """Return a copy of a tensor."""
         from safetensors import SafetensorError
@@ -235,10 +245,13 @@ def check_format(metadata: dict[str, Any], about: dict[str, str], path: Path) ->
     """Refuse files of another format or version than `about` says."""
     given, version = metadata.get("format"), metadata.get("format_version")
     if given != about["format"]:
-        what = f"it is a {_KINDS[given][0]}: use {_KINDS[given][1]}" if given in _KINDS else None
-        raise FormatError(
-            f"{path}: is not a {_kind(about)} ({what or 'its metadata has no such format'})"
-        )
+        what = "its metadata has no such format"
+        if given in _KINDS:
+            what = f"it is a {_KINDS[given][0]}: use {_KINDS[given][1]}"
+        elif about["format"] == "teraedge":
+            what += "; weights and biases of another library: teraedge.from_safetensors, or "
+            what += "teraedge convert --activation"
+        raise FormatError(f"{path}: is not a {_kind(about)} ({what})")
     if version != about["format_version"]:
         raise FormatError(
             f"{path}: has format version {ascii(version)[:40]}; this teraedge reads "

@@ -1,6 +1,7 @@
 """Reading what files say about themselves, which may be anything."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from teraedge.activations import Activation, from_spec
@@ -24,6 +25,14 @@ def read_json(text: Any, where: str, kind: type = dict) -> Any:
             f"{where}: the metadata is a {type(value).__name__}; it must be a {kind.__name__}"
         )
     return value
+
+
+def no_head(path: Path, head: str) -> str:
+    """Return what to say where a format has no place for a head."""
+    return (
+        f"{path}: the network ends with {head}, for which this format has no place; save it as "
+        ".safetensors or .onnx, or without: teraedge.Network(list(network))"
+    )
 
 
 def read_activation(spec: Any, where: str) -> Activation:

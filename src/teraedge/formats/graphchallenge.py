@@ -27,6 +27,7 @@ from teraedge.formats._graphchallenge_samples import (
     features_from_graphchallenge,
     features_to_graphchallenge,
 )
+from teraedge.formats._spec import no_head
 from teraedge.network import Layer, Network
 
 __all__ = [
@@ -227,6 +228,8 @@ def to_graphchallenge(network: Network, folder: str | Path, *, weights_only: boo
             f"{folder}: the network has {neurons} neurons, so its folder is neuron{neurons}; "
             "rename it"
         )
+    if network.head is not None and not weights_only:
+        raise FormatError(no_head(folder, network.head))
     with new_folder(folder) as temporary:
         for index, layer in enumerate(network):
             _check_fits(layer, index, neurons, weights_only)

@@ -27,7 +27,7 @@ from teraedge.activations import Activation
 from teraedge.errors import FormatError, ModelError
 from teraedge.formats import _tsv
 from teraedge.formats._atomic import new_file, new_folder
-from teraedge.formats._spec import read_activation, read_json
+from teraedge.formats._spec import no_head, read_activation, read_json
 from teraedge.network import Layer, Network
 
 _OURS = re.compile(r"(layer|bias)-(\d+)\.mtx").fullmatch
@@ -257,6 +257,8 @@ def to_matrixmarket(network: Network, path: str | Path) -> None:
         If one file cannot hold the network, or the path cannot be written.
     """
     path = Path(path)
+    if network.head is not None:
+        raise FormatError(no_head(path, network.head))
     if path.suffix == ".mtx":
         if len(network) != 1 or network[0].bias is not None:
             raise FormatError(

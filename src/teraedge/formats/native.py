@@ -7,14 +7,18 @@ tensor                       dtype                   size
 ``layers.<i>.indices``       uint16 where it fits    edges; ascending in every row
                              (n_out <= 65536), else
                              int32 or int64
-``layers.<i>.data``          float32 or float64      edges, or 1 where the metadata says "equal"
+``layers.<i>.data``          float32 or float64, or  edges, or 1 where the metadata says "equal"
+                             two bytes, see below
 ``layers.<i>.bias``          float32 or float64      n_out, or 1 for a scalar; absent for none
 ===========================  ======================  ==============================================
 
+Weights that are float32 and all of them numbers of float16, or of bfloat16, are stored in two
+bytes: as float16, or as uint16, the upper halves of float32. They come back as they were.
+
 Layers count from 0. Metadata, all strings: ``format`` "teraedge", ``format_version`` "1", ``name``
-(may be absent), and ``layers``, a JSON list with an object a layer: ``shape`` [n_in, n_out],
-``activation`` (name and parameters), ``equal`` (true: all weights are equal and stored once), and
-``bias`` (true: it has one).
+and ``head`` (absent for none), and ``layers``, a JSON list with an object a layer: ``shape`` [n_in,
+n_out], ``activation`` (name and parameters), ``equal`` (true: all weights are equal and stored
+once), and ``bias`` (true: it has one).
 
 A model above the shard size is several files ``<name>-00001-of-00003.safetensors`` and an index
 ``<name>.safetensors.index.json``, as Hugging Face has it: ``metadata`` is the above, ``weight_map``
@@ -79,14 +83,31 @@ def to_native(network: Network, path: str | Path, *, shard_size: int | str = "4G
     FormatError
         If the suffix is another or the files cannot be written.
     """
-    name = {} if network.name is None else {"name": network.name}
+    named = {"name": network.name, "head": network.head}
     about = []
     with Writer(Path(path), FORMAT, parse_bytes(shard_size)) as writer:
         for index, layer in enumerate(network):
             tensors, info = _pack(layer, f"layers.{index}.")
             writer.add(tensors)
             about.append(info)
-        writer.finish(name | {"layers": json.dumps(about)})
+        writer.finish(
+            {key: value for key, value in named.items() if value is not None}
+            | {"layers": json.dumps(about)}
+        )
+
+
+def _narrow(values: NDArray[Any]) -> NDArray[Any]:
+    """Return float32 values in two bytes each, where none of them needs more."""
+    if values.dtype != np.float32:
+        return values
+    bits = values.view(np.uint32)
+    if not (bits & 0xFFFF).any():
+        return (bits >> 16).astype(np.uint16)
+    if (bits & 0xFFF).any():  # more than the ten bits after the point
+        return values
+    with np.errstate(over="ignore", under="ignore"):
+        half = values.astype(np.float16)
+    return half if (half.astype(np.float32).view(np.uint32) == bits).all() else values
 
 
 def _pack(layer: Layer, prefix: str) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -97,7 +118,7 @@ def _pack(layer: Layer, prefix: str) -> tuple[dict[str, NDArray[Any]], dict[str,
     tensors = {
         "indptr": weights.indptr,
         "indices": weights.indices.astype(np.uint16) if layer.n_out <= 65536 else weights.indices,
-        "data": weights.data[:1] if equal else weights.data,
+        "data": _narrow(weights.data[:1] if equal else weights.data),
     }
     if layer.bias is not None:
         # A scalar bias is a view without strides; see Layer.

@@ -83,7 +83,8 @@ class DeviceLayer:
     value : float or None
         The weight, where all are equal.
     bias : ndarray of float32, shape (n_out,)
-    clamp : (float, float)
+    clamp, curve : (float, float) and str
+        Of the activation, as of `PanelLayer`.
     choice : Choice
         Without times: they are not predicted for this device.
     parts, part_rows, buffers : int
@@ -105,6 +106,7 @@ class DeviceLayer:
     bias: NDArray[np.float32]
     clamp: tuple[float, float]
     choice: Choice
+    curve: str = ""
     parts: int = 0
     part_rows: int = 0
     buffers: int = 0

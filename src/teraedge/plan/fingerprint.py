@@ -32,6 +32,11 @@ class Fingerprint:
             scalar = layer.bias.strides == (0,)  # see Layer
             self._update(layer.bias[:1] if scalar else layer.bias)
 
+    def add_head(self, head: str | None) -> None:
+        """Take in the head of the network, after the last layer."""
+        if head is not None:
+            self._digest.update(head.encode())
+
     def _update(self, array: NDArray[Any]) -> None:
         values = np.ascontiguousarray(array)
         self._digest.update(f"{values.dtype.str}{values.shape}".encode())
@@ -47,4 +52,5 @@ def fingerprint(network: Network) -> str:
     digest = Fingerprint()
     for layer in network:
         digest.add(layer)
+    digest.add_head(network.head)
     return digest.hexdigest()

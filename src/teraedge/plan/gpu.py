@@ -153,6 +153,7 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
+        curve=layer.curve,
         choice=layer.choice.without_times("resident"),
     )
 
@@ -208,6 +209,7 @@ def _wide(layer: PanelLayer) -> DeviceLayer:
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
+        curve=layer.curve,
         choice=layer.choice.without_times("wide"),
     )
 

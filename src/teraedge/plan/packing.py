@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.activations import CURVES
 from teraedge.errors import FormatError
 from teraedge.plan.explain import Part
 from teraedge.plan.panels import PanelLayer, Panels
 
-VERSION = 2
+VERSION = 3
 """Of the layout: to be raised whenever kernels read a layer in another way."""
 
 _ARRAYS = {"starts": np.int64, "weights": np.float32, "outputs": np.int32}
@@ -26,7 +27,7 @@ def pack_panels(layer: PanelLayer) -> tuple[dict[str, NDArray[Any]], dict[str, A
         # With the one behind the last, which kernels read and never use.
         arrays[f"{name}.indices"] = np.append(panels.indices, panels.indices.dtype.type(0))
     clamp = [None if math.isinf(bound) else bound for bound in layer.clamp]
-    return arrays, {"clamp": clamp, "value": layer.value}
+    return arrays, {"clamp": clamp, "curve": layer.curve, "value": layer.value}
 
 
 def unpack_panels(
@@ -48,6 +49,8 @@ def unpack_panels(
         If an array is missing, or has a dtype, size or value that kernels could not be given.
     """
     lower, upper = values["clamp"]
+    if values["curve"] not in CURVES:
+        raise FormatError(f"the curve is {ascii(values['curve'])[:40]}; allowed: {CURVES}")
     equal = values["value"] is not None
     tall = _panels("tall", part, arrays, height, equal)
     single = _panels("single", part, arrays, 1, equal)
@@ -74,6 +77,7 @@ def unpack_panels(
             math.inf if upper is None else float(upper),
         ),
         choice=part.choice,
+        curve=values["curve"],
     )
 
 

@@ -67,9 +67,11 @@ class PanelLayer:
         The weight, where all are equal.
     bias : ndarray of float32, shape (n_out,)
     clamp : (float, float)
-        The activation: outputs are held between the two.
+        The bounds of the activation: outputs are held between the two.
     choice : Choice
         Why it is laid out like this.
+    curve : str
+        Of the activation, one of `activations.CURVES`.
     """
 
     n_in: int
@@ -81,6 +83,7 @@ class PanelLayer:
     bias: NDArray[np.float32]
     clamp: tuple[float, float]
     choice: Choice
+    curve: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -128,6 +131,7 @@ def panel_layer(layer: Layer, constants: Constants) -> PanelLayer:
         bias=bias,
         clamp=layer.activation.clamp,
         choice=_choice(best, found, constants),
+        curve=layer.activation.curve,
     )
 
 

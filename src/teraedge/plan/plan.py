@@ -50,7 +50,11 @@ class LaidOut(Protocol):
 
     @property
     def clamp(self) -> tuple[float, float]:
-        """The activation: outputs are held between the two."""
+        """The bounds of the activation: outputs are held between the two."""
+
+    @property
+    def curve(self) -> str:
+        """The curve of the activation, one of `activations.CURVES`."""
 
     @property
     def nbytes(self) -> int:
@@ -85,7 +89,7 @@ class Plan(Generic[L]):
 
     Attributes
     ----------
-    n_in, n_out, edges : int
+    n_in, n_out, edges, head : int, and str or None
         Of the network as given.
     width : int
         The largest number of neurons before or after any layer that runs.
@@ -113,6 +117,7 @@ class Plan(Generic[L]):
     n_in: int
     n_out: int
     edges: int
+    head: str | None
     width: int
     edges_given: list[int]
     fingerprint: str
@@ -135,6 +140,7 @@ class Plan(Generic[L]):
         self._network, self._passes = network, options.chosen_passes
         self._layout, self._budget, self._places = lay_out, memory, places
         self.n_in = self.width = network.n_in
+        self.head = network.head
         self.n_out = self.edges = 0
         self.origin, self.parts, self.resident, self.edges_given = [], [], [], []
         self._cut = 0, Wiring.identity(self.n_in)
@@ -176,6 +182,7 @@ class Plan(Generic[L]):
         self.streamed_bytes = held - nbytes_of(self.resident)
         self.room = max((self._budget - nbytes_of(self.resident)) // self._places, largest)
         self.saved = +rewriter.saved  # without zeros
+        fingerprint.add_head(self.head)
         self.fingerprint = fingerprint.hexdigest()
         return quiet
 
@@ -271,4 +278,6 @@ def nbytes_of(layers: Iterable[LaidOut]) -> int:
 def _keeps_zero(layer: LaidOut) -> bool:
     """Tell whether a zero row stays zero: f(b) = 0 for every neuron, in the engine's arithmetic."""
     lower, upper = layer.clamp
+    if layer.curve == "sigmoid" or (layer.curve and layer.bias.any()):
+        return False
     return not np.clip(layer.bias, lower, upper).any()

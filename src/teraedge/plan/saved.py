@@ -28,6 +28,7 @@ from teraedge import __version__
 from teraedge.errors import FormatError
 from teraedge.formats._shards import File, Writer, check_format, open_files
 from teraedge.formats._spec import read_json
+from teraedge.head import check_head
 from teraedge.options import Options
 from teraedge.plan.cost import Limit
 from teraedge.plan.explain import Choice, Part
@@ -91,6 +92,7 @@ def _network(plan: Plan[Any]) -> dict[str, Any]:
     return {
         "n_in": plan.n_in,
         "n_out": plan.n_out,
+        "head": plan.head,
         "fingerprint": plan.fingerprint,
         "edges": plan.edges_given,
         "droppable": plan.droppable.tolist(),
@@ -225,6 +227,7 @@ def _check_network(network: dict[str, Any], parts: list[Part]) -> None:
         raise ValueError("the layers are out of order")
     if len(network["droppable"]) != len(parts) + 1:
         raise ValueError("droppable does not fit the layers")
+    check_head(network["head"])
     for name, kind, values in (
         ("edges", int, network["edges"]),
         ("saved", int, network["saved"].values()),
@@ -256,7 +259,7 @@ class LoadedPlan(Plan[L]):
     ) -> None:
         network = saved.network
         self._saved, self._unpack = saved, unpack
-        self.n_in, self.n_out = network["n_in"], network["n_out"]
+        self.n_in, self.n_out, self.head = network["n_in"], network["n_out"], network["head"]
         self.edges_given = network["edges"]
         self.edges = sum(self.edges_given)
         self.fingerprint = saved.fingerprint

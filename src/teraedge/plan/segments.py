@@ -25,6 +25,8 @@ class Segment:
         Whether samples may die in it, so that those left are moved together at its end.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
+    curved : bool
+        Whether a layer has a smooth activation, which takes kernels that know them.
     """
 
     first: int
@@ -35,6 +37,7 @@ class Segment:
     shared: int
     moves: bool
     heights: tuple[int, ...]
+    curved: bool
 
 
 def segments(
@@ -77,6 +80,7 @@ def segments(
                 shared=shared,
                 moves=dies,
                 heights=heights,
+                curved=any(part.curve for part in layers[begin:end]),
             )
             begin = end
 

@@ -180,6 +180,7 @@ def lay_out_staged(layer: PanelLayer, plan: Staging) -> DeviceLayer:
         choice=layer.choice.without_times("staged"),
         bias=layer.bias,
         clamp=layer.clamp,
+        curve=layer.curve,
         parts=plan.parts,
         part_rows=rows,
         buffers=plan.buffers,

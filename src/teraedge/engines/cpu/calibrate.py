@@ -276,7 +276,7 @@ class _Trial(Plan[PanelLayer]):
 
     def __init__(self, layers: list[PanelLayer]) -> None:
         self.resident, self.origin = layers, list(range(len(layers)))
-        self.n_in, self.n_out = layers[0].n_in, layers[-1].n_out
+        self.n_in, self.n_out, self.head = layers[0].n_in, layers[-1].n_out, None
         self.width = max(self.n_in, *(layer.n_out for layer in layers))
         self.parts = [part_of(layer, index) for index, layer in enumerate(layers)]
         self.edges_given = [layer.edges for layer in layers]

@@ -67,6 +67,7 @@ class CpuEngine(Engine):
         self.hardware = cpu_model()
         self._plan = plan
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
+        self.head = self._plan.head
         self._resident: Program | None = None
         if self._plan.resident:
             self._resident = self._program(0, self._plan.resident)
@@ -172,6 +173,7 @@ class CpuEngine(Engine):
             exact=["prune", *self._plan.saved] if dead else list(self._plan.saved),
             passes=self._plan.saved,
             rounding=self._rounding,
+            head=self.head,
         )
 
     def _has_room_for_rows(self) -> bool:
@@ -217,6 +219,7 @@ class CpuEngine(Engine):
             passes=self._plan.saved,
             rounding=self._rounding,
             same_as=_roots(same_as) if self.options.merge else None,
+            head=self.head,
         )
 
     def _run_segment(

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.activations import CURVES
 from teraedge.engines.cpu import rows as kernels
 from teraedge.engines.cpu.rows import LAYER, LINE, PART, STOP, Rows
+from teraedge.engines.cpu.simd import TILE
 from teraedge.plan.panels import PanelLayer
-from teraedge.plan.rows import LINE as PADDING
 from teraedge.plan.rows import RowPart, row_parts
 
 FEW = 4
@@ -45,12 +46,12 @@ class FewSamples:
         self._rows = _rows(layers, parts, droppable)
         self._table = kernels.addresses(self._rows)
         self.live, self.nanos = self._rows.live, self._rows.nanos
-        self._sums = np.zeros(_sums(parts), np.float32)
+        self._sums = _room(parts)
         self._number = 0
         helpers = min(threads, max(len(some) for some in parts)) - 1
         self._sleepers = [_Sleeper() for _ in range(helpers)]
         for sleeper in self._sleepers:
-            arguments = (self._rows, sleeper, len(self._sums))
+            arguments = (self._rows, sleeper, _room(parts))
             threading.Thread(
                 target=_serve, args=arguments, name="teraedge-few", daemon=True
             ).start()
@@ -103,9 +104,9 @@ class _Sleeper:
             self._gate.release()
 
 
-def _serve(rows: Rows, sleeper: _Sleeper, sums: int) -> None:
+def _serve(rows: Rows, sleeper: _Sleeper, room: NDArray[np.float32]) -> None:
     """Help in runs until told to stop; the body of a thread."""
-    table, room, run = kernels.addresses(rows), np.zeros(sums, np.float32), 0
+    table, run = kernels.addresses(rows), 0
     while run != STOP:
         sleeper.sleep()
         run = kernels.serve(table, run, SPIN, room)
@@ -117,9 +118,11 @@ def _stop(rows: Rows, sleepers: list[_Sleeper]) -> None:
         sleeper.wake()
 
 
-def _sums(parts: list[list[RowPart]]) -> int:
-    """Return room for the sums of a part: two a neuron, padded to a line, and one more."""
-    return 2 * max(part.last - part.first for some in parts for part in some) + PADDING
+def _room(parts: list[list[RowPart]]) -> NDArray[np.float32]:
+    """Return room for the sums of any part: two a neuron, and one more, in whole tiles."""
+    width = max(part.last - part.first for some in parts for part in some)
+    memory = np.zeros((2 * width // TILE + 1) * TILE + 16, np.float32)
+    return memory[-memory.ctypes.data % 64 // 4 :][: len(memory) - 16]
 
 
 def _rows(
@@ -131,6 +134,7 @@ def _rows(
     for row, layer, some, drop in zip(table, layers, parts, droppable, strict=True):
         row["n_in"], row["n_out"] = layer.n_in, layer.n_out
         row["first_part"], row["parts"], row["bias"] = first, len(some), bias
+        row["curve"] = CURVES.index(layer.curve)
         row["droppable"], (row["lower"], row["upper"]) = drop, layer.clamp
         first, bias = first + len(some), bias + layer.n_out
     flat = [part for some in parts for part in some]

@@ -10,6 +10,7 @@ moved a few times in a whole run, and layers always run on tiles that are at lea
 import numpy as np
 from numba import types
 
+from teraedge.engines.cpu.curves import curves
 from teraedge.engines.cpu.panels import panels
 from teraedge.engines.cpu.simd import (
     HEIGHT,
@@ -114,6 +115,11 @@ def run_layer(layer, chunks, in_chunks, tile, other, state):
             layer, x, y, state.counts[tile], tall_indices, tall_span, single_indices, single_span
         )
         chunk += 1
+    if layer.curve:
+        count = state.counts[tile]
+        padding = np.uint64(64 - count)
+        live = curves(layer.curve, y, layer.n_out, (count + LANES - 1) // LANES)
+        live = live << padding >> padding
     return live
 
 

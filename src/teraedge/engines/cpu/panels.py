@@ -176,7 +176,7 @@ class _Panels:
         return now
 
 
-def _live_lanes(builder: ir.IRBuilder, seen: ir.Value) -> ir.Value:
+def live_lanes(builder: ir.IRBuilder, seen: ir.Value) -> ir.Value:
     """Return a bit a lane: whether any of its values was nonzero, -0.0 counting as zero."""
     live: ir.Value = _I64(0)
     for vector in range(TILE // LANES):
@@ -258,6 +258,6 @@ def panels(
             kernel.emit(list(arguments[3:]), seen)
             builder.branch(done)
         builder.position_at_end(done)
-        return _live_lanes(builder, seen)
+        return live_lanes(builder, seen)
 
     return signature, codegen

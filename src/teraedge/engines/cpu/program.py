@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.activations import CURVES
 from teraedge.engines.cpu.first import NO_CHUNKS, first_chunks
 from teraedge.engines.cpu.state import LAYER
 from teraedge.plan.panels import PanelLayer, Panels
@@ -51,6 +52,7 @@ def _fill(row: Any, layer: PanelLayer, droppable: bool) -> None:
     row["index_bytes"] = layer.tall.indices.itemsize
     row["bias"] = layer.bias.ctypes.data
     row["lower"], row["upper"] = layer.clamp
+    row["curve"] = CURVES.index(layer.curve)
     row["tall"], row["single"] = _addresses(layer.tall), _addresses(layer.single)
 
 

@@ -21,7 +21,8 @@ from teraedge.engines.cpu.atomics import (
     store_atomic,
     swap_if_equal,
 )
-from teraedge.engines.cpu.simd import multiply_add, nanoseconds
+from teraedge.engines.cpu.curves import curves
+from teraedge.engines.cpu.simd import TILE, VECTORS, multiply_add, nanoseconds
 from teraedge.jit import inlined, jit
 
 LINE = 8
@@ -33,11 +34,15 @@ STOP = -1
 """The number of the run that ends a thread."""
 
 LAYER = np.dtype(
-    [(name, np.int64) for name in ("n_in", "n_out", "first_part", "parts", "bias", "droppable")]
+    [
+        (name, np.int64)
+        for name in ("n_in", "n_out", "first_part", "parts", "bias", "droppable", "curve")
+    ]
     + [("lower", np.float32), ("upper", np.float32)],
     align=True,
 )
-"""A layer: sizes, its parts, where its bias begins; `droppable`: zero rows after it are dead."""
+"""A layer: sizes, its parts, where its bias begins; `droppable`: zero rows after it are dead;
+`curve`: the number of its smooth activation, 0 for none."""
 PART = np.dtype(
     [(name, np.int64) for name in ("first", "last", "starts", "has_edges", "dense", "dense_width")],
     align=True,
@@ -194,10 +199,13 @@ def finish(layer, part, bias, sums, y, active):
     for j in range(width):
         value = sums[j] + sums[width + j] + bias[j]
         value = layer.lower if value < layer.lower else value
-        value = layer.upper if value > layer.upper else value
-        y[part.first + j] = value
+        sums[j] = layer.upper if value > layer.upper else value
+    if layer.curve:
+        curves(layer.curve, sums.ctypes.data, (width + TILE - 1) // TILE, VECTORS)
+    for j in range(width):
+        y[part.first + j] = sums[j]
         active[count] = part.first + j
-        count += value != 0
+        count += sums[j] != 0
     return count
 
 
@@ -286,7 +294,8 @@ def ask(table, run, features, out, sums):
     out : ndarray of float32, shape (samples, n_out)
         To be written.
     sums : ndarray of float32
-        Two for each neuron of a part, and one more; of this thread alone.
+        Two for each neuron of a part, and one more, whole tiles; from a cache line on, and of this
+        thread alone.
 
     Returns
     -------

@@ -23,6 +23,7 @@ LAYER = np.dtype(
         ("edges", np.int64),
         ("droppable", np.int64),
         ("equal", np.int64),
+        ("curve", np.int64),
         ("index_bytes", np.int64),
         ("bias", np.int64),
         ("tall", PANELS),
@@ -33,7 +34,8 @@ LAYER = np.dtype(
     ],
     align=True,
 )
-"""A layer as kernels see it: sizes, flags, addresses. `droppable`: zero rows after it are dead."""
+"""A layer as kernels see it: sizes, flags, addresses. `droppable`: zero rows after it are dead;
+`curve`: the number of its smooth activation, 0 for none."""
 
 
 class State(NamedTuple):

@@ -65,6 +65,7 @@ class CudaEngine(Engine):
         budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
         self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
+        self.head = self._plan.head
         self._stream = self._device.stream()
         self._launcher = Launcher(self._device)
         self._loader = Loader(self._device, self._stream)
@@ -155,10 +156,15 @@ class CudaEngine(Engine):
                 blocks.append((found.ids[found.used], lazy if whole else lazy()))
             if progress is not None:
                 progress(last / max(samples, 1))
+        shape = samples, self.n_out
+        after = out
+        if out is not None and self._plan.head is not None:
+            after = self._device.allocate(samples * self.n_out * 4, outlives=True)
+            self._loader.apply_head(self._plan.head, out, shape, after)
+            self._stream.synchronize()
         ids = np.flatnonzero(live)
         seconds = perf_counter() - start
         trace = self._trace(samples, counted)
-        shape = samples, self.n_out
         fields: dict[str, Any] = {
             "seconds": seconds,
             "nominal_edges": samples * self.edges,
@@ -166,9 +172,10 @@ class CudaEngine(Engine):
             "passes": self._plan.saved,
             "rounding": [*statements(self._plan.saved), _ROUNDING],
             "live": ids,
+            "head": self._plan.head,
         }
-        if out is not None and isinstance(features, DeviceFeatures):
-            return DeviceResult(out, features, shape, trace, **fields)
+        if isinstance(features, DeviceFeatures) and out is not None and after is not None:
+            return DeviceResult(out, after, features, shape, trace, **fields)
         return Result(shape, blocks, trace, **fields)
 
     def _prepare(self, samples: int) -> RunState:

@@ -125,6 +125,10 @@ class Loader:
         """Queue the rows before a segment, row-major, into `rows`."""
         self._launch("store_rows", state.struct, segment, n, rows, by_id)
 
+    def apply_head(self, head: str, rows: Memory, shape: tuple[int, int], out: Memory) -> None:
+        """Queue a head over rows, row-major, of some shape."""
+        self._launch("apply_head", rows, *shape, head == "log_softmax", out)
+
     def _dense(
         self,
         address: int,

@@ -25,21 +25,21 @@ class Launcher:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._resident: dict[int, Kernel] = {}
-        self._staged: dict[int, Kernel] = {}
-        self._wide: dict[int, tuple[Kernel, int]] = {}
+        self._resident: dict[tuple[int, bool], Kernel] = {}
+        self._staged: dict[tuple[int, bool], Kernel] = {}
+        self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
         self._grids: dict[tuple[str, int, int], int] = {}
 
     def prepare(self, segment: Segment) -> None:
         """Compile what a segment needs."""
         if segment.kernel == "resident":
-            self._resident_kernel(segment.samples)
+            self._resident_kernel(segment)
         elif segment.kernel == "staged":
-            self._staged_kernel(segment.buffers)
+            self._staged_kernel(segment)
         else:
             for height in segment.heights:
-                self._wide_kernel(height)
+                self._wide_kernel(height, segment.curved)
 
     def launch(
         self, stream: Stream, segment: Segment, layers: int, state: RunState, number: int
@@ -57,19 +57,19 @@ class Launcher:
             Of the segment in the run.
         """
         if segment.kernel == "resident":
-            kernel = self._resident_kernel(segment.samples)
+            kernel = self._resident_kernel(segment)
             stream.launch(
                 kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
             )  # fmt: skip
             return
         if segment.kernel == "staged":
-            kernel, shared = self._staged_kernel(segment.buffers), segment.shared
+            kernel, shared = self._staged_kernel(segment), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
             stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
         else:
             for height in segment.heights:
-                kernel, shared = self._wide_kernel(height)
+                kernel, shared = self._wide_kernel(height, segment.curved)
                 grid = self._blocks(kernel, WIDE_THREADS, shared)
                 stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
         stream.launch(
@@ -84,29 +84,32 @@ class Launcher:
         """Return the blocks that share the time of a segment's layers."""
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
-        return self._blocks(self._resident_kernel(segment.samples), THREADS, segment.shared)
+        return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)
 
-    def _resident_kernel(self, samples: int) -> Kernel:
-        if samples not in self._resident:
-            file, defines, names = resident(samples)
-            self._resident[samples] = self._device.kernels(file, defines, names)[names[0]]
-        return self._resident[samples]
+    def _resident_kernel(self, segment: Segment) -> Kernel:
+        key = segment.samples, segment.curved
+        if key not in self._resident:
+            file, defines, names = resident(*key)
+            self._resident[key] = self._device.kernels(file, defines, names)[names[0]]
+        return self._resident[key]
 
-    def _staged_kernel(self, buffers: int) -> Kernel:
-        if buffers not in self._staged:
-            file, defines, names = staged(buffers)
-            self._staged[buffers] = self._device.kernels(file, defines, names)[names[0]]
-        return self._staged[buffers]
+    def _staged_kernel(self, segment: Segment) -> Kernel:
+        key = segment.buffers, segment.curved
+        if key not in self._staged:
+            file, defines, names = staged(*key)
+            self._staged[key] = self._device.kernels(file, defines, names)[names[0]]
+        return self._staged[key]
 
-    def _wide_kernel(self, height: int) -> tuple[Kernel, int]:
+    def _wide_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
         """Return the wide kernel for a height of panels, and its dynamic shared memory."""
-        if height not in self._wide:
+        key = height, curved
+        if key not in self._wide:
             room = self._device.shared_bytes - STATIC_SHARED
             stages = next(n for n in WIDE_STAGES if wide_shared(height, n) <= room or n == 2)
-            file, defines, names = wide(height, stages)
+            file, defines, names = wide(height, stages, curved)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._wide[height] = kernel, wide_shared(height, stages)
-        return self._wide[height]
+            self._wide[key] = kernel, wide_shared(height, stages)
+        return self._wide[key]
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""

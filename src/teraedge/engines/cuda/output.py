@@ -74,8 +74,8 @@ class DeviceResult(Result):
 
     Parameters
     ----------
-    memory : Memory
-        The outputs, row-major; outlives the engine.
+    memory, outputs : Memory
+        The last rows, row-major, before and after the head; they outlive the engine.
     features : DeviceFeatures
         What the run was given.
     shape, trace, **fields
@@ -85,6 +85,7 @@ class DeviceResult(Result):
     def __init__(
         self,
         memory: Memory,
+        outputs: Memory,
         features: DeviceFeatures,
         shape: tuple[int, int],
         trace: Sequence[LayerTrace],
@@ -92,11 +93,11 @@ class DeviceResult(Result):
     ) -> None:
         rows = Rows(memory, shape, np.ones(shape[0], np.bool_))
         super().__init__(shape, [(np.arange(shape[0]), rows)], trace, **fields)
-        self._outputs = as_caller_array(DeviceArray(memory, shape), features.owner)
+        self._outputs = as_caller_array(DeviceArray(outputs, shape), features.owner)
 
     @property
     def outputs(self) -> Any:
-        """Last rows of all samples, on the device, shape (samples, n_out).
+        """Last rows of all samples, after the head, on the device, shape (samples, n_out).
 
         As the kind of array that the features were: a torch tensor, a CuPy array, else a
         `DeviceArray`.

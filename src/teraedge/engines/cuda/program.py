@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.activations import CURVES
 from teraedge.plan.device import DeviceLayer
 
 ALIGN = 256
@@ -26,7 +27,8 @@ LAYER = np.dtype(
         ("upper", np.float32),
         ("equal", np.int32),
         ("droppable", np.int32),
-        ("wide", np.int32),
+        ("wide", np.int16),
+        ("curve", np.int16),
         ("parts", np.int32),
         ("part_rows", np.int32),
     ]
@@ -75,6 +77,7 @@ def pack(
         row["lower"], row["upper"] = layer.clamp
         row["equal"] = layer.value is not None
         row["droppable"] = drop
+        row["curve"] = CURVES.index(layer.curve)
         row["wide"] = layer.single.indices.dtype == np.uint32
         row["parts"], row["part_rows"] = layer.parts, layer.part_rows
     target[: table.nbytes] = table.view(np.uint8)

@@ -17,15 +17,22 @@ WIDE_EDGES = 8
 CENSUS_THREADS = 512
 
 
-def resident(samples: int) -> Specialisation:
+def _curves(curved: bool) -> dict[str, int | str]:
+    """Return the macro for smooth activations, which cost registers, where they are needed."""
+    return {"CURVES": 1} if curved else {}
+
+
+def resident(samples: int, curved: bool) -> Specialisation:
     """Return the resident kernel for tiles of so many samples."""
-    return "resident.cu", {"SAMPLES": samples, "THREADS": THREADS}, ["resident"]
+    sizes = {"SAMPLES": samples, "THREADS": THREADS}
+    return "resident.cu", {**sizes, **_curves(curved)}, ["resident"]
 
 
-def staged(buffers: int) -> Specialisation:
+def staged(buffers: int, curved: bool) -> Specialisation:
     """Return the staged kernel with room for so many parts of the inputs."""
     sizes = {"SAMPLES": STAGED_SAMPLES, "LISTS": LISTS, "SLICES": SLICES}
-    return "staged.cu", {**sizes, "BUFFERS": buffers, "THREADS": THREADS}, ["staged"]
+    more = {"BUFFERS": buffers, "THREADS": THREADS}
+    return "staged.cu", {**sizes, **more, **_curves(curved)}, ["staged"]
 
 
 def wide_shared(height: int, stages: int) -> int:
@@ -34,10 +41,10 @@ def wide_shared(height: int, stages: int) -> int:
     return WIDE_THREADS // 32 * stages * piece
 
 
-def wide(height: int, stages: int) -> Specialisation:
+def wide(height: int, stages: int, curved: bool) -> Specialisation:
     """Return the wide kernel for panels of one height."""
     sizes = {"TILES": WIDE_TILES, "STAGES": stages, "THREADS": WIDE_THREADS}
-    return "wide.cu", {"HEIGHT": height, **sizes}, ["wide"]
+    return "wide.cu", {"HEIGHT": height, **sizes, **_curves(curved)}, ["wide"]
 
 
 def compact() -> Specialisation:
@@ -50,12 +57,17 @@ def samples() -> Specialisation:
     return (
         "samples.cu",
         {},
-        ["begin", "load_packed", "load_dense", "load_sparse", "store_rows"],
+        ["begin", "load_packed", "load_dense", "load_sparse", "store_rows", "apply_head"],
     )
 
 
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
-    wides = (wide(height, stages) for height in (1, WIDE_HEIGHT) for stages in WIDE_STAGES)
-    stageds = (staged(buffers) for buffers in (1, 2))
-    return [*(resident(count) for count in SAMPLES), *stageds, *wides, compact(), samples()]
+    found = [compact(), samples()]
+    for curved in (False, True):
+        found += [resident(count, curved) for count in SAMPLES]
+        found += [staged(buffers, curved) for buffers in (1, 2)]
+        found += [
+            wide(height, stages, curved) for height in (1, WIDE_HEIGHT) for stages in WIDE_STAGES
+        ]
+    return found

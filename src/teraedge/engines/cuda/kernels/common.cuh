@@ -10,6 +10,7 @@
 #pragma once
 
 #include "async.cuh"
+#include "curves.cuh"
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -46,7 +47,8 @@ struct alignas(16) Layer {
     float lower, upper;
     int equal;     // all weights are `value`
     int droppable; // a row that is zero after this layer is zero for good
-    int wide;      // indices take 4 bytes
+    short wide;    // indices take 4 bytes
+    short curve;   // enum Curve
     int parts, part_rows; // of the inputs (staged kernel)
 };
 
@@ -77,6 +79,10 @@ __device__ __forceinline__ unsigned first_bits(int count) {
 }
 
 __device__ __forceinline__ float activate(const Layer &layer, float sum, float bias) {
+#if CURVES
+    if (layer.curve)
+        return curved(layer.curve, sum + bias);
+#endif
     return fminf(fmaxf(sum + bias, layer.lower), layer.upper);
 }
 

@@ -135,3 +135,29 @@ extern "C" __global__ void __launch_bounds__(256)
         __syncthreads();
     }
 }
+
+// A head over rows, row-major, of n: exp(x) over its sum, or the logarithm of that. A warp takes a row.
+extern "C" __global__ void __launch_bounds__(256)
+    apply_head(const float *rows, i64 samples, i64 n, i64 logarithm, float *out) {
+    const int lane = threadIdx.x % 32;
+    const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples;
+         sample += warps) {
+        const float *x = rows + sample * n;
+        float largest = x[0];
+        for (i64 k = lane; k < n; k += 32)
+            largest = fmaxf(largest, x[k]);
+        for (int step = 16; step; step >>= 1)
+            largest = fmaxf(largest, __shfl_xor_sync(ALL_LANES, largest, step));
+        float sum = 0.0f;
+        for (i64 k = lane; k < n; k += 32)
+            sum += expf(x[k] - largest);
+        for (int step = 16; step; step >>= 1)
+            sum += __shfl_xor_sync(ALL_LANES, sum, step);
+        const float log_sum = logf(sum);
+        for (i64 k = lane; k < n; k += 32) {
+            const float y = x[k] - largest;
+            out[sample * n + k] = logarithm ? y - log_sum : __fdividef(expf(y), sum);
+        }
+    }
+}
