@@ -1,4 +1,4 @@
-"""A few samples on the CPU: by rows, to the same last bit as in company."""
+"""A few samples on the CPU, shared by all threads: to the same last bit as in company."""
 
 import gc
 import threading
@@ -12,7 +12,8 @@ from engines_networks import NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import Layer, Network, Options, ReLU
-from teraedge.engines.cpu.few import FEW, FewSamples
+from teraedge.engines.cpu.few import FEW, MOST, SHALLOW, FewSamples
+from teraedge.engines.cpu.simd import LANES
 from teraedge.errors import FeatureError
 from teraedge.plan.rows import row_parts
 
@@ -30,18 +31,18 @@ def random_network(density, sizes=(300, 410, 203, 11), seed=0, bias=0.1):
     return Network(layers)
 
 
-def check(network, options=None, **kinds):
-    """Compare runs of one to FEW samples with a run of many."""
+def check(network, options=None):
+    """Compare runs of few samples with a run of many."""
     features = make_features(network, 150)
     with teraedge.compile(network, options=options) as engine:
         many = engine.run(features)
-        for samples in range(1, FEW + 1):
+        for samples in (1, FEW, FEW + 1, LANES, LANES + 3, MOST):
             few = engine.run(np.asarray(features[7 : 7 + samples], np.float32))
             np.testing.assert_array_equal(few.outputs, many.outputs[7 : 7 + samples])
             assert few.live.tolist() == [k - 7 for k in many.live if 7 <= k < 7 + samples]
             assert len(few.trace) == len(network)
             assert few.trace[-1].live >= len(few.live)
-        assert engine._few is not None
+        assert (engine._few.most == MOST) == (len(engine._plan.origin) <= SHALLOW)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -95,7 +96,7 @@ def test_dtypes_and_strides(dtype):
     network = random_network(0.1)
     x = (np.random.default_rng(0).random((3, 300)) * 2).astype(dtype)
     with teraedge.compile(network) as engine:
-        expected = engine.run(np.vstack([x] * 5)).outputs[:3]
+        expected = engine.run(np.vstack([x] * 50)).outputs[:3]
         np.testing.assert_array_equal(engine.run(x).outputs, expected)
         np.testing.assert_array_equal(engine.run(np.asfortranarray(x)).outputs, expected)
         np.testing.assert_array_equal(engine.run(sp.csr_array(x.astype(float))).outputs, expected)
@@ -109,8 +110,9 @@ def test_what_is_not_finite_is_refused_and_the_next_run_works(value):
         expected = engine.run(x).outputs
         bad = x.copy()
         bad[1, 299] = value
-        with pytest.raises(FeatureError, match=r"NaN|too large"):
-            engine.run(bad)
+        for copies in (1, 5):
+            with pytest.raises(FeatureError, match=r"NaN|too large"):
+                engine.run(np.vstack([bad] * copies))
         np.testing.assert_array_equal(engine.run(x).outputs, expected)
 
 
@@ -118,7 +120,7 @@ def test_runs_from_several_threads_do_not_meet():
     network = random_network(0.1, (300, 2000, 2000, 10))
     x = np.random.default_rng(0).random((4, 300), dtype=np.float32)
     with teraedge.compile(network, options=Options(threads=3)) as engine:
-        expected = engine.run(np.vstack([x] * 5)).outputs[:4]
+        expected = engine.run(np.vstack([x] * 50)).outputs[:4]
         wrong = [0] * 4
 
         def run(sample):

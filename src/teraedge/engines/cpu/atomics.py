@@ -1,4 +1,4 @@
-"""Atomic reads and writes of int64 at addresses, and pausing, for threads that wait by looking."""
+"""Atomic reads and writes of int64 at addresses, and pauses, for threads that wait by looking."""
 
 import platform
 from typing import Any
@@ -73,6 +73,18 @@ def pause(typing: Any) -> Any:
             builder.call(
                 cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), []
             )
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+@intrinsic
+def let_others_run(typing: Any) -> Any:
+    """Offer this core to other threads, of which one may be what this thread waits for."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, "sched_yield"), [])
         return context.get_dummy_value()
 
     return types.void(), codegen

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from teraedge.engines.cpu import feeding
 from teraedge.engines.cpu.calibrate import constants
-from teraedge.engines.cpu.few import FEW, FewSamples
+from teraedge.engines.cpu.few import MOST, FewSamples
 from teraedge.engines.cpu.pool import Pool, Samples
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
@@ -78,6 +78,7 @@ class CpuEngine(Engine):
         self._edges = [part.edges for part in plan.parts]
         self._last: Callable[[], LastRun] | None = None
         self._few: FewSamples | None = None
+        self._most_together = MOST
         self._lock = Lock()
         self._closed = False
         self.compile_seconds = perf_counter() - start
@@ -139,28 +140,29 @@ class CpuEngine(Engine):
         if (
             type(features) is not np.ndarray
             or features.ndim != 2
-            or not 0 < len(features) <= FEW
+            or not 0 < len(features) <= self._most_together
             or features.shape[1] != self.n_in
             or features.dtype.kind not in "biuf"
         ):
             return None
         if self._few is None:
-            if not self._has_room_for_rows():
+            if not self._has_room_for_rows() or self._resident is None:
+                self._most_together = 0
                 return None
-            plan = self._plan
-            self._few = FewSamples(plan.resident, plan.droppable[1:], self._threads)
+            self._few = FewSamples(self._resident, self._plan.droppable[1:], self._threads)
+            self._most_together = self._few.most
+            return self._run_few(features, start)
         if features.dtype != np.float32 or not features.flags.c_contiguous:
             with np.errstate(over="ignore"):
                 features = np.ascontiguousarray(features, np.float32)
-        found = self._few.run(features)
-        if found is None:
+        outputs = self._few.run(features)
+        if outputs is None:
             return None  # and whoever checks the features says what is wrong
         samples, few = len(features), self._few
-        outputs, nonzero = found
         ids = np.arange(samples)
-        dead = self._plan.droppable[-2] and nonzero < (1 << samples) - 1
+        dead = self._plan.droppable[-2] and not few.nonzero[:samples].all()
         if dead:
-            ids = np.flatnonzero([nonzero >> sample & 1 for sample in range(samples)])
+            ids = np.flatnonzero(few.nonzero[:samples])
             outputs = outputs[ids]
         ran = partial(_ran_by_rows, samples, few.live.copy(), few.nanos.copy())
         self._last = lambda: ran()[0]

@@ -2,20 +2,26 @@
 
 import threading
 import weakref
-from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.activations import CURVES
-from teraedge.engines.cpu import rows as kernels
-from teraedge.engines.cpu.rows import LAYER, LINE, PART, STOP, Rows
-from teraedge.engines.cpu.simd import TILE
-from teraedge.plan.panels import PanelLayer
+from teraedge.engines.cpu import team
+from teraedge.engines.cpu.program import Program
+from teraedge.engines.cpu.shared import LAYER, LINE, PART, Shared, addresses
+from teraedge.engines.cpu.simd import LANES, TILE
 from teraedge.plan.rows import RowPart, row_parts
 
-FEW = 4
-"""Samples, at most, that run like this: more are faster side by side."""
+FEW = 2
+"""Samples, at most, that run one after the other, by rows: more are faster side by side."""
+GROUPS = 4
+"""Registers of samples, at most, that threads run together."""
+MOST = GROUPS * LANES
+SHALLOW = 16
+"""Layers, at most, of a network whose samples run side by side here: in a deep one, samples die or
+become equal, and are then dropped from tiles."""
 SPIN = 1_000_000
 """ns that a thread looks for the next run before it sleeps: waking it up takes as long as a run."""
 
@@ -25,7 +31,7 @@ class FewSamples:
 
     Parameters
     ----------
-    layers : sequence of PanelLayer
+    program : Program
         All layers that run.
     droppable : ndarray of bool, shape (layers,)
         Whether a row that is zero after each layer stays zero for good.
@@ -34,31 +40,37 @@ class FewSamples:
 
     Attributes
     ----------
+    most : int
+        Samples that can run, at most.
     live, nanos : ndarray of int64, shape (layers,)
         Of the last run: samples live after each layer, and time.
+    nonzero : ndarray of bool, shape (most,)
+        Of the last run: which of its samples have a last row that is not zero.
     """
 
-    def __init__(
-        self, layers: Sequence[PanelLayer], droppable: NDArray[np.bool_], threads: int
-    ) -> None:
+    def __init__(self, program: Program, droppable: NDArray[np.bool_], threads: int) -> None:
+        layers = program.layers
+        self.most = MOST if len(layers) <= SHALLOW else FEW
+        self._program = program  # the kernels have addresses of its arrays
         parts = [row_parts(layer, threads) for layer in layers]
         self._n_out = layers[-1].n_out
-        self._rows = _rows(layers, parts, droppable)
-        self._table = kernels.addresses(self._rows)
-        self.live, self.nanos = self._rows.live, self._rows.nanos
+        self._shared = _shared(program, parts, droppable)
+        self._table = addresses(self._shared)
+        self.live, self.nanos = self._shared.live, self._shared.nanos
+        self.nonzero = self._shared.nonzero
         self._sums = _room(parts)
         self._number = 0
         helpers = min(threads, max(len(some) for some in parts)) - 1
         self._sleepers = [_Sleeper() for _ in range(helpers)]
         for sleeper in self._sleepers:
-            arguments = (self._rows, sleeper, _room(parts))
+            arguments = (self._shared, program, sleeper, _room(parts))
             threading.Thread(
                 target=_serve, args=arguments, name="teraedge-few", daemon=True
             ).start()
-        self._finalizer = weakref.finalize(self, _stop, self._rows, self._sleepers)
+        self._finalizer = weakref.finalize(self, _stop, self._shared, self._sleepers)
 
-    def run(self, features: NDArray[np.float32]) -> tuple[NDArray[np.float32], int] | None:
-        """Take up to `FEW` samples through all layers.
+    def run(self, features: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Take 1 to `most` samples through all layers.
 
         Parameters
         ----------
@@ -67,19 +79,16 @@ class FewSamples:
 
         Returns
         -------
-        outputs : ndarray of float32, shape (samples, n_out)
-        nonzero : int
-            A bit a sample: whether its outputs have a nonzero. In place of both None where a
-            feature is not finite.
+        ndarray of float32, shape (samples, n_out)
+            None where a feature is not finite.
         """
         for sleeper in self._sleepers:
             sleeper.wake()
         outputs = np.empty((len(features), self._n_out), np.float32)
-        nonzero = kernels.ask(self._table, self._number + 1, features, outputs, self._sums)
-        if nonzero < 0:
+        if not team.ask(self._table, self._number + 1, features, outputs, self._sums):
             return None
         self._number += 1
-        return outputs, nonzero
+        return outputs
 
     def close(self) -> None:
         """Let the threads end."""
@@ -104,16 +113,16 @@ class _Sleeper:
             self._gate.release()
 
 
-def _serve(rows: Rows, sleeper: _Sleeper, room: NDArray[np.float32]) -> None:
+def _serve(shared: Shared, program: Program, sleeper: _Sleeper, room: NDArray[np.float32]) -> None:
     """Help in runs until told to stop; the body of a thread."""
-    table, run = kernels.addresses(rows), 0
-    while run != STOP:
+    table, run = addresses(shared), 0
+    while run != team.STOP:
         sleeper.sleep()
-        run = kernels.serve(table, run, SPIN, room)
+        run = team.serve(table, run, SPIN, room)
 
 
-def _stop(rows: Rows, sleepers: list[_Sleeper]) -> None:
-    rows.run[0] = STOP
+def _stop(shared: Shared, sleepers: list[_Sleeper]) -> None:
+    shared.run[0] = team.STOP
     for sleeper in sleepers:
         sleeper.wake()
 
@@ -121,18 +130,22 @@ def _stop(rows: Rows, sleepers: list[_Sleeper]) -> None:
 def _room(parts: list[list[RowPart]]) -> NDArray[np.float32]:
     """Return room for the sums of any part: two a neuron, and one more, in whole tiles."""
     width = max(part.last - part.first for some in parts for part in some)
-    memory = np.zeros((2 * width // TILE + 1) * TILE + 16, np.float32)
-    return memory[-memory.ctypes.data % 64 // 4 :][: len(memory) - 16]
+    return aligned_zeros(((2 * width // TILE + 1) * TILE,))
 
 
-def _rows(
-    layers: Sequence[PanelLayer], parts: list[list[RowPart]], droppable: NDArray[np.bool_]
-) -> Rows:
+def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return float32 zeros that begin at a cache line, as vectors are read."""
+    size = prod(shape)
+    memory = np.zeros(size + 16, np.float32)
+    return memory[-memory.ctypes.data % 64 // 4 :][:size].reshape(shape)
+
+
+def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.bool_]) -> Shared:
+    layers = program.layers
     table = np.zeros(len(layers), LAYER)
     pieces = np.zeros(sum(map(len, parts)), PART)
     first = bias = 0
     for row, layer, some, drop in zip(table, layers, parts, droppable, strict=True):
-        row["n_in"], row["n_out"] = layer.n_in, layer.n_out
         row["first_part"], row["parts"], row["bias"] = first, len(some), bias
         row["curve"] = CURVES.index(layer.curve)
         row["droppable"], (row["lower"], row["upper"]) = drop, layer.clamp
@@ -149,7 +162,8 @@ def _rows(
         dense += part.dense.size
     width = max(max(layer.n_in, layer.n_out) for layer in layers)
     lines, most = len(layers) * LINE, max(map(len, parts))
-    return Rows(
+    groups = GROUPS if len(layers) <= SHALLOW else 1
+    return Shared(
         table,
         pieces,
         np.concatenate(starts),
@@ -157,12 +171,16 @@ def _rows(
         np.concatenate([part.weights for part in flat]),
         np.concatenate([part.dense.ravel() for part in flat]),
         np.concatenate([layer.bias for layer in layers]),
+        program.table,
         values=np.zeros((2, FEW, width), np.float32),
         active=np.zeros((2, FEW, width), np.int32),
         counts=np.zeros((2, FEW, most), np.int64),
+        lanes=aligned_zeros((2, groups, width * LANES)),
+        seen=np.zeros((len(layers), most, groups), np.uint64),
         claimed=np.zeros(lines, np.int64),
         done=np.zeros(lines, np.int64),
         run=np.zeros(2, np.int64),
         nanos=np.zeros(len(layers), np.int64),
         live=np.zeros(len(layers), np.int64),
+        nonzero=np.zeros(groups * LANES, np.bool_),
     )
