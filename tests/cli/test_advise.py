@@ -94,16 +94,16 @@ def test_where_gains_start():
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.5, 1.0])
 def test_patterns_are_what_they_say(density):
     for name, make in PATTERNS.items():
-        weights = make(192, 80, density).toarray() != 0
+        weights = make(768, 640, density).toarray() != 0
         assert weights.mean() == pytest.approx(density, rel=0.35, abs=0.01), name
-    n, m = n_of_m(density, 192)
-    chosen = PATTERNS["N:M"](192, 80, density).toarray() != 0
-    whole = 192 // m * m
-    assert (chosen[:whole].reshape(-1, m, 80).sum(axis=1) == n).all()
-    tiles = (PATTERNS["block 16"](192, 80, density).toarray() != 0).reshape(12, 16, 5, 16)
+    n, m = n_of_m(density, 768)
+    chosen = PATTERNS["N:M"](768, 640, density).toarray() != 0
+    whole = 768 // m * m
+    assert (chosen[:whole].reshape(-1, m, 640).sum(axis=1) == n).all()
+    tiles = (PATTERNS["block 16"](768, 640, density).toarray() != 0).reshape(48, 16, 40, 16)
     counts = tiles.sum(axis=(1, 3))
     assert set(counts.ravel()) <= {0, 256}
-    groups = (PATTERNS["RadiX-Net"](192, 80, density).toarray() != 0).reshape(192, 5, 16)
+    groups = (PATTERNS["RadiX-Net"](768, 640, density).toarray() != 0).reshape(768, 40, 16)
     assert (groups == groups[:, :, :1]).all()
 
 

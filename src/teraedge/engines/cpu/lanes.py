@@ -31,15 +31,15 @@ def curve_outputs(curve, outputs, count, y):
 
 
 @inlined
-def run_lanes(rows, index, number, samples):
+def run_lanes(shared, index, number, samples):
     """Run part `number` of layer `index` for samples side by side, a register a neuron."""
-    layer, parts, turn = rows.panels[index], rows.layers[index].parts, index % 2
+    layer, parts, turn = shared.panels[index], shared.layers[index].parts, index % 2
     tall, single = layer.tall, layer.single
     first, count = span(tall, number, parts)
     first_single, count_single = span(single, number, parts)
     for group in range((samples + LANES - 1) // LANES):
-        x = rows.lanes[turn, group].ctypes.data
-        y = rows.lanes[1 - turn, group].ctypes.data
+        x = shared.lanes[turn, group].ctypes.data
+        y = shared.lanes[1 - turn, group].ctypes.data
         seen = narrow_panels(
             HEIGHT, 1, layer.equal, layer.index_bytes, x, y, 1, count, tall.starts + first * 8,
             tall.indices, tall.weights, tall.outputs + first * HEIGHT * 4, layer.bias,
@@ -53,15 +53,15 @@ def run_lanes(rows, index, number, samples):
         if layer.curve:
             seen = curve_outputs(layer.curve, tall.outputs + first * HEIGHT * 4, count * HEIGHT, y)
             seen |= curve_outputs(layer.curve, single.outputs + first_single * 4, count_single, y)
-        rows.seen[index, number, group] = seen
+        shared.seen[index, number, group] = seen
 
 
 @inlined
-def load_lanes(rows, features):
+def load_lanes(shared, features):
     """As `load_values`, for samples side by side; lanes without a sample are zero."""
     samples, neurons = features.shape
     for first in range(0, samples, LANES):
-        lanes = rows.lanes[0, first // LANES]
+        lanes = shared.lanes[0, first // LANES]
         whole = neurons // LANES * LANES if first + LANES <= samples else 0
         for neuron in range(0, whole, LANES):
             transpose_lanes(

@@ -35,7 +35,12 @@ class _Panels:
     """
 
     def __init__(
-        self, builder: ir.IRBuilder, height: int, vectors: int, equal: bool, stride: int
+        self,
+        builder: ir.IRBuilder,
+        height: int,
+        vectors: int,
+        equal: bool,
+        stride: int = VECTORS,
     ) -> None:
         self.builder, self.height, self.vectors, self.equal = builder, height, vectors, equal
         self.stride = stride

@@ -47,19 +47,19 @@ def claim(address, end):
 
 
 @inlined
-def note_live(rows, samples):
+def note_live(shared, samples):
     """Write which samples live after each layer, and which have a nonzero at the end."""
-    size = len(rows.values[0]) if samples <= len(rows.values[0]) else LANES
-    for index in range(len(rows.layers)):
-        layer = rows.layers[index]
+    size = len(shared.values[0]) if samples <= len(shared.values[0]) else LANES
+    for index in range(len(shared.layers)):
+        layer = shared.layers[index]
         live = 0
         for sample in range(samples):
             bit = np.uint64(0)
             for part in range(layer.parts):
-                bit |= rows.seen[index, part, sample // size] >> np.uint64(sample % size)
-            rows.nonzero[sample] = bit & ONE
+                bit |= shared.seen[index, part, sample // size] >> np.uint64(sample % size)
+            shared.nonzero[sample] = bit & ONE
             live += np.int64(bit & ONE)
-        rows.live[index] = live if layer.droppable else samples
+        shared.live[index] = live if layer.droppable else samples
 
 
 @inlined
@@ -74,30 +74,30 @@ def wait(address, number):
 
 
 @inlined
-def walk(rows, run, samples, sums, asked):
+def walk(shared, run, samples, sums, asked):
     """Go through all layers of a run, and take what parts are left of each.
 
     The thread that was `asked` for it notes what the trace will say.
     """
     begin = nanoseconds()
-    for index in range(len(rows.layers)):
-        parts = rows.layers[index].parts
-        claimed = rows.claimed.ctypes.data + index * LINE * 8
-        done = rows.done.ctypes.data + index * LINE * 8
+    for index in range(len(shared.layers)):
+        parts = shared.layers[index].parts
+        claimed = shared.claimed.ctypes.data + index * LINE * 8
+        done = shared.done.ctypes.data + index * LINE * 8
         while True:
             taken = claim(claimed, run * parts)
             if taken < 0:
                 break
             number = taken - (run - 1) * parts
-            if samples <= len(rows.values[0]):
-                run_rows(rows, index, number, samples, sums)
+            if samples <= len(shared.values[0]):
+                run_rows(shared, index, number, samples, sums)
             else:
-                run_lanes(rows, index, number, samples)
+                run_lanes(shared, index, number, samples)
             add_atomic(done, 1)
         wait(done, run * parts)
         if asked:
             end = nanoseconds()
-            rows.nanos[index], begin = end - begin, end
+            shared.nanos[index], begin = end - begin, end
 
 
 @jit(types.boolean(_ints, _i64, _features, _outputs, _floats))
@@ -122,28 +122,28 @@ def ask(table, run, features, out, sums):
     bool
         Whether all features are finite; else nothing ran.
     """
-    rows, samples = opened(table), len(features)
+    shared, samples = opened(table), len(features)
     infinite = False
     for sample in range(samples):
         for bits in features[sample].view(np.uint32):
             infinite |= bits & EXPONENT == EXPONENT
     if infinite:
         return False
-    few = samples <= len(rows.values[0])
+    few = samples <= len(shared.values[0])
     if few:
-        load_values(rows, features)
+        load_values(shared, features)
     else:
-        load_lanes(rows, features)
-    rows.run[1] = samples
-    store_atomic(rows.run.ctypes.data, run)
-    walk(rows, run, samples, sums, True)
-    note_live(rows, samples)
-    turn = len(rows.layers) % 2
+        load_lanes(shared, features)
+    shared.run[1] = samples
+    store_atomic(shared.run.ctypes.data, run)
+    walk(shared, run, samples, sums, True)
+    note_live(shared, samples)
+    turn = len(shared.layers) % 2
     for sample in range(samples):
         if few:
-            out[sample] = rows.values[turn, sample, : out.shape[1]]
+            out[sample] = shared.values[turn, sample, : out.shape[1]]
         else:
-            lanes = rows.lanes[turn, sample // LANES]
+            lanes = shared.lanes[turn, sample // LANES]
             for neuron in range(out.shape[1]):
                 out[sample, neuron] = lanes[neuron * LANES + sample % LANES]
     return True
@@ -152,12 +152,12 @@ def ask(table, run, features, out, sums):
 @jit(_i64(_ints, _i64, _i64, _floats))
 def serve(table, run, nanos, sums):
     """Take part in every run after `run`, until none came for some time; returns the last one."""
-    rows = opened(table)
+    shared = opened(table)
     end = nanoseconds() + nanos
     while True:
         latest = run
         for _ in range(LOOKS):
-            latest = load_atomic(rows.run.ctypes.data)
+            latest = load_atomic(shared.run.ctypes.data)
             if latest != run:
                 break
             pause()
@@ -165,7 +165,7 @@ def serve(table, run, nanos, sums):
             return STOP
         if latest != run:
             run = latest
-            walk(rows, run, load_atomic(rows.run.ctypes.data + 8), sums, False)
+            walk(shared, run, load_atomic(shared.run.ctypes.data + 8), sums, False)
             end = nanoseconds() + nanos
         elif nanoseconds() > end:
             return run
