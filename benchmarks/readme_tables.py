@@ -270,7 +270,41 @@ def _gpu_source(files: list[tuple[Path, dict[str, Any]]], row: dict[str, Any] | 
     )
 
 
+def mnist_cpu() -> str:
+    """Return the trained models of the MNIST example: what they are, and how many times as fast."""
+    ((path, record),) = latest("*-cpu-mnist.json")
+    batches = sorted({row["samples"] for row in record["rows"]})
+    heads = [f"{batch:,} image{'s' * (batch > 1)}" for batch in batches]
+    lines = [
+        f"| model | weights left | accuracy | file (dense) | {' | '.join(heads)} |",
+        "| --- " * (4 + len(batches)) + "|",
+    ]
+    for facts in record["models"]:
+        cells = [facts["model"], f"{facts['density']:.2%}", f"{facts['accuracy']:.2%}"]
+        cells.append(f"{facts['bytes'] / 1e6:.3g} MB ({facts['dense_bytes'] / 1e6:.3g})")
+        for batch in batches:
+            seconds = {
+                row["label"]: row["seconds"]["median"]
+                for row in record["rows"]
+                if (row["network"], row["samples"]) == (f"mnist-{facts['model']}", batch)
+            }
+            ours = seconds.pop("teraedge")
+            best = min(seconds, key=lambda label: seconds[label])
+            time = f"{1e6 * ours:.3g} us" if ours < 1e-3 else span(ours)
+            cells.append(f"{time}, {seconds[best] / ours:.3g} x {best}")
+        lines.append(f"| {' | '.join(cells)} |")
+    error = max(facts["largest_logit_error"] for facts in record["models"])
+    row = record["rows"][0]
+    source = (
+        f"Times of the best of torch dense, torch CSR and onnxruntime dense in the same process, "
+        f"medians. Predictions equal torch's on all test images, logits to {error:.1e}. "
+        f"{record['machine']['cpu']}, {row['threads']} threads, other work on them: `{path.name}`."
+    )
+    return "\n".join([*lines, "", source])
+
+
 TABLES = {
+    "mnist-cpu": mnist_cpu,
     "challenge-cpu": challenge_cpu,
     "rivals-cpu": rivals_cpu,
     "challenge-cuda": challenge_cuda,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from teraedge import datasets, errors, formats, reference, rounding
+    from teraedge import datasets, errors, formats, reference, rounding, sklearn, torch
     from teraedge.activations import (
         GELU,
         Activation,
@@ -66,7 +66,7 @@ _HOMES = {
     "save": "formats",
     "to_torch": "formats",
 }
-_MODULES = ("datasets", "errors", "formats", "reference", "rounding")
+_MODULES = ("datasets", "errors", "formats", "reference", "rounding", "sklearn", "torch")
 
 __all__ = [
     "GELU",
@@ -98,8 +98,10 @@ __all__ = [
     "reference",
     "rounding",
     "save",
+    "sklearn",
     "to_onnx",
     "to_torch",
+    "torch",
 ]
 
 

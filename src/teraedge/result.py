@@ -68,7 +68,7 @@ class Result:
         0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order; or a
         function that returns the rows, or all of this, called when they are first asked for.
     trace : sequence of LayerTrace
-        One a layer; or a function that returns them.
+        One a layer; or a function that returns them, called when they are first asked for.
     seconds : float
         Wall time of the run, features in the caller's memory to rows in ours.
     nominal_edges : int
@@ -91,7 +91,7 @@ class Result:
         self,
         shape: tuple[int, int],
         blocks: LazyBlocks,
-        trace: "Sequence[LayerTrace] | Callable[[], Sequence[LayerTrace]]",
+        trace: Sequence[LayerTrace] | Callable[[], Sequence[LayerTrace]],
         *,
         seconds: float,
         nominal_edges: int,
@@ -103,7 +103,7 @@ class Result:
         head: str | None = None,
     ) -> None:
         self.shape = shape
-        self._lazy_trace = trace
+        self._trace = trace
         self.seconds = seconds
         self.nominal_edges = nominal_edges
         self.exact = tuple(exact)
@@ -113,14 +113,16 @@ class Result:
         self._same_as, self._live, self._head = same_as, live, head
 
     @property
+    def trace(self) -> tuple[LayerTrace, ...]:
+        """What each layer did, in the order of the network as given."""
+        if not isinstance(self._trace, tuple):
+            self._trace = tuple(self._trace() if callable(self._trace) else self._trace)
+        return self._trace
+
+    @property
     def samples(self) -> int:
         """Samples the run was given."""
         return self.shape[0]
-
-    @cached_property
-    def trace(self) -> tuple[LayerTrace, ...]:
-        """What each layer did."""
-        return tuple(self._lazy_trace() if callable(self._lazy_trace) else self._lazy_trace)
 
     @property
     def executed_edges(self) -> int:
@@ -160,17 +162,76 @@ class Result:
             out[np.searchsorted(live, ids[keep])] = rows[keep]
         return apply_head(self._head, out)
 
-    @cached_property
-    def outputs(self) -> NDArray[Any]:
+    @property
+    def outputs(self) -> Any:
         """Last rows of all samples, after the head, shape (samples, n_out)."""
+        return self._on_host
+
+    @cached_property
+    def _on_host(self) -> NDArray[Any]:
         return apply_head(self._head, self._rows())
 
     def _rows(self) -> NDArray[Any]:
         """Return the last rows of all samples, before the head."""
-        out = np.zeros(self.shape, self._dtype)
-        for ids, rows in self._blocks:
+        blocks = self._blocks
+        out = np.zeros(self.shape, blocks[0][1].dtype if blocks else np.float32)
+        for ids, rows in blocks:
             out[ids] = rows
         return out
+
+    def to_numpy(self) -> NDArray[Any]:
+        """Return the last rows of all samples on the host, shape (samples, n_out).
+
+        `outputs` gives them where the features were, which may be a GPU.
+        """
+        return self._on_host
+
+    def to_pandas(self, *, live_only: bool = False, columns: Sequence[Any] | None = None) -> Any:
+        """Return the last rows as a `pandas.DataFrame`, a row a sample.
+
+        Parameters
+        ----------
+        live_only : bool, default False
+            Only the samples of `live`.
+        columns : sequence, shape (n_out,), optional
+            A name for each output; by default 0, 1, ...
+
+        Returns
+        -------
+        pandas.DataFrame
+            float32, the sample ids as its index, named "sample".
+
+        Raises
+        ------
+        DependencyError
+            If pandas is not installed.
+        """
+        from teraedge.tables import to_pandas
+
+        return to_pandas(self, live_only, columns)
+
+    def to_arrow(self, *, live_only: bool = False) -> Any:
+        """Return the answer as a `pyarrow.Table`, a row a sample, ready for Parquet.
+
+        Parameters
+        ----------
+        live_only : bool, default False
+            Only the samples of `live`.
+
+        Returns
+        -------
+        pyarrow.Table
+            Columns "sample" (int64), "label" (int64, the largest output) and "outputs"
+            (fixed-size lists of n_out float32), of which the outputs are not copied.
+
+        Raises
+        ------
+        DependencyError
+            If pyarrow is not installed.
+        """
+        from teraedge.tables import to_arrow
+
+        return to_arrow(self, live_only)
 
     @property
     def labels(self) -> NDArray[np.int64]:

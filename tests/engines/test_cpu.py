@@ -59,7 +59,7 @@ def test_parking_when_the_pool_is_full():
 
 
 def test_few_samples_are_spread_over_threads():
-    network = NETWORKS["rectangular"]
+    network = NETWORKS["two hundred layers"]  # of a shallow one, threads share the layers
     engine = teraedge.compile(network, options=Options(threads=2))
     engine.run(make_features(network, TILE))  # one tile, were it not for the other thread
     assert len(engine._pools) == 2

@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from teraedge.cli.advise import advise
 from teraedge.cli.challenge import challenge
 from teraedge.cli.convert import convert
 from teraedge.cli.doctor import doctor
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # joins the lines of a docstring's paragraph
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (challenge, run, verify, info, convert, export_challenge, doctor):
+for command in (challenge, run, verify, info, advise, convert, export_challenge, doctor):
     app.command()(command)
 
 

@@ -112,7 +112,7 @@ def _explain(network: "Network", device: str, mode: Mode) -> "Explanation":
 
 def _show_plan(explanation: "Explanation", title: str) -> None:
     header, cells, notes = explanation.table(out().width)
-    table = _plain_table()
+    table = plain_table()
     for name in header:
         left = name in explanation.texts
         table.add_column(name, justify="left" if left else "right", overflow="fold")
@@ -220,7 +220,7 @@ def _show(network: "Network", model: "Path", runs: list[Run]) -> None:
 
 
 def _table(title: str) -> "Table":
-    table = _plain_table(title)
+    table = plain_table(title)
     for name in ("layers", "shape", "edges", "density"):
         table.add_column(name, justify="right", no_wrap=True)
     for name in ("weights", "bias"):
@@ -229,7 +229,8 @@ def _table(title: str) -> "Table":
     return table
 
 
-def _plain_table(title: str | None = None) -> "Table":
+def plain_table(title: str | None = None) -> "Table":
+    """Return an empty table as all commands show them."""
     from rich import box
     from rich.table import Table
 

@@ -32,6 +32,8 @@ class Engine(ABC):
         Neurons the network reads and writes.
     edges : int
         Stored weights of the network as given.
+    head : str or None
+        Of the network; see `Network`.
     compile_seconds : float
         Wall time of compile.
     """
@@ -42,6 +44,7 @@ class Engine(ABC):
     n_in: int
     n_out: int
     edges: int
+    head: str | None
     compile_seconds: float
 
     @abstractmethod
@@ -103,6 +106,13 @@ class Engine(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.n_in} -> {self.n_out}, {self.edges:,} edges)"
+
+    def __deepcopy__(self, memo: object) -> Self:
+        """Return the engine itself: it owns threads and device memory, and runs do not change it.
+
+        So copies of what holds one, such as a module or an estimator, share it.
+        """
+        return self
 
     def __enter__(self) -> Self:
         return self

@@ -55,7 +55,7 @@ def segments(
     A tile of samples goes through the layers of a segment as it is, dead samples and all, so
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
-    layers. The block kernel is faster, so there it is after 4, 6, 9, 18, 36, ... layers.
+    layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def _is_border(layer: int, kernel: Kernel) -> bool:
     if kernel == "block":
         border = 4
         while border < layer:
-            border += border // 2 if border < 9 else border
+            border += border // 2 if border < 28 else border
         return border == layer
     while layer > 3 and layer % 2 == 0:
         layer //= 2

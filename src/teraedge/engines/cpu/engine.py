@@ -1,7 +1,7 @@
 """The driver of the CPU kernels: threads, segments of layers, and the result."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from teraedge.engines.cpu import feeding
 from teraedge.engines.cpu.calibrate import constants
+from teraedge.engines.cpu.few import MOST, FewSamples
 from teraedge.engines.cpu.pool import Pool, Samples
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
@@ -29,12 +30,15 @@ from teraedge.plan.explain import Explanation, LastRun, explain
 from teraedge.plan.fingerprint import layer_fingerprint
 from teraedge.plan.packing import VERSION, pack_panels, unpack_panels
 from teraedge.plan.panels import PanelLayer, panel_layer
-from teraedge.plan.plan import Plan
+from teraedge.plan.plan import Plan, nbytes_of
 from teraedge.plan.saved import LoadedPlan, SavedPlan, save_plan
 from teraedge.result import LayerTrace, Result
 from teraedge.text import count
 
 _UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
+
+ROWS = 8
+"""Bytes of all layouts together, at most, in bytes of the panels."""
 
 _ENGINE = {"device": "cpu", "layout": VERSION, "lanes": LANES, "tile": TILE, "height": HEIGHT}
 """What a saved plan must have been made for."""
@@ -64,13 +68,18 @@ class CpuEngine(Engine):
         self.hardware = cpu_model()
         self._plan = plan
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
+        self.head = self._plan.head
         self._resident: Program | None = None
         if self._plan.resident:
             self._resident = self._program(0, self._plan.resident)
         self._threads = options.threads or usable_cores()
         self._executor = ThreadPoolExecutor(self._threads, "teraedge")
         self._pools: list[Pool] = []
-        self._last: LastRun | None = None
+        self._rounding = (*plan.rounding, *_ROUNDING)
+        self._edges = [part.edges for part in plan.parts]
+        self._last: Callable[[], LastRun] | None = None
+        self._few: FewSamples | None = None
+        self._most_together = MOST
         self._lock = Lock()
         self._closed = False
         self.compile_seconds = perf_counter() - start
@@ -108,6 +117,9 @@ class CpuEngine(Engine):
             if self._closed:
                 raise DeviceError("the engine is closed; compile the network again")
             start = perf_counter()
+            few = self._run_few(features, start)
+            if few is not None:
+                return few
             return self._run(as_features(features, self.n_in), start, progress)
 
     def explain(self) -> Explanation:  # noqa: D102
@@ -118,7 +130,7 @@ class CpuEngine(Engine):
             device=f"cpu: {self.hardware}, {count(self._threads, 'thread')}",
             workers=self._threads,
             transfer=1e-9 * (self.n_in * speeds.load + self.n_out * speeds.store),
-            last=self._last,
+            last=None if self._last is None else self._last(),
         )
 
     def close(self) -> None:  # noqa: D102
@@ -127,6 +139,57 @@ class CpuEngine(Engine):
             self._executor.shutdown()
             self._pools.clear()
             self._resident = None
+            if self._few is not None:
+                self._few.close()
+
+    def _run_few(self, features: Any, start: float) -> Result | None:
+        """Run a few dense samples by rows; None where there are more, or they cannot be taken."""
+        if (
+            type(features) is not np.ndarray
+            or features.ndim != 2
+            or not 0 < len(features) <= self._most_together
+            or features.shape[1] != self.n_in
+            or features.dtype.kind not in "biuf"
+        ):
+            return None
+        if self._few is None:
+            if not self._has_room_for_rows() or self._resident is None:
+                self._most_together = 0
+                return None
+            self._few = FewSamples(self._resident, self._plan.droppable[1:], self._threads)
+            self._most_together = self._few.most
+            return self._run_few(features, start)
+        if features.dtype != np.float32 or not features.flags.c_contiguous:
+            with np.errstate(over="ignore"):
+                features = np.ascontiguousarray(features, np.float32)
+        outputs = self._few.run(features)
+        if outputs is None:
+            return None  # and whoever checks the features says what is wrong
+        samples, few = len(features), self._few
+        ids = np.arange(samples)
+        dead = self._plan.droppable[-2] and not few.nonzero[:samples].all()
+        if dead:
+            ids = np.flatnonzero(few.nonzero[:samples])
+            outputs = outputs[ids]
+        ran = partial(_ran_by_rows, samples, few.live.copy(), few.nanos.copy())
+        self._last = lambda: ran()[0]
+        return Result(
+            (samples, self.n_out),
+            [(ids, outputs)],
+            partial(_trace_by_rows, self._plan.origin, self._edges, ran),
+            seconds=perf_counter() - start,
+            nominal_edges=samples * self.edges,
+            exact=["prune", *self._plan.saved] if dead else list(self._plan.saved),
+            passes=self._plan.saved,
+            rounding=self._rounding,
+            head=self.head,
+        )
+
+    def _has_room_for_rows(self) -> bool:
+        """Tell whether all layers stay in memory, and may a second time, by rows."""
+        plan = self._plan
+        held = nbytes_of(plan.resident)
+        return len(plan.resident) == len(plan.origin) and ROWS * held <= _memory(self.options)
 
     def _run(self, features: Features, start: float, progress: Progress | None) -> Result:
         """Take all samples through all segments."""
@@ -152,18 +215,20 @@ class CpuEngine(Engine):
         for program in self._programs():
             done = self._run_segment(program, work, threads, same_as, progress)
             work = [_tile_work(tile) for tile in done]
-        self._last = self._remember(samples, threads)
+        trace = self._trace(threads)
+        last = self._remember(samples, threads)
+        self._last = lambda: last
         return Result(
             (samples, self.n_out),
             [(tile.ids, tile.values) for tile in done],
-            trace := self._trace(threads),
+            trace,
             seconds=perf_counter() - start,
             nominal_edges=samples * self.edges,
             exact=self._exact(pruned=trace[-1].live < samples),
             passes=self._plan.saved,
-            rounding=[*self._plan.rounding, *_ROUNDING],
+            rounding=self._rounding,
             same_as=_roots(same_as) if self.options.merge else None,
-            head=self._plan.head,
+            head=self.head,
         )
 
     def _run_segment(
@@ -220,7 +285,7 @@ class CpuEngine(Engine):
         """Return what `explain` will want to know of the run that ends."""
         used = self._pools[:threads]
         executed = np.sum([pool.executed for pool in used], axis=0)
-        edges = np.array([max(part.edges, 1) for part in self._plan.parts])
+        edges = np.maximum(self._edges, 1)
         nanos = np.sum([pool.nanos for pool in used], axis=0)
         registers = -(-executed // (edges * LANES))
         return LastRun(
@@ -232,11 +297,32 @@ class CpuEngine(Engine):
         live = np.sum([pool.live for pool in used], axis=0).tolist()
         executed = np.sum([pool.executed for pool in used], axis=0).tolist()
         seconds = (np.sum([pool.nanos for pool in used], axis=0) / (1e9 * threads)).tolist()
-        trace = [LayerTrace(0, 0, 0.0)] * (self._plan.origin[-1] + 1)
-        for origin, *row in zip(self._plan.origin, live, executed, seconds, strict=True):
-            before = trace[origin]  # a layer as given may run in several parts
-            trace[origin] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
-        return trace
+        return _trace_of(self._plan.origin, zip(live, executed, seconds, strict=True))
+
+
+def _trace_of(origin: list[int], rows: Iterable[tuple[int, int, float]]) -> list[LayerTrace]:
+    """Return the trace of the layers as given from (live, edges, seconds) of those that run."""
+    trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
+    for number, row in zip(origin, rows, strict=True):
+        before = trace[number]  # a layer as given may run in several parts
+        trace[number] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
+    return trace
+
+
+def _ran_by_rows(
+    samples: int, live: NDArray[np.int64], nanos: NDArray[np.int64]
+) -> tuple[LastRun, list[int]]:
+    """Return what a run by rows did, and the samples live after each layer that runs."""
+    after = live.tolist()
+    return LastRun(samples, [samples, *after[:-1]], (nanos * 1e-9).tolist(), 1), after
+
+
+def _trace_by_rows(
+    origin: list[int], edges: list[int], ran: Callable[[], tuple[LastRun, list[int]]]
+) -> list[LayerTrace]:
+    last, live = ran()
+    executed = [count * each for count, each in zip(last.entered, edges, strict=True)]
+    return _trace_of(origin, zip(live, executed, last.seconds, strict=True))
 
 
 def _memory(options: Options) -> int:

@@ -12,7 +12,7 @@ from teraedge.engines.cpu.simd import (
     BITS,
     LANES,
     REGISTER,
-    TILE,
+    VECTORS,
     fused_multiply_add,
     splat,
     splat_constant,
@@ -34,8 +34,16 @@ class _Panels:
     a list of registers: LLVM handles odd numbers of those badly as one vector.
     """
 
-    def __init__(self, builder: ir.IRBuilder, height: int, vectors: int, equal: bool) -> None:
+    def __init__(
+        self,
+        builder: ir.IRBuilder,
+        height: int,
+        vectors: int,
+        equal: bool,
+        stride: int = VECTORS,
+    ) -> None:
         self.builder, self.height, self.vectors, self.equal = builder, height, vectors, equal
+        self.stride = stride
         # A single neuron has too few accumulators to hide the latency of multiply-add: two sets.
         self.sets = 2 if height == 1 else 1
 
@@ -67,8 +75,8 @@ class _Panels:
         return self.builder.load(self.builder.gep(pointer, [position]))
 
     def row(self, tile: ir.Value, neuron: ir.Value) -> list[ir.Value]:
-        """Pointers to the registers of a neuron's row: rows are TILE floats apart."""
-        begin = self.builder.mul(neuron, _I64(TILE // LANES))
+        """Pointers to the registers of a neuron's row: rows are `stride` registers apart."""
+        begin = self.builder.mul(neuron, _I64(self.stride))
         start = self.builder.gep(tile, [begin])
         return [self.builder.gep(start, [_I64(k)]) for k in range(self.vectors)]
 
@@ -179,7 +187,7 @@ class _Panels:
 def live_lanes(builder: ir.IRBuilder, seen: ir.Value) -> ir.Value:
     """Return a bit a lane: whether any of its values was nonzero, -0.0 counting as zero."""
     live: ir.Value = _I64(0)
-    for vector in range(TILE // LANES):
+    for vector in range(VECTORS):
         bits = builder.load(builder.gep(seen, [_I64(vector)]))
         magnitude = builder.and_(bits, ir.Constant(BITS, [0x7FFFFFFF] * LANES))
         nonzero = builder.icmp_unsigned("!=", magnitude, _NO_BITS)
@@ -238,15 +246,44 @@ def panels(
     uint64
         Bit i is set where sample i has a nonzero in one of these neurons.
     """
+    return _over_panels(height, VECTORS)
+
+
+@intrinsic
+def narrow_panels(
+    typing: Any,
+    height: Any,
+    vectors: Any,
+    equal: Any,
+    index_bytes: Any,
+    x: Any,
+    y: Any,
+    blocks: Any,
+    count: Any,
+    starts: Any,
+    indices: Any,
+    weights: Any,
+    outputs: Any,
+    bias: Any,
+    value: Any,
+    lower: Any,
+    upper: Any,
+) -> Any:
+    """As `panels`, over rows of one register: `vectors` and `blocks` must be 1."""
+    return _over_panels(height, 1)
+
+
+def _over_panels(height: Any, stride: int) -> Any:
+    """Return the signature and the code of the loop over panels."""
     if not isinstance(height, types.IntegerLiteral):
         return None  # numba asks again with the literal type
     signature = types.uint64(height, *[types.int64] * 12, *[types.float32] * 3)
-    counts = vector_counts(height.literal_value)
+    counts = [count for count in vector_counts(height.literal_value) if count <= stride]
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         vectors, equal = arguments[1:3]
-        seen = cgutils.alloca_once(builder, BITS, size=TILE // LANES)
-        for vector in range(TILE // LANES):
+        seen = cgutils.alloca_once(builder, BITS, size=VECTORS)
+        for vector in range(VECTORS):
             builder.store(_NO_BITS, builder.gep(seen, [_I64(vector)]))
         done = builder.append_basic_block("done")
         switch = builder.switch(builder.add(builder.mul(vectors, _I64(2)), equal), done)
@@ -254,7 +291,7 @@ def panels(
             block = builder.append_basic_block("case")
             switch.add_case(_I64(2 * count + is_equal), block)
             builder.position_at_end(block)
-            kernel = _Panels(builder, height.literal_value, count, is_equal)
+            kernel = _Panels(builder, height.literal_value, count, is_equal, stride)
             kernel.emit(list(arguments[3:]), seen)
             builder.branch(done)
         builder.position_at_end(done)

@@ -110,6 +110,21 @@ def fused_multiply_add(
 
 
 @intrinsic
+def multiply_add(typing: Any, x: Any, weight: Any, total: Any) -> Any:
+    """Return x weight + total of float32 numbers, as `fused_multiply_add` does of registers."""
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        x, weight, total = arguments
+        if FUSED:
+            kind = ir.FunctionType(_F32, [_F32] * 3)
+            fma = cgutils.get_or_insert_function(builder.module, kind, "llvm.fma.f32")
+            return builder.call(fma, arguments)
+        return builder.fadd(total, builder.fmul(x, weight))
+
+    return types.float32(*[types.float32] * 3), codegen
+
+
+@intrinsic
 def count_bits(typing: Any, bits: Any) -> Any:
     """Return the number of set bits of a uint64, as int64."""
 

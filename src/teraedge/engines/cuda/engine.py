@@ -69,6 +69,7 @@ class CudaEngine(Engine):
         budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
         self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
+        self.head = self._plan.head
         self._stream = self._device.stream()
         self._launcher = Launcher(self._device)
         self._loader = Loader(self._device, self._stream)

@@ -1,0 +1,76 @@
+"""The advice as a picture: how many times as fast as dense, over density, a panel a layer."""
+
+from pathlib import Path
+from typing import Any
+
+from teraedge.advisor.advise import WORTH, Advice, Advised
+from teraedge.errors import DependencyError, OptionsError
+
+_MOST = 6
+"""Layers that are drawn, those of most edges."""
+_MARKS = {"N:M": ("s", "#e09f3e"), "block 16": ("D", "#6a994e"), "RadiX-Net": ("^", "#8d5a97")}
+
+
+def check_plot(path: Path) -> None:
+    """Stop before any work if a plot could not be written.
+
+    Raises
+    ------
+    DependencyError
+        If matplotlib is not installed.
+    OptionsError
+        If the name does not end as a picture's does, or its folder is not there.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError:
+        raise DependencyError(
+            "a plot needs matplotlib, which is not installed; pip install 'teraedge[viz]'"
+        ) from None
+    del mpl
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise OptionsError(f"{path}: the name of a plot ends with .png, .svg or .pdf")
+    if not path.absolute().parent.is_dir():
+        raise OptionsError(f"{path}: there is no folder {path.parent}; make it first")
+
+
+def plot(advised: Advised, path: Path) -> None:
+    """Draw the advice into a file."""
+    from matplotlib.figure import Figure
+
+    from teraedge.formats._atomic import new_file
+
+    drawn = [one for one in advised.advice if one.dense_seconds is not None][:_MOST]
+    figure = Figure(figsize=(4.2 * max(len(drawn), 1), 3.8), layout="constrained")
+    grid: Any = figure.subplots(1, max(len(drawn), 1), squeeze=False, sharey=True)
+    for axes, one in zip(grid[0], drawn, strict=False):
+        _draw(axes, one)
+    if drawn:
+        grid[0][0].set_ylabel("times as fast as dense")
+        grid[0][-1].legend(frameon=False, fontsize=8)
+    figure.suptitle(f"{advised.hardware}, {advised.target}", fontsize=10)
+    with new_file(path) as temporary:
+        figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+
+
+def _draw(axes: Any, one: Advice) -> None:
+    dense = one.dense_seconds or 1.0
+    x = [100 * density for density, _ in one.curve]
+    y = [dense / seconds for _, seconds in one.curve]
+    axes.plot(x, y, marker="o", markersize=4, color="#0b5fa5", label="random edges")
+    here = 100 * one.density, dense / one.seconds
+    axes.plot(*here, marker="*", markersize=13, linestyle="", color="#d1495b", label="this layer")
+    for name, (density, seconds) in one.patterns.items():
+        mark, color = _MARKS[name]
+        axes.plot(
+            100 * density, dense / seconds, marker=mark, linestyle="", color=color, label=name
+        )
+    axes.axhline(1, color="#888888", linewidth=0.8)
+    axes.axhline(WORTH, color="#888888", linewidth=0.8, linestyle=":")
+    axes.set(xscale="log", yscale="log", xlabel="density (%)")
+    numbers = ", ".join(str(number + 1) for number in one.layers[:4])
+    more = ", ..." if len(one.layers) > 4 else ""
+    axes.set_title(f"layer {numbers}{more}: {one.n_in} x {one.n_out}", loc="left", fontsize=9)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.grid(which="major", color="#dddddd", linewidth=0.6)

@@ -1,0 +1,186 @@
+"""Runs of a few samples: all threads work on the same ones, and a call costs microseconds."""
+
+import threading
+import weakref
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.activations import CURVES
+from teraedge.engines.cpu import team
+from teraedge.engines.cpu.program import Program
+from teraedge.engines.cpu.shared import LAYER, LINE, PART, Shared, addresses
+from teraedge.engines.cpu.simd import LANES, TILE
+from teraedge.plan.rows import RowPart, row_parts
+
+FEW = 2
+"""Samples, at most, that run one after the other, by rows: more are faster side by side."""
+GROUPS = 4
+"""Registers of samples, at most, that threads run together."""
+MOST = GROUPS * LANES
+SHALLOW = 16
+"""Layers, at most, of a network whose samples run side by side here: in a deep one, samples die or
+become equal, and are then dropped from tiles."""
+SPIN = 1_000_000
+"""ns that a thread looks for the next run before it sleeps: waking it up takes as long as a run."""
+
+
+class FewSamples:
+    """A network laid out by rows, and the threads that run it.
+
+    Parameters
+    ----------
+    program : Program
+        All layers that run.
+    droppable : ndarray of bool, shape (layers,)
+        Whether a row that is zero after each layer stays zero for good.
+    threads : int
+        Including the one that asks.
+
+    Attributes
+    ----------
+    most : int
+        Samples that can run, at most.
+    live, nanos : ndarray of int64, shape (layers,)
+        Of the last run: samples live after each layer, and time.
+    nonzero : ndarray of bool, shape (most,)
+        Of the last run: which of its samples have a last row that is not zero.
+    """
+
+    def __init__(self, program: Program, droppable: NDArray[np.bool_], threads: int) -> None:
+        layers = program.layers
+        self.most = MOST if len(layers) <= SHALLOW else FEW
+        self._program = program  # the kernels have addresses of its arrays
+        parts = [row_parts(layer, threads) for layer in layers]
+        self._n_out = layers[-1].n_out
+        self._shared = _shared(program, parts, droppable)
+        self._table = addresses(self._shared)
+        self.live, self.nanos = self._shared.live, self._shared.nanos
+        self.nonzero = self._shared.nonzero
+        self._sums = _room(parts)
+        self._number = 0
+        helpers = min(threads, max(len(some) for some in parts)) - 1
+        self._sleepers = [_Sleeper() for _ in range(helpers)]
+        for sleeper in self._sleepers:
+            arguments = (self._shared, program, sleeper, _room(parts))
+            threading.Thread(
+                target=_serve, args=arguments, name="teraedge-few", daemon=True
+            ).start()
+        self._finalizer = weakref.finalize(self, _stop, self._shared, self._sleepers)
+
+    def run(self, features: NDArray[np.float32]) -> NDArray[np.float32] | None:
+        """Take 1 to `most` samples through all layers.
+
+        Parameters
+        ----------
+        features : ndarray of float32, shape (samples, n_in)
+            C-contiguous.
+
+        Returns
+        -------
+        ndarray of float32, shape (samples, n_out)
+            None where a feature is not finite.
+        """
+        for sleeper in self._sleepers:
+            sleeper.wake()
+        outputs = np.empty((len(features), self._n_out), np.float32)
+        if not team.ask(self._table, self._number + 1, features, outputs, self._sums):
+            return None
+        self._number += 1
+        return outputs
+
+    def close(self) -> None:
+        """Let the threads end."""
+        self._finalizer()
+
+
+class _Sleeper:
+    """A thread that sleeps when it was not needed for some time."""
+
+    def __init__(self) -> None:
+        self.sleeps = False
+        self._gate = threading.Lock()
+        self._gate.acquire()
+
+    def sleep(self) -> None:
+        self.sleeps = True
+        self._gate.acquire()
+
+    def wake(self) -> None:
+        if self.sleeps:  # a thread that is just about to misses a run, which is no harm
+            self.sleeps = False
+            self._gate.release()
+
+
+def _serve(shared: Shared, program: Program, sleeper: _Sleeper, room: NDArray[np.float32]) -> None:
+    """Help in runs until told to stop; the body of a thread."""
+    table, run = addresses(shared), 0
+    while run != team.STOP:
+        sleeper.sleep()
+        run = team.serve(table, run, SPIN, room)
+
+
+def _stop(shared: Shared, sleepers: list[_Sleeper]) -> None:
+    shared.run[0] = team.STOP
+    for sleeper in sleepers:
+        sleeper.wake()
+
+
+def _room(parts: list[list[RowPart]]) -> NDArray[np.float32]:
+    """Return room for the sums of any part: two a neuron, and one more, in whole tiles."""
+    width = max(part.last - part.first for some in parts for part in some)
+    return aligned_zeros(((2 * width // TILE + 1) * TILE,))
+
+
+def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Return float32 zeros that begin at a cache line, as vectors are read."""
+    size = prod(shape)
+    memory = np.zeros(size + 16, np.float32)
+    return memory[-memory.ctypes.data % 64 // 4 :][:size].reshape(shape)
+
+
+def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.bool_]) -> Shared:
+    layers = program.layers
+    table = np.zeros(len(layers), LAYER)
+    pieces = np.zeros(sum(map(len, parts)), PART)
+    first = bias = 0
+    for row, layer, some, drop in zip(table, layers, parts, droppable, strict=True):
+        row["first_part"], row["parts"], row["bias"] = first, len(some), bias
+        row["curve"] = CURVES.index(layer.curve)
+        row["droppable"], (row["lower"], row["upper"]) = drop, layer.clamp
+        first, bias = first + len(some), bias + layer.n_out
+    flat = [part for some in parts for part in some]
+    starts, fours, dense = [np.empty(0, np.int64)], 0, 0
+    rows = 0
+    for piece, part in zip(pieces, flat, strict=True):
+        piece["first"], piece["last"] = part.first, part.last
+        piece["starts"], piece["has_edges"] = rows, len(part.targets) > 0
+        piece["dense"], piece["dense_width"] = dense, part.dense.shape[1]
+        starts.append(part.starts + fours)
+        rows, fours = rows + len(part.starts), fours + len(part.targets) // 4
+        dense += part.dense.size
+    width = max(max(layer.n_in, layer.n_out) for layer in layers)
+    lines, most = len(layers) * LINE, max(map(len, parts))
+    groups = GROUPS if len(layers) <= SHALLOW else 1
+    return Shared(
+        table,
+        pieces,
+        np.concatenate(starts),
+        np.concatenate([part.targets for part in flat]).view(np.uint64),
+        np.concatenate([part.weights for part in flat]),
+        np.concatenate([part.dense.ravel() for part in flat]),
+        np.concatenate([layer.bias for layer in layers]),
+        program.table,
+        values=np.zeros((2, FEW, width), np.float32),
+        active=np.zeros((2, FEW, width), np.int32),
+        counts=np.zeros((2, FEW, most), np.int64),
+        lanes=aligned_zeros((2, groups, width * LANES)),
+        seen=np.zeros((len(layers), most, groups), np.uint64),
+        claimed=np.zeros(lines, np.int64),
+        done=np.zeros(lines, np.int64),
+        run=np.zeros(2, np.int64),
+        nanos=np.zeros(len(layers), np.int64),
+        live=np.zeros(len(layers), np.int64),
+        nonzero=np.zeros(groups * LANES, np.bool_),
+    )

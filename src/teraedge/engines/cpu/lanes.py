@@ -1,0 +1,74 @@
+"""The compiled functions over panels where threads share a layer: a register of samples a neuron.
+
+Rows of one register lie four times as close together as those of a tile, so that few samples of
+many neurons stay in the nearest caches.
+"""
+
+import numpy as np
+from numba import carray
+
+from teraedge.engines.cpu.curves import curves
+from teraedge.engines.cpu.panels import narrow_panels
+from teraedge.engines.cpu.shared import pointer
+from teraedge.engines.cpu.simd import HEIGHT, LANES, transpose_lanes
+from teraedge.jit import inlined
+
+
+@inlined
+def span(panels, number, parts):
+    """Return the first panel of a part, and how many it has."""
+    first = panels.count * number // parts
+    return first, panels.count * (number + 1) // parts - first
+
+
+@inlined
+def curve_outputs(curve, outputs, count, y):
+    """Apply a smooth activation to some neurons, whose numbers lie at an address."""
+    seen = np.uint64(0)
+    for neuron in carray(pointer(outputs, np.int32), (count,)):
+        seen |= curves(curve, y + neuron * LANES * 4, 1, 1)
+    return seen
+
+
+@inlined
+def run_lanes(shared, index, number, samples):
+    """Run part `number` of layer `index` for samples side by side, a register a neuron."""
+    layer, parts, turn = shared.panels[index], shared.layers[index].parts, index % 2
+    tall, single = layer.tall, layer.single
+    first, count = span(tall, number, parts)
+    first_single, count_single = span(single, number, parts)
+    for group in range((samples + LANES - 1) // LANES):
+        x = shared.lanes[turn, group].ctypes.data
+        y = shared.lanes[1 - turn, group].ctypes.data
+        seen = narrow_panels(
+            HEIGHT, 1, layer.equal, layer.index_bytes, x, y, 1, count, tall.starts + first * 8,
+            tall.indices, tall.weights, tall.outputs + first * HEIGHT * 4, layer.bias,
+            layer.value, layer.lower, layer.upper,
+        )  # fmt: skip
+        seen |= narrow_panels(
+            1, 1, layer.equal, layer.index_bytes, x, y, 1, count_single,
+            single.starts + first_single * 8, single.indices, single.weights,
+            single.outputs + first_single * 4, layer.bias, layer.value, layer.lower, layer.upper,
+        )  # fmt: skip
+        if layer.curve:
+            seen = curve_outputs(layer.curve, tall.outputs + first * HEIGHT * 4, count * HEIGHT, y)
+            seen |= curve_outputs(layer.curve, single.outputs + first_single * 4, count_single, y)
+        shared.seen[index, number, group] = seen
+
+
+@inlined
+def load_lanes(shared, features):
+    """As `load_values`, for samples side by side; lanes without a sample are zero."""
+    samples, neurons = features.shape
+    for first in range(0, samples, LANES):
+        lanes = shared.lanes[0, first // LANES]
+        whole = neurons // LANES * LANES if first + LANES <= samples else 0
+        for neuron in range(0, whole, LANES):
+            transpose_lanes(
+                features.ctypes.data + (first * neurons + neuron) * 4, neurons,
+                lanes.ctypes.data + neuron * LANES * 4, LANES,
+            )  # fmt: skip
+        for neuron in range(whole, neurons):
+            for lane in range(LANES):
+                inside = first + lane < samples
+                lanes[neuron * LANES + lane] = features[first + lane, neuron] if inside else 0

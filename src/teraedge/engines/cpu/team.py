@@ -1,0 +1,173 @@
+"""The compiled functions for a few samples: threads share every layer, and meet after each.
+
+The thread that was asked for a run walks through the layers and takes part after part of each; the
+others do the same if they come in time, and whoever comes late finds nothing left to take. So none
+has to be waited for but one that has taken a part. Counters only ever go up, run after run: there
+is nothing to reset that a late thread could still look at.
+"""
+
+import numpy as np
+from numba import types
+
+from teraedge.engines.cpu.atomics import (
+    add_atomic,
+    let_others_run,
+    load_atomic,
+    pause,
+    store_atomic,
+    swap_if_equal,
+)
+from teraedge.engines.cpu.lanes import load_lanes, run_lanes
+from teraedge.engines.cpu.rows import ONE, load_values, run_rows
+from teraedge.engines.cpu.shared import LINE, opened
+from teraedge.engines.cpu.simd import LANES, nanoseconds
+from teraedge.jit import inlined, jit
+
+LOOKS = 64
+"""Looks at what another thread writes, before others get a chance to run on this core."""
+EXPONENT = np.uint32(0x7F800000)
+"""The bits of a float32 that are all set in infinities and NaN."""
+STOP = -1
+"""The number of the run that ends a thread."""
+
+_i64, _f32 = types.int64, types.float32
+_ints, _floats, _outputs = _i64[::1], _f32[::1], _f32[:, ::1]
+_features = types.Array(_f32, 2, "C", readonly=True)
+
+
+@inlined
+def claim(address, end):
+    """Take the next part of a layer, whose counter is at an address; -1 where none is left."""
+    while True:
+        taken = load_atomic(address)
+        if taken >= end:
+            return -1
+        if swap_if_equal(address, taken, taken + 1):
+            return taken
+
+
+@inlined
+def note_live(shared, samples):
+    """Write which samples live after each layer, and which have a nonzero at the end."""
+    size = len(shared.values[0]) if samples <= len(shared.values[0]) else LANES
+    for index in range(len(shared.layers)):
+        layer = shared.layers[index]
+        live = 0
+        for sample in range(samples):
+            bit = np.uint64(0)
+            for part in range(layer.parts):
+                bit |= shared.seen[index, part, sample // size] >> np.uint64(sample % size)
+            shared.nonzero[sample] = bit & ONE
+            live += np.int64(bit & ONE)
+        shared.live[index] = live if layer.droppable else samples
+
+
+@inlined
+def wait(address, number):
+    """Wait until a counter is as high as a number."""
+    looks = 0
+    while load_atomic(address) < number:
+        pause()
+        looks += 1
+        if looks % LOOKS == 0:
+            let_others_run()
+
+
+@inlined
+def walk(shared, run, samples, sums, asked):
+    """Go through all layers of a run, and take what parts are left of each.
+
+    The thread that was `asked` for it notes what the trace will say.
+    """
+    begin = nanoseconds()
+    for index in range(len(shared.layers)):
+        parts = shared.layers[index].parts
+        claimed = shared.claimed.ctypes.data + index * LINE * 8
+        done = shared.done.ctypes.data + index * LINE * 8
+        while True:
+            taken = claim(claimed, run * parts)
+            if taken < 0:
+                break
+            number = taken - (run - 1) * parts
+            if samples <= len(shared.values[0]):
+                run_rows(shared, index, number, samples, sums)
+            else:
+                run_lanes(shared, index, number, samples)
+            add_atomic(done, 1)
+        wait(done, run * parts)
+        if asked:
+            end = nanoseconds()
+            shared.nanos[index], begin = end - begin, end
+
+
+@jit(types.boolean(_ints, _i64, _features, _outputs, _floats))
+def ask(table, run, features, out, sums):
+    """Run some samples, and let the other threads help.
+
+    Parameters
+    ----------
+    table : ndarray of int64
+        As `addresses` makes it.
+    run : int
+        The number of this run: one more than that of the last that was finite.
+    features : ndarray of float32, shape (samples, n_in)
+    out : ndarray of float32, shape (samples, n_out)
+        To be written.
+    sums : ndarray of float32
+        Two for each neuron of a part, and one more, whole tiles; from a cache line on, and of this
+        thread alone.
+
+    Returns
+    -------
+    bool
+        Whether all features are finite; else nothing ran.
+    """
+    shared, samples = opened(table), len(features)
+    infinite = False
+    for sample in range(samples):
+        for bits in features[sample].view(np.uint32):
+            infinite |= bits & EXPONENT == EXPONENT
+    if infinite:
+        return False
+    few = samples <= len(shared.values[0])
+    if few:
+        load_values(shared, features)
+    else:
+        load_lanes(shared, features)
+    shared.run[1] = samples
+    store_atomic(shared.run.ctypes.data, run)
+    walk(shared, run, samples, sums, True)
+    note_live(shared, samples)
+    turn = len(shared.layers) % 2
+    for sample in range(samples):
+        if few:
+            out[sample] = shared.values[turn, sample, : out.shape[1]]
+        else:
+            lanes = shared.lanes[turn, sample // LANES]
+            for neuron in range(out.shape[1]):
+                out[sample, neuron] = lanes[neuron * LANES + sample % LANES]
+    return True
+
+
+@jit(_i64(_ints, _i64, _i64, _floats))
+def serve(table, run, nanos, sums):
+    """Take part in every run after `run`, until none came for some time; returns the last one."""
+    shared = opened(table)
+    end = nanoseconds() + nanos
+    while True:
+        latest = run
+        for _ in range(LOOKS):
+            latest = load_atomic(shared.run.ctypes.data)
+            if latest != run:
+                break
+            pause()
+        if latest == STOP:
+            return STOP
+        if latest != run:
+            run = latest
+            walk(shared, run, load_atomic(shared.run.ctypes.data + 8), sums, False)
+            end = nanoseconds() + nanos
+        elif nanoseconds() > end:
+            return run
+        else:
+            let_others_run()

@@ -1,0 +1,129 @@
+"""The row layout, for a few samples at a time: the outgoing weights of each input side by side.
+
+Kernels over panels compute many samples side by side; of one sample they would waste all lanes but
+one. Here a nonzero input of the sample is multiplied into the sums of the neurons it goes to, and
+inputs that are zero, of which a ReLU leaves many, cost nothing. A layer is cut into *parts* by
+output neurons, one or more a thread.
+
+The order of sums is that of the panels, so a sample's row is the same to the last bit in whatever
+company it runs: inputs ascend, and a neuron without a panel has its even and odd edges summed
+apart, so it has two sums here. Skipping x 0 changes no sum of finite numbers.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.grouping import lengths
+from teraedge.plan.panels import PanelLayer, Panels
+
+MAX_WIDTH = 2**15 - 1
+"""Neurons of a part, at most: two sums each, and one more, numbered in two bytes."""
+MIN_BYTES = 2**15
+"""Of the weights of a part: what a thread multiplies while another wakes up."""
+SCATTERED = 6
+"""What a weight costs that goes to a sum anywhere, in weights that are streamed, zeros included."""
+LINE = 16
+"""float32 values of a cache line, which rows of dense weights are whole numbers of."""
+
+
+@dataclass(frozen=True)
+class RowPart:
+    """The weights into some neighbouring neurons of a layer, by input.
+
+    Attributes
+    ----------
+    first, last : int
+        The neurons. Each has two sums, of which the first of all neurons come first.
+    starts : ndarray of int64, shape (n_in + 1,)
+        Edges of input i are ``4 starts[i]`` to ``4 starts[i + 1]``: each row is padded to whole
+        fours with edges of weight 0 to one sum more.
+    targets : ndarray of uint16, shape (edges,)
+        The sum that each edge goes to.
+    weights : ndarray of float32, shape (edges,)
+    dense : ndarray of float32, shape (n_in, sums)
+        More weights, zeros included, that go to the first sums.
+    """
+
+    first: int
+    last: int
+    starts: NDArray[np.int64]
+    targets: NDArray[np.uint16]
+    weights: NDArray[np.float32]
+    dense: NDArray[np.float32]
+
+
+def row_parts(layer: PanelLayer, threads: int) -> list[RowPart]:
+    """Lay a layer out by rows, in as many parts as threads can share."""
+    edges = np.concatenate([_edges(layer.tall, layer.value), _edges(layer.single, layer.value)])
+    tall = np.zeros(layer.n_out, np.bool_)
+    tall[layer.tall.outputs] = True
+    edges = edges[np.argsort(edges["input"], kind="stable")]
+    parts = max(1, min(threads, len(edges) * 4 // MIN_BYTES, layer.n_out))
+    width = min(-(-layer.n_out // parts), MAX_WIDTH)
+    found = []
+    for first in range(0, layer.n_out, width):
+        last = min(first + width, layer.n_out)
+        mine = edges[(edges["neuron"] >= first) & (edges["neuron"] < last)]
+        found.append(_part(first, last, mine, tall, layer.n_in))
+    return found
+
+
+_EDGE = np.dtype(
+    [("input", np.int32), ("neuron", np.int32), ("odd", np.bool_), ("weight", np.float32)]
+)
+
+
+def _edges(panels: Panels, value: float | None) -> NDArray[np.void]:
+    """Return the edges of panels, one by one, without those that only pad."""
+    height, counts = panels.height, lengths(panels.starts)
+    edges = np.empty(len(panels.indices) * height, _EDGE)
+    edges["input"] = np.repeat(panels.indices, height)
+    panel = np.repeat(np.arange(len(counts)), counts)
+    edges["neuron"] = panels.outputs.reshape(-1, height)[panel].ravel()
+    number = np.arange(len(panel)) - panels.starts[panel]
+    edges["odd"] = np.repeat(number & (height == 1), height)
+    edges["weight"] = panels.weights if value is None else value
+    return np.asarray(edges[edges["weight"] != 0])
+
+
+def _part(
+    first: int, last: int, edges: NDArray[np.void], tall: NDArray[np.bool_], n_in: int
+) -> RowPart:
+    """Return the part of the neurons `first` to `last` with these edges, by ascending input."""
+    width = last - first
+    targets = edges["neuron"] - first + width * edges["odd"]
+    in_panels = tall[edges["neuron"]]
+    # All edges may be scattered, or those in panels streamed, or all, which takes both sums.
+    streamed = (
+        (np.zeros_like(in_panels), 0),
+        (in_panels, width),
+        (np.ones_like(in_panels), 2 * width),
+    )
+    some, sums = min(
+        streamed,
+        key=lambda way: SCATTERED * np.count_nonzero(~way[0]) + n_in * _whole_lines(way[1]),
+    )
+    dense = np.zeros((n_in, _whole_lines(sums)), np.float32)
+    dense[edges["input"][some], targets[some]] = edges["weight"][some]
+    return RowPart(first, last, *_fours(edges[~some], targets[~some], n_in, 2 * width), dense)
+
+
+def _whole_lines(sums: int) -> int:
+    return -(-sums // LINE) * LINE
+
+
+def _fours(
+    edges: NDArray[np.void], targets: NDArray[np.int32], n_in: int, spare: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.float32]]:
+    """Return starts, targets and weights, the rows padded with edges to the sum `spare`."""
+    counts = np.bincount(edges["input"], minlength=n_in)
+    starts = np.concatenate(([0], np.cumsum(-(-counts // 4)))).astype(np.int64)
+    # Where each edge lies among the padded ones.
+    places = np.arange(len(edges)) + np.repeat(4 * starts[:-1] - np.cumsum(counts) + counts, counts)
+    padded = np.full(4 * starts[-1], spare, np.uint16)
+    padded[places] = targets
+    weights = np.zeros(len(padded), np.float32)
+    weights[places] = edges["weight"]
+    return starts, padded, weights
