@@ -21,6 +21,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
 from teraedge.plan.chains import Classes, chains, dealt, input_classes
 from teraedge.plan.device import (
     WARPS,
@@ -39,7 +40,6 @@ QUARTERS = 4
 """Rows that are read at the same time."""
 MOST_PLACES = 2**13 - 8
 """Rows of a tile; addresses take two bytes."""
-MOST_TERMS = 3
 MOST_HELD = 16
 HELD_WITH_WEIGHTS = 14
 """Panels that a warp holds at most: rings of weights take registers, too."""
@@ -390,23 +390,3 @@ def _weights(
     # Of a fragment [i = 2 ih + il][q][term][o = 8 oh + g]; lane 4 g + q reads [ih][oh][il].
     split = table.reshape(WARPS * stride, 2, 2, QUARTERS, len(terms), 2, 8)
     return np.ascontiguousarray(split.transpose(0, 4, 6, 3, 1, 5, 2)).ravel()
-
-
-def bf16_terms(values: NDArray[np.float32]) -> list[NDArray[np.uint16]]:
-    """Split numbers into sums of bf16 numbers, rounded to nearest: at most three are exact.
-
-    Returns
-    -------
-    list of ndarray of uint16
-        The bits of the terms, the largest first; as few as hold all values exactly.
-    """
-    terms: list[NDArray[np.uint16]] = []
-    rest = values.astype(np.float32)
-    while not terms or (len(terms) < MOST_TERMS and rest.any()):
-        bits = rest.view(np.uint32)
-        rounded = (bits + (0x7FFF + (bits >> 16 & 1))) & np.uint32(0xFFFF0000)
-        overflowed = ~np.isfinite(rounded.view(np.float32))
-        rounded = np.where(overflowed, bits & np.uint32(0xFFFF0000), rounded)
-        terms.append((rounded >> 16).astype(np.uint16))
-        rest = rest - rounded.view(np.float32)
-    return terms
