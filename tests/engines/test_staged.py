@@ -69,7 +69,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
     features = make_features(network, 150)
     kernels = iter(["resident", "staged", "wide", "staged", "resident"])
 
-    def lay_out(layer, shared_bytes):
+    def lay_out(layer, shared_bytes, **_):
         kernel = next(kernels)
         if kernel == "resident":
             return real(layer, shared_bytes)

@@ -16,6 +16,7 @@ def cuda():
         pytest.skip("this PyTorch has no CUDA")
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of SparseSemiStructuredTensor")
 def test_two_of_four_weights():
     """2:4 semi-structured tensors, which only a GPU makes: half of the weights are edges."""
     module = torch.nn.Sequential(torch.nn.Linear(128, 64), torch.nn.ReLU()).half().cuda()

@@ -274,7 +274,7 @@ template <int TILES> __device__ __forceinline__ void copy_outputs(float (&to)[TI
 // input. Registers have no addresses, and code for each of HELD panels would not fit the instruction cache,
 // so there is code for a few, and older outputs move on from register to register.
 template <int TILES> __device__ __forceinline__ void run_held_panels(Task<TILES> &task, unsigned (&some)[TILES][2]) {
-    constexpr int COUNT = HELD > 0 ? HELD : 1, APART = COUNT < 2 ? COUNT : 2;
+    constexpr int COUNT = HELD > 0 ? HELD : 1, MOST = TERMS ? 2 : 4, APART = COUNT < MOST ? COUNT : MOST;
     const int rounds = task.layer.rounds;
     float held[COUNT][TILES][4];
     Sums<TILES> sums;
