@@ -114,3 +114,16 @@ def test_more_samples_than_the_device_holds(monkeypatch, mode):
             np.testing.assert_array_equal(result.live, expected.live)
             assert len(result.trace) == len(network)
             assert result.trace[-1].live == (len(expected.live) if mode == "b" else 989)
+
+
+@pytest.mark.parametrize("name", ["most die", "wakes up"])
+def test_results_outlive_later_runs_and_the_engine(device, name):
+    """Rows wait in the engine's tiles: asked for late, they are still those of their own run."""
+    network = NETWORKS[name]
+    batches = [make_features(network, samples) for samples in (33, 150, 70)]
+    with teraedge.compile(network, device) as engine:
+        results = [engine.run(features) for features in batches]
+    for features, result in zip(batches, results, strict=True):
+        expected = teraedge.reference.run(network, features)
+        np.testing.assert_array_equal(result.live, expected.live)
+        np.testing.assert_array_equal(result.outputs, expected.outputs)
