@@ -14,7 +14,7 @@ README = (ROOT / "README.md").read_text()
 def test_examples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names = {}  # later blocks go on with what earlier ones made
     for block in blocks:
         if '"cuda"' in block:

@@ -44,7 +44,7 @@ __device__ __forceinline__ unsigned nonzero_word(const unsigned *nonzero, i64 wo
 
 // One block. Samples without a nonzero output are dead where the layer lets them die. They are moved
 // out of the way when at most `limit` of 256 columns up to the last live one are live.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     census(const Layer *layer, i64 number, const State *shared_state, i64 segment, i64 limit) {
     __shared__ unsigned sums[THREADS / 32];
     __shared__ unsigned last; // the words up to the last with a live sample
@@ -58,6 +58,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     unsigned *after = state.masks + (segment + 1) * state.words;
     const unsigned *nonzero = state.nonzero + segment * state.words;
     u64 ran = 0, live = 0;
+    unsigned far = 0;
     for (i64 begin = 0; begin < used; begin += THREADS) {
         const i64 word = begin + threadIdx.x;
         unsigned mask = word < used ? masks[word] : 0;
@@ -70,11 +71,12 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (word < used) {
             after[word] = mask;
             state.starts[word] = static_cast<unsigned>(live) + before;
-            if (mask)
-                atomicMax(&last, static_cast<unsigned>(word) + 1);
+            far = mask ? static_cast<unsigned>(word) + 1 : far;
         }
         live += total;
     }
+    if (far)
+        atomicMax(&last, far);
     __syncthreads();
     const unsigned left = last * WORD < slots ? last * WORD : slots; // where the last are dead, without moving any
     const bool moves = live < left && live * 256 <= static_cast<u64>(left) * limit;
