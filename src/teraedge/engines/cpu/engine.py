@@ -118,9 +118,11 @@ class CpuEngine(Engine):
                 raise DeviceError("the engine is closed; compile the network again")
             start = perf_counter()
             few = self._run_few(features, start)
-            if few is not None:
-                return few
-            return self._run(as_features(features, self.n_in), start, progress)
+            if few is None:
+                given, features = features, as_features(features, self.n_in)
+                if type(given) is not type(features):  # an array of another library
+                    few = self._run_few(features, start)
+            return self._run(features, start, progress) if few is None else few
 
     def explain(self) -> Explanation:  # noqa: D102
         speeds, plan = constants(), self._plan
