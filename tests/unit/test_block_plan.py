@@ -13,6 +13,7 @@ from teraedge.plan.block import PANEL, STEP, lay_out_block
 from teraedge.plan.chains import chains, dealt
 from teraedge.plan.device import WARPS
 from teraedge.plan.panels import panel_layer
+from teraedge.plan.segments import segments
 
 ROOM = 200 * 1024
 
@@ -132,3 +133,15 @@ def test_chains_follow_shared_blocks_and_are_dealt_evenly():
     given_out = dealt(found, [2] * 12, 4)
     assert [sum(map(len, pieces)) for pieces in given_out] == [3, 3, 3, 3]
     assert sorted(p for pieces in given_out for piece in pieces for p in piece) == list(range(12))
+
+
+def test_segments_end_where_tiles_and_heads_do_not_fit_together():
+    """A wide layer has a large tile, a dense one a large head; a segment needs room for both."""
+    wide = np.zeros((1200, 1200))
+    wide[:16, :16] = 1.0
+    tall, full = laid_out(wide), laid_out(np.ones((320, 320)))
+    assert tall.block.kind == full.block.kind
+    for layers, count in (([tall, tall], 1), ([tall, full], 2), ([full, full], 1)):
+        parts = list(segments(layers, [False] * 2, 0))
+        assert len(parts) == count
+        assert all(part.shared <= ROOM for part in parts)

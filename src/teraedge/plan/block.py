@@ -141,9 +141,9 @@ def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
     classes = input_classes(panels.starts, panels.inputs, layer.n_in)
     places, units = _units(classes, panels, layer.n_in)
     streams = _streams(units)
-    parts = _parts(panels, layer, units, streams, places)
+    parts = _parts(panels, layer, units, streams, places, room)
     for kind in kinds:
-        shared = kind.shared(tile_bytes(rows, kind.samples), len(parts.head(None)))
+        shared = kind.shared(tile_bytes(rows, kind.samples), parts.head_bytes)
         if shared <= room and (not kind.held or parts.rounds <= kind.held):
             parts = parts._replace(kind=kind, fragments=max(parts.fragments, kind.ring - 1))
             return _laid_out(panels, layer, units, streams, terms, parts, shared)
@@ -294,6 +294,7 @@ def _parts(
     units: Units,
     streams: list[Stream],
     places: NDArray[np.int64],
+    room: int,
 ) -> BlockParts:
     """Return what the streams are but their weights, side by side."""
     rounds = max(len(stream.panels) for stream in streams)
@@ -309,6 +310,7 @@ def _parts(
     addresses = row_addresses(rows).reshape(-1, STEP // QUARTERS, QUARTERS)
     return BlockParts(
         kind=KINDS[0],
+        room=room,
         rounds=rounds,
         fragments=max(len(stream.fragments) for stream in streams),
         places=places.astype(np.uint16),

@@ -112,6 +112,8 @@ class BlockParts(NamedTuple):
     Attributes
     ----------
     kind : BlockKind
+    room : int
+        Shared memory that a block may have, in bytes.
     rounds, fragments : int
         Panels of a warp, and pieces of its weights, at most.
     places : ndarray of uint16, shape (n_in,)
@@ -126,6 +128,7 @@ class BlockParts(NamedTuple):
     """
 
     kind: BlockKind
+    room: int
     rounds: int
     fragments: int
     places: NDArray[np.uint16]
@@ -138,6 +141,12 @@ class BlockParts(NamedTuple):
     def steps(self) -> int:
         """Steps of a warp, at most."""
         return len(self.addresses) // WARPS
+
+    @property
+    def head_bytes(self) -> int:
+        """Bytes of what `head` returns."""
+        arrays = self.biases, self.lengths, self.addresses
+        return 2 * self.outputs.size + sum(array.nbytes for array in arrays)
 
     def head(self, following: "BlockParts | None") -> NDArray[np.uint8]:
         """Return what comes of the layer as a whole; outputs go to the places of the next one."""

@@ -65,9 +65,10 @@ def segments(
     first : int
         Number of the first of them in the network.
     """
-    begin = 0
+    begin, most = 0, (0, 0)
     for index, layer in enumerate(layers):
         end = index + 1
+        most = _more(most, layer)
         last = end == len(layers)
         dies = any(droppable[begin:end])
         if (
@@ -77,15 +78,13 @@ def segments(
             or layers[end].kernel != layer.kernel
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
+            or not _fits(layers[end], _more(most, layers[end]))
             or (dies and _is_border(first + end, layer.kernel))
         ):
-            kind, tile, head = _kind(layer), 0, 0
+            kind = _kind(layer)
             shared = max(part.shared for part in layers[begin:end])
             if kind is not None:
-                tile = max(max(part.n_in, part.n_out) for part in layers[begin:end])
-                tile = tile_bytes(tile, kind.samples)
-                head = max(len(part.block.head(None)) for part in layers[begin:end] if part.block)
-                shared = kind.shared(tile, head)
+                shared = kind.shared(*most)
             heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
             yield Segment(
                 first=first + begin,
@@ -96,16 +95,29 @@ def segments(
                 shared=shared,
                 moves=dies,
                 block=kind,
-                tile=tile,
-                head=head,
+                tile=most[0],
+                head=most[1],
                 heights=heights,
                 curved=any(part.curve for part in layers[begin:end]),
             )
-            begin = end
+            begin, most = end, (0, 0)
 
 
 def _kind(layer: DeviceLayer) -> BlockKind | None:
     return None if layer.block is None else layer.block.kind
+
+
+def _more(most: tuple[int, int], layer: DeviceLayer) -> tuple[int, int]:
+    """Return the bytes of a tile and of a head that are enough for one more layer, too."""
+    if layer.block is None:
+        return most
+    tile = tile_bytes(max(layer.n_in, layer.n_out), layer.block.kind.samples)
+    return max(most[0], tile), max(most[1], layer.block.head_bytes)
+
+
+def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
+    """Tell whether there is room for a tile and heads of such sizes."""
+    return layer.block is None or layer.block.kind.shared(*most) <= layer.block.room
 
 
 def _is_border(layer: int, kernel: Kernel) -> bool:

@@ -31,7 +31,11 @@ from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
 
-_ROUNDING = "edges of the resident kernel are summed in an order that suits shared memory"
+_ROUNDING = {
+    "resident": "edges of the resident kernel are summed in an order that suits shared memory",
+    "block": "layers of the block kernel sum products of bf16 terms on tensor cores, which cut "
+    "sums off at their last bit; products of terms below 2**-24 of a whole one are left out",
+}
 SHARE = 0.9
 """Of the free device memory, what samples may take."""
 LAYER_SHARE = 0.5
@@ -70,12 +74,16 @@ class CudaEngine(Engine):
         self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self.head = self._plan.head
+        kernels = {part.choice.kernel for part in self._plan.parts}
+        said = [_ROUNDING[kernel] for kernel in _ROUNDING if kernel in kernels]
+        self._rounding = [*self._plan.rounding, *said]
         self._stream = self._device.stream()
         self._launcher = Launcher(self._device)
         self._loader = Loader(self._device, self._stream)
         self._state: RunState | None = None
         self._chunk = self._send_resident()
         self._ran: list[Segment] = []
+        self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
         self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None
         self._pending: Callable[[], Pending[Any] | None] = _none
         host_bytes = (memory_bytes() or 0) // HOST_SHARE
@@ -168,11 +176,13 @@ class CudaEngine(Engine):
             "nominal_edges": samples * self.edges,
             "exact": ["prune"] * (last < samples) + list(self._plan.saved),
             "passes": self._plan.saved,
-            "rounding": [*self._plan.rounding, _ROUNDING],
+            "rounding": self._rounding,
             "live": ids,
             "head": self._plan.head,
         }
-        self._last = partial(self._trace, samples, counted, self._ran)
+        self._last = partial(
+            _trace, self._plan.origin, self._edges, self._blocks(), samples, counted
+        )
         shape, trace = (samples, self.n_out), partial(_first, self._last)
         if on_device is not None and stored is not None:
             return DeviceResult(stored, on_device, shape, trace, **fields)
@@ -323,29 +333,34 @@ class CudaEngine(Engine):
             self._launcher.launch(self._stream, segment, address, state, len(self._ran))
             self._ran.append(segment)
 
-    def _trace(
-        self, samples: int, batches: list[Counters], ran_segments: list[Segment]
-    ) -> tuple[list[LayerTrace], LastRun]:
-        """Return what layers did in a run: as given, and those that ran."""
-        live = np.sum([counters.live for counters in batches], axis=0).tolist()
-        ran = np.sum([counters.ran for counters in batches], axis=0)
-        edges = ran * np.array([part.edges for part in self._plan.parts], np.uint64)
-        blocks = np.concatenate(
-            [np.full(part.count, self._launcher.blocks_of(part)) for part in ran_segments]
+    def _blocks(self) -> NDArray[np.int64]:
+        """Return the blocks that shared the time of each layer in the last run."""
+        return np.concatenate(
+            [np.full(part.count, self._launcher.blocks_of(part)) for part in self._ran]
         )
-        nanos = np.sum([counters.nanos for counters in batches], axis=0)
-        seconds = (nanos / blocks / 1e9).tolist()
-        origin = self._plan.origin
-        trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
-        for layer, *row in zip(origin, live, edges.tolist(), seconds, strict=True):
-            before = trace[layer]  # a layer as given may run in several parts
-            trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
-        return trace, LastRun(samples, ran.tolist(), seconds, 1)
 
     def _free_graph(self) -> None:
         if self._graph is not None:
             self._graph.free()
             self._graph = None
+
+
+def _trace(
+    origin: list[int],
+    edges: NDArray[np.uint64],
+    blocks: NDArray[np.int64],
+    samples: int,
+    batches: list[Counters],
+) -> tuple[list[LayerTrace], LastRun]:
+    """Return what layers did in a run: as given, and those that ran."""
+    live = np.sum([counters.live for counters in batches], axis=0).tolist()
+    ran = np.sum([counters.ran for counters in batches], axis=0)
+    seconds = (np.sum([counters.nanos for counters in batches], axis=0) / blocks / 1e9).tolist()
+    trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
+    for layer, *row in zip(origin, live, (ran * edges).tolist(), seconds, strict=True):
+        before = trace[layer]  # a layer as given may run in several parts
+        trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
+    return trace, LastRun(samples, ran.tolist(), seconds, 1)
 
 
 def _as_blocks(pending: Pending[LazyBlock]) -> LazyBlocks:
