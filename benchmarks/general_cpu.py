@@ -20,6 +20,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -63,23 +64,19 @@ def rivals(network: teraedge.Network, features: np.ndarray) -> dict[str, Callabl
     sparse = [layer.weights.T.tocsr().astype(np.float32) for layer in network]
     x = np.ascontiguousarray(features.T)
 
-    def scipy_csr() -> Any:
-        y = x
-        for w in sparse:
-            y = w @ y
-            np.maximum(y, 0, out=y)
-        return y
-
     dense = [w.toarray() for w in sparse]
 
-    def numpy_dense() -> Any:
+    def run(weights: list[Any]) -> Any:
         y = x
-        for w in dense:
+        for w in weights:
             y = w @ y
             np.maximum(y, 0, out=y)
         return y
 
-    found: dict[str, Callable[[], Any]] = {"scipy CSR": scipy_csr, "numpy dense": numpy_dense}
+    found: dict[str, Callable[[], Any]] = {
+        "scipy CSR": partial(run, sparse),
+        "numpy dense": partial(run, dense),
+    }
     for package, programs in (("torch", torch_programs), ("sparse_dot_mkl", mkl_programs)):
         if importlib.util.find_spec(package) is not None:
             found |= programs(sparse, x)

@@ -96,34 +96,16 @@ def matmul(reader: "Reader", where: str, input: Any, other: Any) -> Value:
     return _graph.linear(input, weights, None, where)
 
 
-def softmax(
-    reader: "Reader",
-    where: str,
-    input: Value,
-    dim: Any = None,
-    **_: Any,
-) -> Value:
-    return _graph.ended(input, "softmax", dim, where)
+def _ending(head: str) -> Callable[..., Value]:
+    def read(
+        reader: "Reader", where: str, input: Value, dim: Any = None, *_: Any, **__: Any
+    ) -> Value:
+        return _graph.ended(input, head, dim, where)
+
+    return read
 
 
-def log_softmax(
-    reader: "Reader",
-    where: str,
-    input: Value,
-    dim: Any = None,
-    **_: Any,
-) -> Value:
-    return _graph.ended(input, "log_softmax", dim, where)
-
-
-def argmax(
-    reader: "Reader",
-    where: str,
-    input: Value,
-    dim: Any = None,
-    keepdim: bool = False,
-) -> Value:
-    return _graph.ended(input, "argmax", dim, where)
+softmax, log_softmax, argmax = map(_ending, ("softmax", "log_softmax", "argmax"))
 
 
 def flatten(

@@ -78,7 +78,8 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
         if tensor_cores and not panels.curve:
-            block = _block(layer, room, rates.resident_seconds(panels, samples))
+            seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
+            block = _block(layer, room, seconds_there)
             if block is not None:
                 return block
         if samples > 4:

@@ -10,15 +10,16 @@ from teraedge.plan.block import PANEL, STEP
 from teraedge.plan.cost import Limit
 from teraedge.plan.device import LANES, WARPS, BlockParts, DeviceLayer, DevicePanels
 from teraedge.plan.explain import Part
-from teraedge.plan.rates import L2_BYTES, PIECE_SECONDS, block_seconds
+from teraedge.plan.rates import (
+    BORDER,
+    L2_BYTES,
+    PIECE_SECONDS,
+    SPEED,
+    block_seconds,
+    gathered_seconds,
+)
 from teraedge.plan.staged import SLICES
 
-SPEED = 132 * 1.98e9
-"""Clocks a second of all multiprocessors of the GPU that the figures are of."""
-READS = SPEED
-"""Reads of 128 bytes a second from shared memory."""
-REACHED, TALL_REACHED = 0.9, 0.5
-"""What the resident kernel reaches of them, for single neurons and for tall panels."""
 MULTIPLY_ADDS = SPEED * 128
 PRODUCTS = (3, 3, 5, 6)
 """Products on tensor cores for 16 neurons by 16 inputs, by the terms of weights."""
@@ -26,8 +27,6 @@ PRODUCT_CLOCKS = 6.2
 """Clocks that one of eight samples takes, measured: 2048 multiply-adds."""
 HBM_BYTES = 4.25e12
 """Bytes a second of a copy within device memory, read and written."""
-BORDER = 3e-6
-"""Seconds that a block waits at the border of two layers."""
 HOST_BYTES = 5.5e10
 """Bytes a second from page-locked memory of the host."""
 
@@ -72,17 +71,13 @@ def _gathered(layer: DeviceLayer) -> tuple[float, Limit]:
     """Return the time of the kernels that gather from shared memory, a sample, and its limit."""
     chunks = layer.samples // 4
     equal = layer.value is not None
-    reads = _steps(layer.single) * (4 * chunks + (1 if equal else 3)) / REACHED
-    # Two chunks of samples at a time, and for each the indices and weights once more.
-    splits = max(1, chunks // 2)
-    reads += _steps(layer.tall) * (4 * chunks + splits * (1 if equal else 9)) / TALL_REACHED
-    time = reads / READS / layer.samples
+    time = gathered_seconds(_steps(layer.single), _steps(layer.tall), layer.samples, equal)
     if layer.kernel == "staged":
         blocks = -(-layer.single.count // layer.parts // (WARPS * SLICES))
         time += layer.parts * blocks * PIECE_SECONDS / layer.samples
     else:
         time += BORDER / 132 / layer.samples
-    loads = 4 * (_steps(layer.single) + _steps(layer.tall)) * chunks / READS / layer.samples
+    loads = 4 * (_steps(layer.single) + _steps(layer.tall)) * chunks / SPEED / layer.samples
     sums = layer.edges / MULTIPLY_ADDS
     limit = Limit("load", loads) if loads > sums else Limit("fma", sums)
     return max(time, limit.seconds), limit

@@ -11,19 +11,22 @@ from teraedge.plan.device import LANES, DeviceLayer
 from teraedge.plan.panels import PanelLayer
 from teraedge.plan.staged import CHUNKS, READS_A_STEP, SAMPLES, WIDTH, Staging
 
+SPEED = 132 * 1.98e9
+"""Clocks a second of all multiprocessors: reads of 128 bytes that their shared memory serves."""
 READS = 2.2e11
-"""Reads of 128 bytes that the shared memory of all multiprocessors serves in a second: 132 of them
-at 1.98 GHz, of which the resident kernel reaches 85 %."""
+"""What the staged kernel reaches of them."""
 L2_BYTES = 8e12
 """Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
 RESIDENT_REACHED, TALL_REACHED = 0.9, 0.5
-"""What the resident kernel reaches of `READS`, for single neurons and for tall panels."""
+"""What the resident kernel reaches of `SPEED`, for single neurons and for tall panels."""
 BLOCK_FRAGMENT = (1.24e-11, 1.5e-11, 1.64e-11, 1.78e-11)
 """What the block kernel takes for 16 neurons by 16 inputs, by the terms of their weights."""
 HELD_FRAGMENT = 1.34
 """How much longer it takes where outputs overwrite inputs."""
-SWITCH = 4e-10
-"""What changing between kernels costs: a launch, and reading and writing all rows of a tile."""
+BORDER = 3e-6
+"""Seconds that a block of the resident kernel waits at the border of two layers."""
+SWITCH = 1e-9
+"""What another kernel must save to be worth a change: a launch, and all rows read and written."""
 STAGED_BYTES = 5e12
 """The same in the pieces of 32 bytes of which the staged kernel takes rows."""
 PIECE_SECONDS = 5e-6 / 132
@@ -34,18 +37,35 @@ RESIDENT_FOUR = 3.1e12
 reads for every four samples, come from L2 as fast as they can."""
 
 
-def resident_seconds(layer: PanelLayer, samples: int) -> float:
+def gathered_seconds(single: float, tall: float, samples: int, equal: bool) -> float:
+    """Return what gathering from shared memory takes, a sample.
+
+    Parameters
+    ----------
+    single, tall : float
+        How often 32 lanes read an input each, for single neurons and for tall panels.
+    samples : int
+        Of a tile.
+    equal : bool
+        Whether all weights are, so that only indices are read besides.
+    """
+    chunks = samples // 4
+    reads = single * (4 * chunks + (1 if equal else 3)) / RESIDENT_REACHED
+    # Two chunks of samples at a time, and for each the indices and weights once more.
+    splits = max(1, chunks // 2)
+    reads += tall * (4 * chunks + splits * (1 if equal else 9)) / TALL_REACHED
+    return reads / SPEED / samples
+
+
+def resident_seconds(layer: PanelLayer, samples: int, tall_edge: float) -> float:
     """Return what the resident kernel takes with tiles of so many samples, 0 for none."""
     if samples == 0:
         return inf
     if samples < 8:
-        return resident_four_seconds(layer, 1.5)
-    chunks = samples // 4
-    equal = layer.value is not None
-    reads = len(layer.single.indices) * (4 * chunks + (1 if equal else 3)) / RESIDENT_REACHED
-    weights = chunks // 2 * (1 if equal else 9)
-    reads += len(layer.tall.indices) * (4 * chunks + weights) / TALL_REACHED
-    return reads / LANES / READS / samples
+        return resident_four_seconds(layer, tall_edge)
+    single, tall = len(layer.single.indices) / LANES, len(layer.tall.indices) / LANES
+    seconds = gathered_seconds(single, tall, samples, layer.value is not None)
+    return seconds + BORDER / 132 / samples
 
 
 def block_seconds(layer: DeviceLayer) -> float:

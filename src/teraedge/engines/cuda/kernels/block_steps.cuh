@@ -39,7 +39,8 @@ struct Head {
 struct Ring {
     char *slots;                // this lane's
     const uint4 *now = nullptr; // this lane's of the layer that runs
-    int next = 0;               // from there to where those of the layer after it would begin; 0 for none
+    int next = 0;               // more than 0, as later layers lie behind: from the end of those of this layer to
+                                // those of the layer after it; 0 for none
     int fragments = 0, left = 0; // of the layer that runs, at least RING - 1; those that have not been taken
     int place = 0;              // of the next one
 
