@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from cuda_emulator import build
 from cuda_emulator.device import EmulatedDevice
@@ -13,6 +14,8 @@ from teraedge.bench.gpu import peaks
 from teraedge.bench.session import Session
 from teraedge.datasets import challenge
 from teraedge.engines.cuda import driver
+from teraedge.plan import gpu as gpu_plan
+from teraedge.plan import rates
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=build.REASON)
 
@@ -44,13 +47,24 @@ def test_challenge(gpu, capsys):
     assert found["passed"]
     assert found["network"] == "1024-3"
     assert found["features"] == "host"
-    assert found["share_of_limit"] > 0
+    assert found["share_of_limit"] is None  # a kernel that neither limit is for
     assert len(found["compile_seconds_all"]) in (1, 2)
     assert found["trace"]["live_last"] == len(truth)
     assert "1024-3 b" in line(found)
     assert "features stay on the host" in capsys.readouterr().out
     with pytest.raises(FailedError, match="1 ids"):
         measure(network, features, truth[1:], "b", gpu, limits, **QUICK)
+
+
+def test_challenge_in_the_wide_kernel_has_a_share_of_its_limit(gpu, monkeypatch):
+    from challenge_cuda import measure
+
+    monkeypatch.setattr(gpu_plan, "SAMPLES", ())  # none of the kernels that stay on chip
+    monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
+    network, features = challenge.network(1024, 2), challenge.features(1024, 40)
+    truth = teraedge.reference.run(network, features).live
+    found = measure(network, features, truth, "b", gpu, peaks(gpu, 1 << 16), **QUICK)
+    assert found["share_of_limit"] > 0
 
 
 def test_general(gpu, tmp_path):
