@@ -11,7 +11,7 @@ from teraedge.plan import gpu
 from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
 from teraedge.plan.block import PANEL, STEP, lay_out_block
 from teraedge.plan.chains import chains, dealt
-from teraedge.plan.device import WARPS
+from teraedge.plan.device import FIRST_PLACE, WARPS
 from teraedge.plan.panels import panel_layer
 from teraedge.plan.segments import segments
 
@@ -31,16 +31,15 @@ def value_of(terms):
 
 
 def fragments(block):
-    """Yield (warp, panel, step, fragment) of all products, in the order of the kernel."""
+    """Yield (warp, panel, units of the step, fragment) of all products, in the order of the kernel."""
     for warp in range(WARPS):
-        step, fragment = warp * block.steps, warp * block.fragments
+        fragment = warp * block.fragments
         for panel, length in enumerate(block.lengths[warp].tolist()):
             alone, shared = length & 0xFFFF, length >> 16
             for k in range(alone + shared):
                 for into in (panel, panel + 1)[: 1 + (k >= alone)]:
-                    yield warp, into, step, fragment
+                    yield warp, into, block.units[warp, panel, k], fragment
                     fragment += 1
-                step += 1
 
 
 def dense(found):
@@ -50,15 +49,15 @@ def dense(found):
     matrix = np.zeros((found.n_in, found.n_out))
     terms = block.kind.terms
     words = found.tall.weights.reshape(-1, terms, 8, 4, 2, 2, 2) if terms else None
-    for warp, panel, step, fragment in fragments(block):
-        for quarter, i, k in np.ndindex(4, 4, PANEL):
-            neuron = neurons.get(int(block.addresses[step, quarter, i]) // 4)
+    for warp, panel, units, fragment in fragments(block):
+        for i, k in np.ndindex(STEP, PANEL):
+            neuron = neurons.get(int(units[i]) // 2)
             output = int(block.outputs[warp, panel, k])
             if neuron is None or output < 0:
                 continue
             weight = found.value
             if terms:
-                weight = value_of(words[fragment, :, k % 8, quarter, i // 2, k // 8, i % 2])
+                weight = value_of(words[fragment, :, k % 8, i % 8 // 2, i // 8, k // 8, i % 2])
             matrix[neuron, output] += weight
     return matrix
 
@@ -90,17 +89,17 @@ def test_holds_any_layer(seed, n_in, n_out, density):
     weights = rng.standard_normal((n_in, n_out)) * (rng.random((n_in, n_out)) < density)
     found = laid_out(weights)
     np.testing.assert_array_equal(dense(found), weights.astype(np.float32))
-    assert sorted(found.block.places.tolist()) == list(range(n_in))
+    assert sorted(found.block.places - FIRST_PLACE) == list(range(n_in))
 
 
 def test_shared_inputs_are_read_once_and_never_meet_in_a_bank():
     found = laid_out(radix(np.random.default_rng(1), 64, equal=True))
     block = found.block
     assert block.fragments == 8  # four panels of 32 inputs a warp
-    assert block.steps == 5
-    used = block.addresses[: WARPS * block.steps]
-    quarters = np.sort(used // 4 % 4, axis=1)
-    np.testing.assert_array_equal(quarters, np.broadcast_to(np.arange(4)[:, None], used.shape))
+    taken = (block.lengths & 0xFFFF) + (block.lengths >> 16)
+    np.testing.assert_array_equal(taken.sum(axis=1), 5)
+    eights = np.sort(block.units.reshape(-1, 8) // 2 % 8, axis=1)
+    np.testing.assert_array_equal(eights, np.broadcast_to(np.arange(8), eights.shape))
 
 
 def test_a_layer_that_does_not_fit():
@@ -135,9 +134,9 @@ def test_chains_follow_shared_blocks_and_are_dealt_evenly():
     assert sorted(p for pieces in given_out for piece in pieces for p in piece) == list(range(12))
 
 
-def test_segments_end_where_tiles_and_heads_do_not_fit_together():
-    """A wide layer has a large tile, a dense one a large head; a segment needs room for both."""
-    wide = np.zeros((1200, 1200))
+def test_segments_end_where_tiles_and_records_do_not_fit_together():
+    """A wide layer has a large tile, a dense one large records; a segment needs room for both."""
+    wide = np.zeros((944, 944))
     wide[:16, :16] = 1.0
     tall, full = laid_out(wide), laid_out(np.ones((320, 320)))
     assert tall.block.kind == full.block.kind

@@ -9,10 +9,9 @@ question of cost.
 which is a step for each of those panels. What is left over of all classes that a panel reads is
 read by that panel alone. Panels that share blocks follow each other (`plan.chains`).
 
-**Places.** A row of the tile is at a *place*, and the four rows that a warp reads at the same time
-lie in four different quarters of the banks of shared memory if their places differ modulo 4. Which
-neuron is at which place is free, so blocks have places in fours, one of each residue. What is left
-over may meet.
+**Places.** A row of the tile is at a *place*, and eight rows that are read, or written, at the same
+time lie in different banks of shared memory if their places differ modulo 8. Which neuron is at which
+place is free, so blocks have places in eights, one of each residue. What is left over may meet.
 """
 
 from collections.abc import Iterator
@@ -24,37 +23,36 @@ from numpy.typing import NDArray
 from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
 from teraedge.plan.chains import Classes, chains, dealt, input_classes
 from teraedge.plan.device import (
+    FIRST_PLACE,
     WARPS,
     BlockKind,
     BlockParts,
     DeviceLayer,
     DevicePanels,
-    row_addresses,
-    tile_bytes,
+    row_units,
 )
 from teraedge.plan.panels import PanelLayer, Panels
 
 PANEL, STEP = 16, 16
 """Neurons of a panel, and inputs of a step."""
-QUARTERS = 4
+EIGHT = 8
 """Rows that are read at the same time."""
-MOST_PLACES = 2**13 - 8
-"""Rows of a tile; addresses take two bytes."""
+MOST_PLACES = 2**15
+"""Rows of a tile; units take two bytes."""
 MOST_HELD = 16
-HELD_WITH_WEIGHTS = 14
-"""Panels that a warp holds at most: rings of weights take registers, too."""
-SPARE_STEPS = 2
-"""Steps whose addresses the kernel reads past the last."""
-RINGS = {0: 0, 1: 8, 2: 4, 3: 3}
-"""Fragments of weights that a warp has room for, by their terms."""
+HELD_WITH_WEIGHTS = 12
+"""Panels that a warp holds at most: weights on their way take registers, too."""
+PIECES_AHEAD = 2
+"""Fragments of weights that the kernel reads past the last."""
 
 
 def _kinds() -> Iterator[BlockKind]:
     for samples, tiles in ((16, 2), (8, 2), (8, 1)):
-        for terms, ring in RINGS.items():
-            held = 0 if tiles == 2 else HELD_WITH_WEIGHTS if terms else MOST_HELD
-            # Shared memory is short where weights take three terms or there is one tile.
-            yield BlockKind(samples, terms, held, 2 if held or terms == MOST_TERMS else 3, ring)
+        for terms in range(MOST_TERMS + 1):
+            if tiles == 2:
+                yield BlockKind(samples, terms, 0)
+            elif terms < 2:  # registers
+                yield BlockKind(samples, terms, HELD_WITH_WEIGHTS if terms else MOST_HELD)
 
 
 KINDS = tuple(_kinds())
@@ -87,7 +85,7 @@ class Units(NamedTuple):
     Attributes
     ----------
     table : ndarray of int64, shape (steps, 16)
-        Inputs of each step, as 4 i + quarter; -1 where there is none.
+        Inputs of each step; -1 where there is none.
     blocks : list of list of int
         The steps of each panel that are blocks.
     rest : ndarray of int64, shape (panels + 1,)
@@ -107,15 +105,15 @@ class Stream(NamedTuple):
     panels : list of int
     lengths : list of int
         Steps into each panel alone, and 65536 times those into the next one too.
-    steps : list of int
-        Steps to read, in order.
+    steps : list of list of int
+        Steps to read for each panel, in order.
     fragments : list of (int, int)
         Panel and step of each 16 times 16 weights.
     """
 
     panels: list[int]
     lengths: list[int]
-    steps: list[int]
+    steps: list[list[int]]
     fragments: list[tuple[int, int]]
 
 
@@ -130,22 +128,23 @@ def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
         Shared memory a block may have, in bytes.
     """
     rows = max(layer.n_in, layer.n_out)
-    if rows > MOST_PLACES:
+    if rows + FIRST_PLACE > MOST_PLACES:
         return None
     panels = block_panels(layer)
     terms = _terms(panels, layer)
     count = len(terms) if len(panels.weights) else 0
     kinds = [kind for kind in KINDS if kind.terms == count]
-    if all(kind.shared(tile_bytes(rows, kind.samples), 0) > room for kind in kinds):
+    kinds = [kind for kind in kinds if kind.shared(kind.plane_bytes(rows), 0) <= room]
+    if not kinds:
         return None
     classes = input_classes(panels.starts, panels.inputs, layer.n_in)
     places, units = _units(classes, panels, layer.n_in)
     streams = _streams(units)
     parts = _parts(panels, layer, units, streams, places, room)
     for kind in kinds:
-        shared = kind.shared(tile_bytes(rows, kind.samples), parts.head_bytes)
+        shared = kind.shared(kind.plane_bytes(rows), parts.record_bytes)
         if shared <= room and (not kind.held or parts.rounds <= kind.held):
-            parts = parts._replace(kind=kind, fragments=max(parts.fragments, kind.ring - 1))
+            parts = parts._replace(kind=kind)
             return _laid_out(panels, layer, units, streams, terms, parts, shared)
     return None
 
@@ -203,15 +202,15 @@ def _units(classes: Classes, panels: BlockPanels, n_in: int) -> tuple[NDArray[np
     number = np.repeat(np.arange(len(sizes)), sizes)
     within = np.arange(n_in) - np.repeat(classes.starts[:-1], sizes)
     whole = within < sizes[number] // STEP * STEP
-    quad = within < sizes[number] // QUARTERS * QUARTERS
-    # Fours, rotated from class to class, so that neurons that begin classes differ, too: a panel
+    eights = within < sizes[number] // EIGHT * EIGHT
+    # Eights, rotated from class to class, so that neurons that begin classes differ, too: a panel
     # of the layer before writes such.
-    turn = (within + number + within // QUARTERS) % QUARTERS
-    member = np.where(quad, within // QUARTERS * QUARTERS + turn, within)
-    rank = np.lexsort((member, number, ~quad, ~whole))
+    turn = (within + number + within // EIGHT) % EIGHT
+    member = np.where(eights, within // EIGHT * EIGHT + turn, within)
+    rank = np.lexsort((member, number, ~eights, ~whole))
     by_place = classes.order[rank]
     places = np.empty(n_in, np.int64)
-    places[by_place] = np.arange(n_in)
+    places[by_place] = FIRST_PLACE + np.arange(n_in)
     count = int(whole.sum()) // STEP
     block_of = np.full(n_in, -1)
     block_of[by_place[: count * STEP]] = np.arange(count * STEP) // STEP
@@ -233,20 +232,20 @@ def _units(classes: Classes, panels: BlockPanels, n_in: int) -> tuple[NDArray[np
 
 
 def _slots(starts: NDArray[np.int64], places: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where among its own each of some inputs goes: 4 i + q, read by quarter q.
+    """Return where among its own each of some inputs goes, eight by eight.
 
-    An input goes to the quarter of its place; what is too much for it fills what is free.
+    Of eight, one has each residue of its place; what is too much of one fills what is free.
     """
     counts = np.diff(starts)
     steps = -(-counts // STEP)
     owner = np.repeat(np.arange(len(counts)), counts)
-    quarter = places % QUARTERS
-    order = np.lexsort((places, quarter, owner))
-    key = (owner * QUARTERS + quarter)[order]
+    residue = places % EIGHT
+    order = np.lexsort((places, residue, owner))
+    key = (owner * EIGHT + residue)[order]
     rank = np.empty(len(key), np.int64)
     rank[order] = np.arange(len(key)) - np.searchsorted(key, key)
-    fits = rank < steps[owner] * (STEP // QUARTERS)
-    slots = np.where(fits, rank * QUARTERS + quarter, -1)
+    fits = rank < steps[owner] * (STEP // EIGHT)
+    slots = np.where(fits, rank * EIGHT + residue, -1)
     late = np.flatnonzero(~fits)
     if len(late):
         begin = np.concatenate(([0], np.cumsum(steps * STEP)))
@@ -280,7 +279,7 @@ def _streams(units: Units) -> list[Stream]:
                 alone += range(rest[panel], rest[panel + 1])
                 stream.panels.append(panel)
                 stream.lengths.append(len(alone) + (len(shared) << 16))
-                stream.steps.extend(alone + shared)
+                stream.steps.append(alone + shared)
                 stream.fragments.extend((panel, step) for step in alone)
                 for step in shared:
                     stream.fragments.extend(((panel, step), (after, step)))
@@ -298,16 +297,15 @@ def _parts(
 ) -> BlockParts:
     """Return what the streams are but their weights, side by side."""
     rounds = max(len(stream.panels) for stream in streams)
-    steps = max(len(stream.steps) for stream in streams)
+    steps = max((len(own) for stream in streams for own in stream.steps), default=0)
     order = np.array([s.panels + [-1] * (rounds - len(s.panels)) for s in streams])
     lengths = np.array([s.lengths + [0] * (rounds - len(s.panels)) for s in streams], np.uint32)
-    taken = np.full((WARPS * steps + SPARE_STEPS, STEP), -1)
+    taken = np.full((WARPS, rounds, steps, STEP), -1)
     for warp, stream in enumerate(streams):
-        taken[warp * steps : warp * steps + len(stream.steps)] = units.table[stream.steps]
-    zeros = -(-layer.n_in // QUARTERS) * QUARTERS + np.arange(STEP) % QUARTERS
-    rows = np.where(taken < 0, zeros, np.append(places, 0)[taken])
+        for number, own in enumerate(stream.steps):
+            taken[warp, number, : len(own)] = units.table[own]
+    rows = np.where(taken < 0, np.arange(STEP) % EIGHT, np.append(places, 0)[taken])
     outputs = np.append(panels.outputs, np.full((1, PANEL), -1, np.int32), axis=0)[order]
-    addresses = row_addresses(rows).reshape(-1, STEP // QUARTERS, QUARTERS)
     return BlockParts(
         kind=KINDS[0],
         room=room,
@@ -317,7 +315,7 @@ def _parts(
         outputs=outputs,
         biases=np.append(layer.bias, np.float32(0))[outputs],
         lengths=lengths,
-        addresses=np.ascontiguousarray(addresses.transpose(0, 2, 1)).astype(np.uint16),
+        units=row_units(rows),
     )
 
 
@@ -333,7 +331,7 @@ def _laid_out(
     equal = parts.kind.terms == 0
     weights = np.empty(0, np.uint16)
     if not equal:
-        weights = _weights(panels, layer.n_in, units, streams, terms, parts.fragments)
+        weights = _weights(panels, layer.n_in, units, streams, terms, parts)
     none = DevicePanels.none()
     fragments = sum(len(stream.fragments) for stream in streams)
     return DeviceLayer(
@@ -374,12 +372,14 @@ def _weights(
     units: Units,
     streams: list[Stream],
     terms: list[NDArray[np.uint16]],
-    stride: int,
+    parts: BlockParts,
 ) -> NDArray[np.uint16]:
     """Return the terms of all fragments as lanes read them."""
     reader = np.repeat(np.arange(len(panels.outputs)), np.diff(panels.starts))
     keys = reader * n_in + panels.inputs
-    table = np.zeros((WARPS * stride * STEP, len(terms), PANEL), np.uint16)
+    stride = parts.fragments
+    pieces = WARPS * stride + PIECES_AHEAD
+    table = np.zeros((pieces * STEP, len(terms), PANEL), np.uint16)
     every = np.stack(terms, axis=1)
     for warp, stream in enumerate(streams):
         if not stream.fragments:
@@ -389,6 +389,6 @@ def _weights(
         at = np.flatnonzero(inputs >= 0)
         edge = np.searchsorted(keys, (panel.repeat(STEP) * n_in + inputs)[at])
         table[warp * stride * STEP + at] = every[edge]
-    # Of a fragment [i = 2 ih + il][q][term][o = 8 oh + g]; lane 4 g + q reads [ih][oh][il].
-    split = table.reshape(WARPS * stride, 2, 2, QUARTERS, len(terms), 2, 8)
-    return np.ascontiguousarray(split.transpose(0, 4, 6, 3, 1, 5, 2)).ravel()
+    # Of a fragment [i = 8 ih + 2 q + il][term][o = 8 oh + g]; lane 4 g + q reads [ih][oh][il].
+    split = table.reshape(pieces, 2, 4, 2, len(terms), 2, 8)
+    return np.ascontiguousarray(split.transpose(0, 4, 6, 2, 1, 5, 3)).ravel()

@@ -17,7 +17,7 @@ ZERO_ROWS = 8
 LANES = 32
 COLUMNS = 64
 """Samples of a tile in global memory."""
-STATIC_SHARED = 1024
+STATIC_SHARED = 1536
 """Shared memory that kernels declare themselves, and the driver's own, in bytes, at most."""
 
 LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("", "V4")])
@@ -25,8 +25,12 @@ LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("", "V4")])
 TARGET = np.dtype([("output", np.int32), ("bias", np.float32)])
 """`struct Target`."""
 _EMPTY = np.empty(0, np.int64)
-NO_OUTPUT = 0xFFFF
-"""In place of the address of a neuron that there is none of."""
+PLANES = 3
+"""Terms of bf16 that the block kernel keeps of each activation."""
+FIRST_PLACE = 16
+"""Rows of its tile before those of neurons: zeros, and rows written for nobody."""
+RECORDS = 8
+"""Panels of a warp that it has room for what there is to know of."""
 
 
 @dataclass(frozen=True)
@@ -88,22 +92,20 @@ class BlockKind(NamedTuple):
         Terms of bf16 that a weight is the sum of; 0 where all weights are equal.
     held : int
         Panels that a warp holds at most where there is one tile; 0 where there are two.
-    heads : int
-        Layers that there is room for in shared memory, without their weights.
-    ring : int
-        Fragments of weights that each warp has room for.
     """
 
     samples: int
     terms: int
     held: int
-    heads: int
-    ring: int
 
-    def shared(self, tile: int, head: int) -> int:
-        """Return the shared memory of a block, in bytes, from that of a tile and of a head."""
-        ring = WARPS * self.ring * self.terms * 512
-        return tile * (1 if self.held else 2) + head * self.heads + ring
+    def shared(self, plane: int, record: int) -> int:
+        """Return the shared memory of a block, in bytes, from that of a plane and of a record."""
+        tiles = PLANES * plane * (1 if self.held else 2)
+        return tiles + WARPS * RECORDS * record + 128  # a step more than there are may be read
+
+    def plane_bytes(self, neurons: int) -> int:
+        """Return the bytes of a plane with so many neurons."""
+        return (neurons + FIRST_PLACE) * self.samples * 2
 
 
 class BlockParts(NamedTuple):
@@ -123,8 +125,8 @@ class BlockParts(NamedTuple):
     biases : ndarray of float32, shape (warps, rounds, 16)
     lengths : ndarray of uint32, shape (warps, rounds)
         Steps into each panel alone, and 65536 times those into the next one too.
-    addresses : ndarray of uint16, shape (warps * steps + 2, 4, 4)
-        Of the rows that the lanes of each quarter read, a step.
+    units : ndarray of uint16, shape (warps, rounds, steps, 16)
+        Of the rows that are read for each panel, a step.
     """
 
     kind: BlockKind
@@ -135,38 +137,61 @@ class BlockParts(NamedTuple):
     outputs: NDArray[np.int32]
     biases: NDArray[np.float32]
     lengths: NDArray[np.uint32]
-    addresses: NDArray[np.uint16]
+    units: NDArray[np.uint16]
+
+    @property
+    def places_and_order(self) -> NDArray[np.uint16]:
+        """Where each input lies, and, place after place, which lies there."""
+        return np.concatenate((self.places, np.argsort(self.places).astype(np.uint16)))
+
+    @property
+    def ends(self) -> NDArray[np.uint16]:
+        """Where each output lies at the end of a segment: in the order of the panels."""
+        written = self.outputs[self.outputs >= 0]
+        places = np.empty(len(written), np.uint16)
+        places[written] = FIRST_PLACE + np.arange(len(written), dtype=np.uint16)
+        return places
 
     @property
     def steps(self) -> int:
-        """Steps of a warp, at most."""
-        return len(self.addresses) // WARPS
+        """Steps of a panel, at most."""
+        return self.units.shape[2]
 
     @property
-    def head_bytes(self) -> int:
-        """Bytes of what `head` returns."""
-        arrays = self.biases, self.lengths, self.addresses
-        return 2 * self.outputs.size + sum(array.nbytes for array in arrays)
+    def record_bytes(self) -> int:
+        """Bytes of what there is to know of a panel."""
+        return _record(self.steps).itemsize
 
-    def head(self, following: "BlockParts | None") -> NDArray[np.uint8]:
-        """Return what comes of the layer as a whole; outputs go to the places of the next one."""
+    def records(self, following: "BlockParts | None") -> NDArray[np.uint8]:
+        """Return what there is to know of each panel; outputs go to the places of the next layer."""
         outputs = self.outputs
-        if following is not None:
-            outputs = np.append(following.places.astype(np.int32), np.int32(-1))[outputs]
-        outputs = np.where(outputs < 0, NO_OUTPUT, row_addresses(outputs)).astype(np.uint16)
-        parts = self.biases, outputs, self.lengths, self.addresses
-        return np.concatenate([np.ascontiguousarray(part).view(np.uint8).ravel() for part in parts])
+        after = self.ends if following is None else following.places
+        places = after.astype(np.int32)[outputs]
+        nobody = FIRST_PLACE // 2 + np.arange(outputs.shape[2]) % (FIRST_PLACE // 2)
+        records = np.zeros(outputs.shape[:2], _record(self.steps))
+        records["biases"], records["lengths"] = self.biases, self.lengths
+        records["outputs"] = row_units(np.where(outputs < 0, nobody, places))
+        records["units"] = self.units
+        return records.reshape(-1).view(np.uint8)
 
 
-def tile_bytes(neurons: int, samples: int) -> int:
-    """Return the shared memory of a tile of the block kernel, with its rows of zeros, in bytes."""
-    return (neurons + 8) * samples * 4
+def _record(steps: int) -> np.dtype[Any]:
+    """Return how block_steps.cuh reads what there is to know of a panel."""
+    return np.dtype(
+        [
+            ("biases", np.float32, 16),
+            ("outputs", np.uint16, 16),
+            ("lengths", np.uint32),
+            ("", "V12"),
+            ("units", np.uint16, (steps, 16)),
+        ]
+    )
 
 
-def row_addresses(places: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """Return the addresses that the block kernel has for rows at some places."""
+def row_units(places: NDArray[np.integer[Any]]) -> NDArray[np.uint16]:
+    """Return the units that the block kernel has for rows at some places."""
     wide = places.astype(np.int64)
-    return wide * 4 + (wide >> 1 & 1) * 2
+    return (wide * 2 + (wide >> 2 & 1)).astype(np.uint16)
 
 
 @dataclass(frozen=True)
@@ -230,8 +255,8 @@ class DeviceLayer:
         arrays = *self.tall.arrays, *self.single.arrays
         if self.block is None:
             return arrays
-        head = self.block.head(None if following is None else following.block)
-        return *arrays, self.block.places, head
+        records = self.block.records(None if following is None else following.block)
+        return *arrays, self.block.places_and_order, self.block.ends, records
 
     @property
     def resident(self) -> bool:

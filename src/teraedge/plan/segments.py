@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from teraedge.plan.device import BlockKind, DeviceLayer, Kernel, tile_bytes
+from teraedge.plan.device import BlockKind, DeviceLayer, Kernel
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class Segment:
         Whether samples may die in it, so that those left are moved together at its end.
     block : BlockKind or None
         What the block kernel is specialised by.
-    tile, head : int
-        Bytes of shared memory for a tile and for a head, in the block kernel.
+    plane, record : int
+        Bytes of shared memory for a plane of a tile and for a record, in the block kernel.
+    takes_samples, gives_samples : bool
+        Whether the rows before and after it lie sample by sample, as only the block kernel has them.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
     curved : bool
@@ -41,8 +43,10 @@ class Segment:
     shared: int
     moves: bool
     block: BlockKind | None
-    tile: int
-    head: int
+    plane: int
+    record: int
+    takes_samples: bool
+    gives_samples: bool
     heights: tuple[int, ...]
     curved: bool
 
@@ -65,7 +69,7 @@ def segments(
     first : int
         Number of the first of them in the network.
     """
-    begin, most = 0, (0, 0)
+    begin, most, takes_samples = 0, (0, 0), False
     for index, layer in enumerate(layers):
         end = index + 1
         most = _more(most, layer)
@@ -85,6 +89,9 @@ def segments(
             shared = max(part.shared for part in layers[begin:end])
             if kind is not None:
                 shared = kind.shared(*most)
+            # Rows are written as wholes of 16 bytes.
+            following = None if last else layers[end].block
+            gives_samples = bool(kind and following and layer.n_out % 4 == 0)
             heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
             yield Segment(
                 first=first + begin,
@@ -95,12 +102,14 @@ def segments(
                 shared=shared,
                 moves=dies,
                 block=kind,
-                tile=most[0],
-                head=most[1],
+                plane=most[0],
+                record=most[1],
+                takes_samples=takes_samples,
+                gives_samples=gives_samples,
                 heights=heights,
                 curved=any(part.curve for part in layers[begin:end]),
             )
-            begin, most = end, (0, 0)
+            begin, most, takes_samples = end, (0, 0), gives_samples
 
 
 def _kind(layer: DeviceLayer) -> BlockKind | None:
@@ -108,15 +117,15 @@ def _kind(layer: DeviceLayer) -> BlockKind | None:
 
 
 def _more(most: tuple[int, int], layer: DeviceLayer) -> tuple[int, int]:
-    """Return the bytes of a tile and of a head that are enough for one more layer, too."""
+    """Return the bytes of a plane and of a record that are enough for one more layer, too."""
     if layer.block is None:
         return most
-    tile = tile_bytes(max(layer.n_in, layer.n_out), layer.block.kind.samples)
-    return max(most[0], tile), max(most[1], layer.block.head_bytes)
+    plane = layer.block.kind.plane_bytes(max(layer.n_in, layer.n_out))
+    return max(most[0], plane), max(most[1], layer.block.record_bytes)
 
 
 def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
-    """Tell whether there is room for a tile and heads of such sizes."""
+    """Tell whether there is room for planes and records of such sizes."""
     return layer.block is None or layer.block.kind.shared(*most) <= layer.block.room
 
 

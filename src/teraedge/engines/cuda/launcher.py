@@ -7,7 +7,6 @@ from teraedge.engines.cuda.specialisations import (
     WIDE_STAGES,
     WIDE_THREADS,
     block,
-    block_threads,
     compact,
     resident,
     staged,
@@ -69,11 +68,11 @@ class Launcher:
             )  # fmt: skip
             return
         if segment.block is not None:
-            kernel, threads = self._block_kernel(segment.block), block_threads(segment.block)
+            kernel = self._block_kernel(segment.block)
             stream.launch(
-                kernel, self._blocks(kernel, threads, segment.shared), threads, segment.shared,
+                kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
-                number == 0, segment.tile, segment.head,
+                number == 0, segment.takes_samples, segment.gives_samples, segment.plane, segment.record,
             )  # fmt: skip
             return
         if segment.kernel == "staged":
@@ -97,7 +96,7 @@ class Launcher:
         """Return the blocks that share the time of a segment's layers."""
         if segment.block is not None:
             kernel = self._block_kernel(segment.block)
-            return self._blocks(kernel, block_threads(segment.block), segment.shared)
+            return self._blocks(kernel, THREADS, segment.shared)
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)

@@ -36,7 +36,9 @@ LAYER = np.dtype(
         ("fragments", np.int32),
         ("", "V4"),
         ("places", np.uint64),
-        ("head", np.uint64),
+        ("ends", np.uint64),
+        ("records", np.uint64),
+        ("", "V8"),
     ]
 )
 """`struct Layer` of kernels/common.cuh."""
@@ -91,7 +93,7 @@ def pack(
         if layer.block is not None:
             row["rounds"], row["steps"] = layer.block.rounds, layer.block.steps
             row["fragments"] = layer.block.fragments
-            row["places"], row["head"] = addresses[8:]
+            row["places"], row["ends"], row["records"] = addresses[8:]
     target[: table.nbytes] = table.view(np.uint8)
 
 

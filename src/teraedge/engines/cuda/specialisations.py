@@ -1,7 +1,7 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
 from teraedge.plan.block import KINDS
-from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
+from teraedge.plan.device import COLUMNS, THREADS, BlockKind
 from teraedge.plan.gpu import SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
@@ -39,12 +39,7 @@ def staged(buffers: int, curved: bool) -> Specialisation:
 def block(kind: BlockKind) -> Specialisation:
     """Return the block kernel of a kind."""
     sizes = {name.upper(): value for name, value in kind._asdict().items()}
-    return "block.cu", {**sizes, "THREADS": block_threads(kind)}, ["block"]
-
-
-def block_threads(kind: BlockKind) -> int:
-    """Return the threads of a block of the block kernel: one more warp for errands, if it fits."""
-    return THREADS if kind.held or kind.terms else THREADS + LANES
+    return "block.cu", {**sizes, "THREADS": THREADS}, ["block"]
 
 
 def wide_shared(height: int, stages: int) -> int:

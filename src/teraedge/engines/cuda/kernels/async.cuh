@@ -28,29 +28,36 @@ __device__ __forceinline__ unsigned shared_address(const void *of, unsigned offs
     return static_cast<unsigned>(__cvta_generic_to_shared(of)) + offset;
 }
 
-// Read from and write to such an address.
+// Copy 16 bytes from global memory to such an address, without a register and without waiting.
+__device__ __forceinline__ void copy_async(const void *, unsigned address, const void *global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+}
+
+// Read from such an address.
 template <class T> __device__ __forceinline__ T load_shared(const void *of, unsigned address);
 template <> __device__ __forceinline__ float load_shared(const void *, unsigned address) {
     float x;
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(x) : "r"(address));
     return x;
 }
-template <> __device__ __forceinline__ float2 load_shared(const void *, unsigned address) {
-    float2 x;
-    asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(x.x), "=f"(x.y) : "r"(address));
+template <> __device__ __forceinline__ unsigned load_shared(const void *, unsigned address) {
+    unsigned x;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(x) : "r"(address));
     return x;
 }
-template <> __device__ __forceinline__ uint2 load_shared(const void *, unsigned address) {
-    uint2 x;
-    asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address));
+template <> __device__ __forceinline__ unsigned short load_shared(const void *, unsigned address) {
+    unsigned short x;
+    asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address));
     return x;
 }
-__device__ __forceinline__ void store_shared(void *, unsigned address, float2 x) {
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x.x), "f"(x.y) : "memory");
+
+// Write to one.
+__device__ __forceinline__ void store_shared(void *, unsigned address, unsigned x) {
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(x) : "memory");
 }
-__device__ __forceinline__ void store_shared(void *, unsigned address, float4 x) {
-    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w)
-                 : "memory");
+
+__device__ __forceinline__ void store_shared(void *, unsigned address, unsigned short x) {
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
 }
 
 // Nanoseconds of a clock that all blocks share.
@@ -75,6 +82,10 @@ template <int LEFT> __device__ __forceinline__ void wait_for_groups() { emulated
 __device__ __forceinline__ void touch(const void *) {}
 
 inline unsigned shared_address(const void *, unsigned offset) { return offset; }
+
+inline void copy_async(const void *of, unsigned address, const void *global) {
+    copy_async(const_cast<char *>(static_cast<const char *>(of)) + address, global);
+}
 
 template <class T> inline T load_shared(const void *of, unsigned address) {
     return *reinterpret_cast<const T *>(static_cast<const char *>(of) + address);

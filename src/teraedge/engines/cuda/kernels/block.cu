@@ -3,55 +3,47 @@
 //
 // A *panel* is 16 neurons that read the same inputs; a *step* multiplies 16 of those inputs into them,
 // for all samples of the tile, in fp32 as sums of bf16 terms (mma.cuh). A warp takes its panels one after
-// the other, and inputs that the next panel reads too are multiplied into that at the same time, so that
-// they are read and split once. There are two tiles, for inputs and outputs in turn, or, where a layer is
-// too wide for that, one.
+// the other; inputs that the next panel reads too are multiplied into that at the same time, so that they
+// are read once. There are two tiles, for inputs and outputs in turn, or, to save room, one.
 //
-// A row of the tile is one neuron, WIDTH floats; a unit is what a lane reads of it, WIDTH / 8 floats,
-// eight a row. Lane 4 g + q reads unit g of four rows, and so its four neighbours read four rows at the
-// same time: those lie in four different quarters of the banks if their places differ modulo 4, which
-// the plan sees to (plan/block.py). An *address*, 4 * place + 2 * (place / 2 % 2), tells where a row lies
-// and where in it its units are, for every width.
+// Values are split into their terms once, when they are written. So the tile has a plane for each term, with
+// the rows of neurons, WIDTH values of 16 bits each, and tensor cores are fed by matrices of 8 rows that may
+// lie anywhere. Eight rows that are read at the same time lie in different banks if their places differ
+// modulo 8, which the plan sees to (plan/block.py).
 //
-// Nothing is read from memory when it is needed. All of a layer but its weights comes in as a whole while
-// layers before it run (the *head* of a layer); of weights each warp has a ring of RING fragments. Such errands
-// are for a warp of its own, or, where registers are short, for each warp in turn.
+// Nothing is read from memory when it is needed: what there is to know of a panel comes in some panels ahead
+// as a *record*, weights some pieces ahead, and the sizes of layers by each warp in turn.
 //
 // How many samples a tile has, 8 or SAMPLES, follows from how many there are: few are spread over all
 // multiprocessors.
 //
 // Specialised by: SAMPLES (8, 16: the most that fit), TERMS (1, 2, 3: bf16 terms of a weight; 0: all
-// weights of a layer are equal, and one term is enough), THREADS (512, 32 more for errands), RING, HEADS (2, 3: layers there is room
-// for), HELD (panels of a warp at most where there is one tile, 0 where there are two).
+// weights of a layer are equal, and one term is enough), THREADS, HELD (panels of a warp at most where there is
+// one tile, 0 where there are two).
 #include "block_steps.cuh"
+
+// What a launch runs.
+struct Segment {
+    const Layer *layers;
+    i64 first, number; // of its layers in the network, and its own
+    int count;         // of layers
+    bool moves;        // dead samples are dropped at the end
+    bool takes_samples, gives_samples; // each in one piece
+};
 
 // Take the tile through a layer, number `number` of the segment, by a warp that computes; ors the samples with
 // a nonzero output into now.nonzero[number % 3].
-template <int WIDTH>
-__device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, const Areas &areas, Ring &ring,
-                                          int number, Tile &now) {
+template <int WIDTH, int TERMS_IN>
+__device__ __forceinline__ void run_layer(const Layer &layer, const Areas &areas, Records &records, Weights &weights,
+                                          Panel &panel, int number, Tile &now) {
     constexpr int TILES = WIDTH / 8;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, quarter = lane % 4;
-    Task<TILES> task = {layer, Head(areas, number, layer.rounds, layer.steps, warp, lane), ring};
-    task.own = lane / 4 * (TILES * 4), task.write_at = quarter * (TILES * 8);
-    task.from = kept(in_row_units<WIDTH>(shared_address(shared, areas.rows_offset(number))) * 0x10001);
-    task.to = kept(in_row_units<WIDTH>(shared_address(shared, areas.rows_offset(number + 1))));
-    load_units(task.from, load_shared<uint2>(shared, task.head.addresses), task.own, task.x);
-    task.addresses = load_shared<uint2>(shared, task.head.addresses + STEP * 2);
-    task.head.addresses += 2 * STEP * 2;
-    if (TERMS) {
-        ring.look_to(following, warp, lane);
-    } else {
-        const unsigned both = upper_halves(layer.value, layer.value);
-        task.equal = make_uint4(kept(both), kept(both), kept(both), kept(both));
-    }
+    const int lane = threadIdx.x % 32;
+    const Task<TILES> task(layer, weights, areas, number);
     unsigned some[TILES][2] = {};
     if (HELD)
-        run_held_panels(task, some);
+        run_held_panels<TILES, TERMS_IN>(task, records, panel, some);
     else
-        run_panels(task, some);
-    if (TERMS)
-        ring.turn(following);
+        run_panels<TILES, TERMS_IN>(task, records, panel, some);
     if (!layer.droppable)
         return;
     unsigned live = 0;
@@ -59,100 +51,120 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *follo
     for (int t = 0; t < TILES; t++)
 #pragma unroll
         for (int k = 0; k < 2; k++) // -0 is zero
-            live |= (some[t][k] << 1 ? 1u : 0u) << ((2 * quarter + k) * TILES + t);
+            live |= (some[t][k] << 1 ? 1u : 0u) << (t * 8 + lane % 4 * 2 + k);
     live = __reduce_or_sync(ALL_LANES, live);
     if (lane == 0 && live)
         atomicOr(now.nonzero + number % 3, live);
 }
 
-// Have come what later layers need: a head that is needed HEADS - 1 layers later, and what tells where that
-// of another is. These copies are a group.
-__device__ __forceinline__ void look_ahead(const Layer *layers, int number, int layer_count, const Areas &areas, Tile &now) {
-    constexpr int PLACES = LAYERS_AHEAD + 1;
-    if (number + HEADS - 1 < layer_count)
-        load_head(now.layers[(number + HEADS - 1) % PLACES], areas.head(number + HEADS - 1));
-    if (number + LAYERS_AHEAD < layer_count)
-        load_layer(now.layers + (number + LAYERS_AHEAD) % PLACES, layers + number + LAYERS_AHEAD, threadIdx.x % 32);
-    end_group();
-}
-
-// Take all tiles of WIDTH samples through the segment.
+// Take a tile of WIDTH samples that is there through layers, as long as some live; returns which do. `bits`: the first
+// reads features of one term.
 template <int WIDTH>
-__device__ __forceinline__ void run_tiles(const State &state, const Layer *layers, i64 first, int layer_count,
-                                          i64 segment, bool moves, bool bits, const Areas &areas, Tile &now) {
+__device__ __forceinline__ unsigned run_layers(const State &state, const Segment &segment, bool bits, const Areas &areas,
+                                               Records &records, Weights &weights, Tile &now) {
     constexpr int PLACES = LAYERS_AHEAD + 1;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const bool computes = warp < WARPS;
-    constexpr bool APART = THREADS > WARPS * 32; // errands have a warp of their own
-    while (claim_tile(state, segment, layers, layer_count, WIDTH, now)) {
-        if (bits)
-            load_bits<WIDTH>(state, areas.rows(0), now.slot, layers[0].n_in, layers[0].places);
-        else
-            load_rows<WIDTH>(state.rows[state.buffer[segment]], areas.rows(0), now.slot, layers[0].n_in,
-                             layers[0].places);
-        if (warp == THREADS / 32 - 1) {
-            clear_zero_rows<WIDTH>(areas.rows(0), layers[0].n_in);
-            for (int k = 0; k < HEADS - 1 && k < layer_count; k++)
-                load_head(layers[k], areas.head(k));
-        }
-        begin_tile(now);
-        Ring ring(areas, warp, lane);
-        if (TERMS && computes)
-            ring.begin(layers[0], warp, lane);
-        unsigned running = now.running;
+    Panel panel;
+    panel.read(records.take(now.layers[0]));
+    unsigned running = now.running;
 #pragma unroll 1
-        for (int done = 0; done < layer_count && running; done++) {
-            const Layer &layer = now.layers[done % PLACES];
-            const bool droppable = layer.droppable; // a later layer may take its place after this one
-            const bool errands = warp == (APART ? WARPS : done % WARPS);
-            if (errands) {
-                if (lane == 0)
-                    now.nonzero[(done + 1) % 3] = 0; // read last before the barrier before this layer
-                look_ahead(layers, done, layer_count, areas, now);
-            }
-            if (computes) {
-                const Layer *following = done + 1 < layer_count ? now.layers + (done + 1) % PLACES : nullptr;
-                run_layer<WIDTH>(layer, following, areas, ring, done, now);
-            }
-            if (errands) {
-                clear_zero_rows<WIDTH>(areas.rows(done + 1), layer.n_out); // for the layer after this one
-                wait_for_groups<HEADS - 2>(); // stricter than needed where weights are on their way, too
-            }
-            __syncthreads(); // every output has been written, nonzero samples are known, and heads are there
-            const unsigned ran = running;
-            if (droppable)
-                running &= now.nonzero[done % 3];
-            if (errands && lane == 0)
-                count(state, first + done, ran, running, now);
+    for (int done = 0; done < segment.count && running; done++) {
+        const Layer &layer = now.layers[done % PLACES];
+        const bool droppable = layer.droppable; // a later layer may take its place after this one
+        const bool errands = warp == done % WARPS;
+        if (errands) { // the copies join the group of the next records
+            if (done + LAYERS_AHEAD < segment.count)
+                load_layer(now.layers + (done + LAYERS_AHEAD) % PLACES, segment.layers + done + LAYERS_AHEAD, lane);
+            if (lane == 0)
+                now.nonzero[(done + 1) % 3] = 0; // read last before the barrier before this layer
+            if (bits && done < 2)
+                touch_bits<WIDTH>(state, static_cast<int>(now.slot + gridDim.x * WIDTH), done, layer.n_in);
         }
-        wait_for_copies(); // for a layer that nobody lived to see
+        if (bits && done == 0)
+            run_layer<WIDTH, 1>(layer, areas, records, weights, panel, done, now);
+        else
+            run_layer<WIDTH, PLANES>(layer, areas, records, weights, panel, done, now);
+        if (done + 1 < segment.count)
+            weights.begin(now.layers[(done + 1) % PLACES]);
+        __syncthreads(); // every output has been written, and nonzero samples are known
+        const unsigned ran = running;
+        if (droppable)
+            running &= now.nonzero[done % 3];
+        if (errands && lane == 0)
+            count(state, segment.first + done, ran, running, now);
+    }
+    return running;
+}
+
+// Take all tiles of WIDTH samples through the segment, by turns with other blocks: all tiles take about as long.
+template <int WIDTH>
+__device__ __forceinline__ void run_tiles(const State &state, const Segment &segment, bool bits, const Areas &areas,
+                                          Asked *asked, Tile &now) {
+    const int stride = static_cast<int>(gridDim.x) * WIDTH;
+    if (threadIdx.x == 0) // kept in shared memory: layers need all registers
+        now.slot = static_cast<i64>(blockIdx.x) * WIDTH - stride;
+    for (;;) {
+        __syncthreads(); // all are done with the tile before
+        int slot = static_cast<int>(now.slot);
+        const unsigned running = next_tile<WIDTH>(state, segment.number, stride, slot);
         if (running == 0)
+            break;
+        for (int k = 0; k < LAYERS_AHEAD && k < segment.count; k++)
+            load_layer(now.layers + k, segment.layers + k, threadIdx.x);
+        wait_for_copies();
+        __syncthreads();
+        Records records(areas, now.layers, segment.count, asked[threadIdx.x / 32]);
+        Weights weights;
+        weights.begin(now.layers[0]);
+        if (bits)
+            load_bits<WIDTH>(state, areas, slot, segment.layers[0]);
+        else if (segment.takes_samples)
+            load_samples<WIDTH>(state.rows[state.buffer[segment.number]], areas, slot, segment.layers[0]);
+        else
+            load_rows<WIDTH>(state.rows[state.buffer[segment.number]], areas, slot, segment.layers[0]);
+        if (threadIdx.x == 0) {
+            now.slot = slot, now.running = running, now.began = nanoseconds();
+            now.nonzero[0] = now.nonzero[1] = now.nonzero[2] = 0;
+        }
+        __syncthreads();
+        const unsigned live = run_layers<WIDTH>(state, segment, bits, areas, records, weights, now);
+        wait_for_copies(); // for layers that nobody lived to see
+        if (live == 0)
             continue;
         if (threadIdx.x == 0)
-            now.running = running;
+            now.running = live;
         __syncwarp();
-        claim_slots(state, segment, now, WIDTH, moves);
+        claim_slots(state, segment.number, now, WIDTH, segment.moves);
         __syncthreads();
-        store_rows<WIDTH>(state.rows[1 - state.buffer[segment]], areas.rows(layer_count), now.slots,
-                          layers[layer_count - 1].n_out);
+        float *rows = state.rows[1 - state.buffer[segment.number]];
+        const Layer &last = segment.layers[segment.count - 1];
+        if (segment.gives_samples)
+            store_samples<WIDTH>(rows, areas, segment.count, now.slots, last);
+        else
+            store_rows<WIDTH>(rows, areas, segment.count, now.slots, last);
     }
 }
 
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
 // `moves`: dead samples are dropped at the end; else every sample keeps its slot. `takes_bits`: the inputs
-// may be packed features. Then the bytes of a tile and of a head, of whatever layer takes most.
+// may be packed features. `takes_samples`, `gives_samples`: the samples before and after it lie in one piece
+// each. Then the bytes of a plane of a tile and of a record, of whatever layer takes most.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     block(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
-          i64 takes_bits, i64 tile_bytes, i64 head_bytes) {
+          i64 takes_bits, i64 takes_samples, i64 gives_samples, i64 plane_bytes, i64 record_bytes) {
     __shared__ Tile now;
+    __shared__ Asked asked[WARPS];
     const State &state = *shared_state;
-    const int layers_in_all = static_cast<int>(layer_count);
-    const Areas areas = {static_cast<int>(tile_bytes), static_cast<int>(head_bytes)};
+    const Segment own = {layers, first, segment, static_cast<int>(layer_count), moves != 0,
+                         takes_samples != 0, gives_samples != 0};
+    const Areas areas = {static_cast<int>(plane_bytes), static_cast<int>(record_bytes)};
     const bool bits = takes_bits && state.bits;
     if (blockIdx.x == 0 && threadIdx.x == 0)
         describe_next(state, segment, moves);
+    if (threadIdx.x < 32)
+        clear_zero_rows(areas);
     if (SAMPLES > 8 && state.slots[segment] > gridDim.x * 8)
-        run_tiles<SAMPLES>(state, layers, first, layers_in_all, segment, moves, bits, areas, now);
+        run_tiles<SAMPLES>(state, own, bits, areas, asked, now);
     else
-        run_tiles<8>(state, layers, first, layers_in_all, segment, moves, bits, areas, now);
+        run_tiles<8>(state, own, bits, areas, asked, now);
 }

@@ -1,132 +1,156 @@
-// What a warp of the block kernel (block.cu) reads ahead of a layer, and its panels, step by step.
+// What a warp of the block kernel (block.cu) reads ahead, and its panels, step by step.
 #pragma once
 
 #include "block_tile.cuh"
 
-// The sizes of a layer's head, in bytes.
-__device__ __forceinline__ int head_size(const Layer &layer) {
-    return WARPS * (layer.rounds * (PANEL * 6 + 4) + layer.steps * STEP * 2) + 2 * STEP * 2;
-}
+// A record: biases [16], units of rows that are written [16], steps into this panel, and, in the upper half, into
+// the next one too, and of each step the units of its inputs [16].
+constexpr int OUTPUTS_AT = PANEL * 4, LENGTHS_AT = PANEL * 6, STEPS_AT = PANEL * 6 + 16;
 
-// Bring the head of a layer into shared memory, without waiting; by a warp.
-__device__ __forceinline__ void load_head(const Layer &layer, char *into) {
-    const uint4 *from = static_cast<const uint4 *>(layer.head);
-    const int chunks = head_size(layer) / 16;
-    for (int k = threadIdx.x % 32; k < chunks; k += 32)
-        copy_async(into + k * 16, from + k);
-}
+__device__ __forceinline__ int record_size(const Layer &layer) { return STEPS_AT + layer.steps * STEP * 2; }
 
-// A head, of what is a warp's.
-struct Head {
-    const float *biases;           // [round][16]
-    const unsigned short *outputs; // [round][16] addresses of rows; NO_OUTPUT where there is none
-    const unsigned *lengths;       // [round] steps into one panel, and, in the upper half, into the next one too
-    unsigned addresses;            // in shared memory: [step][4 lanes][4], this lane's; two steps more may be read
+// What a lane knows of how a panel ends.
+struct Ending {
+    float bias[2]; // of rows lane / 4 and 8 more
+    unsigned unit; // of the row that the lane says where to write
 
-    __device__ __forceinline__ Head(const Areas &areas, int number, int rounds, int steps, int warp, int lane) {
-        const char *bytes = areas.head(number);
-        const int panels = WARPS * rounds, first = warp * rounds;
-        biases = reinterpret_cast<const float *>(bytes) + first * PANEL + lane / 4;
-        outputs = reinterpret_cast<const unsigned short *>(bytes + panels * PANEL * 4) + first * PANEL + lane / 4;
-        lengths = reinterpret_cast<const unsigned *>(bytes + panels * PANEL * 6) + first;
-        const int before = panels * (PANEL * 6 + 4) + (warp * steps * 4 + lane % 4) * 8;
-        addresses = shared_address(shared, areas.head_offset(number) + before);
+    __device__ __forceinline__ explicit Ending(unsigned record) {
+        const unsigned row = record + threadIdx.x % 32 / 4 * 4;
+        bias[0] = load_shared<float>(shared, row);
+        bias[1] = load_shared<float>(shared, row + 32);
+        unit = load_shared<unsigned short>(shared, record + OUTPUTS_AT + threadIdx.x % 16 * 2);
     }
 };
 
-// The weights of a warp on their way from memory, 16 neurons times 16 inputs a fragment: copies of a lane
-// are for itself, and those of each fragment are a group.
-struct Ring {
-    char *slots;                // this lane's
-    const uint4 *now = nullptr; // this lane's of the layer that runs
-    int next = 0;               // more than 0, as later layers lie behind: from the end of those of this layer to
-                                // those of the layer after it; 0 for none
-    int fragments = 0, left = 0; // of the layer that runs, at least RING - 1; those that have not been taken
-    int place = 0;              // of the next one
+// And of how it begins.
+struct Panel {
+    unsigned lengths;
+    unsigned units; // where those of the next step are
+    unsigned unit;  // that the lane says of them
 
-    __device__ __forceinline__ Ring(const Areas &areas, int warp, int lane) : slots(areas.ring(warp) + lane * 16) {}
-
-    // Where the fragments of a warp begin.
-    __device__ __forceinline__ static const uint4 *stream(const Layer &layer, int warp, int lane) {
-        return reinterpret_cast<const uint4 *>(layer.tall.weights) +
-               static_cast<i64>(warp) * layer.fragments * TERMS * 32 + lane;
+    __device__ __forceinline__ void read(unsigned record) {
+        lengths = load_shared<unsigned>(shared, record + LENGTHS_AT);
+        units = record + STEPS_AT + threadIdx.x % 16 * 2;
+        unit = load_shared<unsigned short>(shared, units);
     }
 
-    __device__ __forceinline__ char *slot(int number) const { return slots + number % RING_PLACES * FRAGMENT_BYTES; }
+    // Return the unit of the next step, and read the one after it: one more than there are may be read.
+    __device__ __forceinline__ unsigned take() {
+        const unsigned taken = unit;
+        units += STEP * 2;
+        unit = load_shared<unsigned short>(shared, units);
+        return taken;
+    }
+};
 
-    // Have a fragment of this layer, or of the next, come to a place.
-    __device__ __forceinline__ void fetch(int number, int to) {
-        if (number < fragments || next) {
-            const uint4 *from = now + number * (TERMS * 32) + (number < fragments ? 0 : next);
-            char *into = slot(to);
-#pragma unroll
-            for (int t = 0; t < TERMS; t++)
-                copy_async(into + t * 512, from + t * 32);
+// What a warp has asked for of the records, in shared memory: sums need the registers.
+struct Asked {
+    const char *next; // chunk to ask for
+    int layer, left;  // its layer, and how many records that has yet
+    int coming;       // records in the chunk that comes
+    int place;        // where the next one goes, of two
+};
+
+// The records of a warp on their way from memory, up to CHUNK at a time, for panels of this layer and of those
+// after it: there is room for a chunk that is used and one that comes.
+struct Records {
+    const Areas &areas;
+    const Layer *layers; // by turns
+    int layers_in_all;
+    Asked &asked;
+    unsigned record; // that is used,
+    int more;        // and those after it in its chunk
+
+    __device__ __forceinline__ Records(const Areas &areas, const Layer *layers, int layers_in_all, Asked &asked)
+        : areas(areas), layers(layers), layers_in_all(layers_in_all), asked(asked), more(0) {
+        fetch({nullptr, -1, 0, 0, 0});
+    }
+
+    // Ask for the next chunk, if there is one, which is a group, and note that.
+    __device__ __forceinline__ void fetch(Asked now) {
+        const int mine = threadIdx.x % 32 * 16, warp = threadIdx.x / 32;
+        if (now.left == 0 && now.layer + 1 < layers_in_all) {
+            const Layer &layer = layers[++now.layer % (LAYERS_AHEAD + 1)];
+            now.left = layer.rounds;
+            now.next = static_cast<const char *>(layer.records) + warp * now.left * record_size(layer);
         }
+        now.coming = min(now.left, CHUNK);
+        const int all = now.coming * record_size(layers[now.layer % (LAYERS_AHEAD + 1)]);
+        const unsigned into = slot(now.place) + mine;
+#pragma unroll 1
+        for (int at = 0; at + mine < all; at += 512)
+            copy_async(shared, into + at, now.next + mine + at);
         end_group();
+        now.next += all, now.left -= now.coming, now.place ^= 1;
+        __syncwarp(); // all have read it
+        if (mine == 0)
+            asked = now;
     }
 
-    // Begin with the first layer of a segment.
-    __device__ __forceinline__ void begin(const Layer &layer, int warp, int lane) {
-        now = stream(layer, warp, lane), left = fragments = layer.fragments;
-        for (int k = 0; k < RING - 1; k++)
-            fetch(k, k);
+    __device__ __forceinline__ unsigned slot(int place) const {
+        return shared_address(shared, areas.records(threadIdx.x / 32) + place * CHUNK * areas.record_bytes);
     }
 
-    // Note where the layer after the one that runs is.
-    __device__ __forceinline__ void look_to(const Layer *following, int warp, int lane) {
-        next = 0;
-        if (following) // as if its fragments followed this layer's
-            next = static_cast<int>(stream(*following, warp, lane) - now) - fragments * (TERMS * 32);
+    // Return where the record after one of this layer is. Behind a chunk the next one is waited for, and one more
+    // asked for.
+    __device__ __forceinline__ unsigned take(const Layer &layer) {
+        record += record_size(layer);
+        if (more == 0) {
+            wait_for_groups<0>();
+            __syncwarp();
+            const Asked before = asked;
+            record = slot(before.place ^ 1), more = max(before.coming, 1);
+            fetch(before);
+        }
+        more--;
+        return record;
+    }
+};
+
+// The weights of a warp, pieces of 16 neurons times 16 inputs, read ahead.
+constexpr int PIECES_AHEAD = HELD || TERMS == 0 || TERMS > 2 ? 1 : 2; // as registers allow
+constexpr int PIECE = TERMS ? TERMS : 1;               // words of a lane
+
+struct Weights {
+    const uint4 *from; // the next piece to read
+    uint4 next[PIECES_AHEAD][PIECE];
+
+    // Begin with a layer.
+    __device__ __forceinline__ void begin(const Layer &layer) {
+        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        if (TERMS == 0) {
+            const unsigned both = upper_halves(layer.value, layer.value);
+            next[0][0] = make_uint4(kept(both), kept(both), kept(both), kept(both)); // four registers side by side
+            return;
+        }
+        from = reinterpret_cast<const uint4 *>(layer.tall.weights) + static_cast<i64>(warp) * layer.fragments * TERMS * 32 + lane;
+#pragma unroll
+        for (int k = 0; k < PIECES_AHEAD; k++)
+            read(next[k]);
     }
 
-    // Wait for the next fragment, and have another one come; returns where it is.
-    __device__ __forceinline__ const uint4 *take() {
-        wait_for_groups<(RING > 2 ? RING - 2 : 0)>();
-        fetch(fragments - left + RING - 1, place + RING - 1);
-        const char *taken = slot(place);
-        left--, place = (place + 1) % RING_PLACES;
-        return reinterpret_cast<const uint4 *>(taken);
+    __device__ __forceinline__ void read(uint4 (&into)[PIECE]) {
+#pragma unroll
+        for (int t = 0; t < PIECE; t++)
+            into[t] = __ldg(from + t * 32);
+        from += PIECE * 32;
     }
 
-    // Pass what other warps have more of, and turn to the next layer.
-    __device__ __forceinline__ void turn(const Layer *following) {
-        while (left > 0)
-            take();
-        now += fragments * (TERMS * 32) + next;
-        if (following)
-            left = fragments = following->fragments;
+    // Take a piece, and read another one, which may lie behind the last.
+    __device__ __forceinline__ void take(uint4 (&piece)[PIECE]) {
+#pragma unroll
+        for (int t = 0; t < PIECE; t++) {
+            piece[t] = next[0][t];
+#pragma unroll
+            for (int k = 0; k < PIECES_AHEAD - 1; k++)
+                next[k][t] = next[k + 1][t];
+        }
+        if (TERMS)
+            read(next[PIECES_AHEAD - 1]);
     }
 };
 
 // ---------------------------------------------------------------- steps
-
-// A unit of a row.
-template <int TILES> __device__ __forceinline__ void load_unit(unsigned address, float (&x)[TILES]) {
-    if constexpr (TILES == 2) {
-        const float2 two = load_shared<float2>(shared, address);
-        x[0] = two.x, x[1] = two.y;
-    } else {
-        x[0] = load_shared<float>(shared, address);
-    }
-}
-
-// An address of shared memory in the units of addresses of rows.
-template <int WIDTH> __device__ __forceinline__ unsigned in_row_units(unsigned address) {
-    return address / (WIDTH == 16 ? 16 : 8);
-}
-
-// What a lane reads of the tile in a step: its unit, `own` bytes into each of four rows. `rows` has in both
-// halves where the tile begins.
-template <int TILES>
-__device__ __forceinline__ void load_units(unsigned rows, uint2 addresses, unsigned own, float (&x)[4][TILES]) {
-    constexpr int WIDTH = TILES * 8;
-    addresses.x += rows, addresses.y += rows; // of both halves: none overflows
-    load_unit(row_bytes<WIDTH>(addresses.x) ^ own, x[0]);
-    load_unit(upper_row_bytes<WIDTH>(addresses.x) ^ own, x[1]);
-    load_unit(row_bytes<WIDTH>(addresses.y) ^ own, x[2]);
-    load_unit(upper_row_bytes<WIDTH>(addresses.y) ^ own, x[3]);
-}
 
 // The sums of a panel, of products of first terms, and of all others.
 template <int TILES> struct Sums {
@@ -141,125 +165,151 @@ template <int TILES> struct Sums {
     }
 };
 
-// The inputs of a step, split.
-template <int TILES> struct Inputs {
-    unsigned low[TILES][3], high[TILES][3];
-
-    __device__ __forceinline__ void split_units(const float (&x)[4][TILES]) {
-#pragma unroll
-        for (int t = 0; t < TILES; t++) {
-            split(x[0][t], x[1][t], low[t][0], low[t][1], low[t][2]);
-            split(x[2][t], x[3][t], high[t][0], high[t][1], high[t][2]);
-        }
-    }
-
-    // Multiply with one term of weights, and add up.
-    __device__ __forceinline__ void multiply(const uint4 &weights, int term, Sums<TILES> &sums) const {
-#pragma unroll
-        for (int with = 2 - term; with >= 0; with--) // as many terms of inputs as matter
-#pragma unroll
-            for (int t = 0; t < TILES; t++)
-                multiply_add(term + with ? sums.small[t] : sums.large[t], weights, low[t][with], high[t][with]);
-    }
-};
-
 // What a warp has at hand of a layer while that runs.
 template <int TILES> struct Task {
     const Layer &layer;
-    Head head; // its addresses are those of the next step but two
-    Ring &ring;
-    uint4 equal;       // weights, where all are
-    unsigned own;      // bytes into a row that a lane reads,
-    unsigned write_at; // and writes
-    unsigned from, to; // where the tiles of inputs and of outputs begin, in row units; `from` in both halves
-    uint2 addresses;   // of the next step but one
-    float x[4][TILES]; // units of the next step
+    Weights &weights;
+    unsigned from, to; // where the lane's part of the tiles of inputs and of outputs begins,
+    unsigned chunk;    // and its chunk of a row
+    unsigned plane_bytes;
+    float lower, upper; // bounds of the activation
 
-    __device__ __forceinline__ void multiply(const Inputs<TILES> &inputs, Sums<TILES> &sums) {
-        if constexpr (TERMS == 0) {
-            inputs.multiply(equal, 0, sums);
-        } else {
-            const uint4 *fragment = ring.take();
-#pragma unroll
-            for (int term = TERMS - 1; term >= 0; term--)
-                inputs.multiply(fragment[term * 32], term, sums);
-        }
-    }
-
-    // Split the units of the next step, and read those of the step after it, which arrive while tensor
-    // cores work.
-    __device__ __forceinline__ void advance(Inputs<TILES> &inputs) {
-        inputs.split_units(x);
-        load_units(from, addresses, own, x);
-        addresses = load_shared<uint2>(shared, head.addresses);
-        head.addresses += STEP * 2;
+    __device__ __forceinline__ Task(const Layer &layer, Weights &weights, const Areas &areas, int number)
+        : layer(layer), weights(weights), plane_bytes(areas.plane_bytes), lower(layer.lower), upper(layer.upper) {
+        // Lanes 16 and following say where the second chunk is, or, where there is one, that of the second plane.
+        const unsigned upper = threadIdx.x % 32 / 16;
+        chunk = upper;
+        const unsigned before = TILES == 2 ? 0 : upper * plane_bytes;
+        from = shared_address(shared, areas.rows(number)) + before;
+        to = shared_address(shared, areas.rows(number + 1)) + before;
     }
 };
 
-// Sum a panel, number `h` of the warp, and apply the activation. `sums` hold what came of the panel before,
-// and are left with what there is of the next.
-template <int TILES>
-__device__ __forceinline__ void compute_panel(Task<TILES> &task, int h, Sums<TILES> &sums, float (&outputs)[TILES][4]) {
-    const unsigned length = task.head.lengths[h];
-    const float bias[2] = {task.head.biases[h * PANEL], task.head.biases[h * PANEL + 8]};
-    Sums<TILES> next;
+// The inputs of a step, for eight samples each: words of rows 2 q and 2 q + 1, and 8 more, of all terms, or, where
+// features are 0 and 1, of the one there is.
+template <int TILES, int TERMS_IN> struct Inputs {
+    unsigned words[PLANES][TILES * 2];
+
+    __device__ __forceinline__ void load(const Task<TILES> &task, unsigned unit) {
+        const unsigned at = task.from + chunk_at<TILES * 8>(unit, task.chunk);
+        if constexpr (TILES == 2) {
+#pragma unroll
+            for (int term = 0; term < TERMS_IN; term++)
+                load_turned(shared, at + term * task.plane_bytes, words[term]);
+        } else if constexpr (TERMS_IN == 1) {
+            load_turned(shared, at, words[0]);
+        } else {
+            unsigned both[4];
+            load_turned(shared, at, both);
+            words[0][0] = both[0], words[0][1] = both[1], words[1][0] = both[2], words[1][1] = both[3];
+            load_turned(shared, at + 2 * task.plane_bytes, words[2]);
+        }
+    }
+
+    // Multiply with a piece of weights, and add up: small products first.
+    __device__ __forceinline__ void multiply(const uint4 (&piece)[PIECE], Sums<TILES> &sums) const {
+#pragma unroll
+        for (int of = PIECE - 1; of >= 0; of--)
+#pragma unroll
+            for (int term = TERMS_IN - 1; term >= 0; term--)
+#pragma unroll
+                for (int t = 0; t < TILES; t++)
+                    if (of + term < PLANES) // as many as matter
+                        multiply_add(of + term ? sums.small[t] : sums.large[t], piece[of], words[term][2 * t],
+                                     words[term][2 * t + 1]);
+    }
+};
+
+// Sum a panel. `sums` hold what came of the panel before; `next` is what there is of the next one.
+template <int TILES, int TERMS_IN>
+__device__ __forceinline__ void sum_panel(const Task<TILES> &task, Panel &panel, Sums<TILES> &sums, Sums<TILES> &next,
+                                          float (&outputs)[TILES][4]) {
     next.clear();
-    Inputs<TILES> inputs;
+    Inputs<TILES, TERMS_IN> inputs;
+    uint4 piece[PIECE];
 #pragma unroll 1
-    for (unsigned k = length & 0xffff; k > 0; k--) {
-        task.advance(inputs);
-        task.multiply(inputs, sums);
+    for (unsigned k = panel.lengths & 0xffff; k > 0; k--) {
+        inputs.load(task, panel.take());
+        task.weights.take(piece);
+        inputs.multiply(piece, sums);
     }
 #pragma unroll 1
-    for (unsigned k = length >> 16; k > 0; k--) {
-        task.advance(inputs);
-        task.multiply(inputs, sums);
-        task.multiply(inputs, next);
+    for (unsigned k = panel.lengths >> 16; k > 0; k--) {
+        inputs.load(task, panel.take());
+        task.weights.take(piece);
+        inputs.multiply(piece, sums);
+        task.weights.take(piece);
+        inputs.multiply(piece, next);
     }
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            outputs[t][k] = activate(task.layer, sums.large[t][k] + sums.small[t][k], bias[k / 2]);
-    sums = next;
+            outputs[t][k] = sums.large[t][k] + sums.small[t][k];
 }
 
-// Write a panel; ors into `some` the bits of each sample's values.
+// Apply the activation to sums.
 template <int TILES>
-__device__ __forceinline__ void write_panel(const Task<TILES> &task, int h, const float (&outputs)[TILES][4],
+__device__ __forceinline__ void activate_panel(const Task<TILES> &task, const float (&bias)[2],
+                                               float (&outputs)[TILES][4]) {
+#pragma unroll
+    for (int t = 0; t < TILES; t++)
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            outputs[t][k] = fminf(fmaxf(outputs[t][k] + bias[k / 2], task.lower), task.upper);
+}
+
+// Split and write a panel to the rows of these units; ors into `some` the bits of each sample's values.
+template <int TILES>
+__device__ __forceinline__ void write_panel(const Task<TILES> &task, unsigned unit, const float (&outputs)[TILES][4],
                                             unsigned (&some)[TILES][2]) {
-    constexpr int WIDTH = TILES * 8;
+    unsigned words[PLANES][TILES * 2];
 #pragma unroll
-    for (int below = 0; below < 2; below++) {
-        const unsigned address = task.head.outputs[h * PANEL + below * 8];
-        if (address == NO_OUTPUT)
-            continue;
-        float y[2][TILES]; // units 2 quarter and 2 quarter + 1
+    for (int t = 0; t < TILES; t++)
 #pragma unroll
-        for (int t = 0; t < TILES; t++)
+        for (int half = 0; half < 2; half++) {
+            const float a = outputs[t][2 * half], b = outputs[t][2 * half + 1];
+            split(a, b, words[0][2 * t + half], words[1][2 * t + half], words[2][2 * t + half]);
+            some[t][0] |= __float_as_uint(a), some[t][1] |= __float_as_uint(b);
+        }
+    const unsigned at = task.to + chunk_at<TILES * 8>(unit, task.chunk);
+    if constexpr (TILES == 2) {
 #pragma unroll
-            for (int k = 0; k < 2; k++) {
-                y[k][t] = outputs[t][2 * below + k];
-                some[t][k] |= __float_as_uint(y[k][t]);
-            }
-        const unsigned at = row_bytes<WIDTH>(address + task.to) ^ task.write_at;
-        if constexpr (TILES == 2)
-            store_shared(shared, at, make_float4(y[0][0], y[0][1], y[1][0], y[1][1]));
-        else
-            store_shared(shared, at, make_float2(y[0][0], y[1][0]));
+        for (int plane = 0; plane < PLANES; plane++)
+            store_matrices(shared, at + plane * task.plane_bytes, words[plane]);
+    } else {
+        const unsigned both[4] = {words[0][0], words[0][1], words[1][0], words[1][1]};
+        store_matrices(shared, at, both);
+        store_matrices(shared, at + 2 * task.plane_bytes, words[2]);
     }
 }
 
-// The panels of a warp one after the other, where outputs have a tile of their own.
-template <int TILES> __device__ __forceinline__ void run_panels(Task<TILES> &task, unsigned (&some)[TILES][2]) {
-    const int rounds = task.layer.rounds;
-    Sums<TILES> sums;
-    sums.clear();
+// Run a panel, where outputs have a tile of their own.
+template <int TILES, int TERMS_IN>
+__device__ __forceinline__ void run_panel(const Task<TILES> &task, Records &records, Panel &panel, Sums<TILES> &sums,
+                                          Sums<TILES> &next, unsigned (&some)[TILES][2]) {
+    float outputs[TILES][4];
+    sum_panel<TILES, TERMS_IN>(task, panel, sums, next, outputs);
+    const Ending ending(records.record);
+    panel.read(records.take(task.layer)); // arrives while this one is finished
+    activate_panel(task, ending.bias, outputs);
+    write_panel(task, ending.unit, outputs, some);
+}
+
+// The panels of a warp one after the other.
+template <int TILES, int TERMS_IN>
+__device__ __forceinline__ void run_panels(const Task<TILES> &task, Records &records, Panel &panel,
+                                           unsigned (&some)[TILES][2]) {
+    Sums<TILES> sums[2]; // by turns
+    sums[0].clear();
 #pragma unroll 1
-    for (int h = 0; h < rounds; h++) {
-        float outputs[TILES][4];
-        compute_panel(task, h, sums, outputs);
-        write_panel(task, h, outputs, some);
+    for (int left = task.layer.rounds;; left -= 2) {
+        run_panel<TILES, TERMS_IN>(task, records, panel, sums[0], sums[1], some);
+        if (left == 1)
+            break;
+        run_panel<TILES, TERMS_IN>(task, records, panel, sums[1], sums[0], some);
+        if (left == 2)
+            break;
     }
 }
 
@@ -272,24 +322,41 @@ template <int TILES> __device__ __forceinline__ void copy_outputs(float (&to)[TI
 }
 
 // The same where outputs overwrite inputs: all are held in registers until all warps have read their last
-// input. Registers have no addresses, and code for each of HELD panels would not fit the instruction cache,
-// so there is code for a few, and older outputs move on from register to register.
-template <int TILES> __device__ __forceinline__ void run_held_panels(Task<TILES> &task, unsigned (&some)[TILES][2]) {
-    constexpr int COUNT = HELD > 0 ? HELD : 1, MOST = TERMS ? 2 : 4, APART = COUNT < MOST ? COUNT : MOST;
-    const int rounds = task.layer.rounds;
-    float held[COUNT][TILES][4];
-    Sums<TILES> sums;
-    sums.clear();
+// input. Registers have no addresses, and code for each of many panels would not fit the instruction cache,
+// so there is code for up to eight, and older outputs move on from register to register. Both halves of a warp know
+// the same units, so one register holds those of four panels.
+template <int TILES, int TERMS_IN>
+__device__ __forceinline__ void run_held_panels(const Task<TILES> &task, Records &records, Panel &panel,
+                                                unsigned (&some)[TILES][2]) {
+    constexpr int APART = 4, GROUPS = HELD > 0 ? (HELD + APART - 1) / APART : 1;
+    const int rounds = task.layer.rounds, lane = threadIdx.x % 32;
+    float held[GROUPS * APART][TILES][4];
+    unsigned units[GROUPS][APART / 4];
+    Sums<TILES> sums[2]; // by turns
+    sums[0].clear();
     int first = 0; // of the panels that are computed together
 #pragma unroll 1
     for (;; first += APART) {
 #pragma unroll
-        for (int h = COUNT - 1; h >= APART; h--)
+        for (int h = GROUPS * APART - 1; h >= APART; h--)
             copy_outputs(held[h], held[h - APART]);
 #pragma unroll
+        for (int four = 0; four < APART / 4; four++) {
+#pragma unroll
+            for (int group = GROUPS - 1; group > 0; group--)
+                units[group][four] = units[group - 1][four];
+            units[0][four] = 0;
+        }
+#pragma unroll
         for (int h = 0; h < APART; h++)
-            if (first + h < rounds)
-                compute_panel(task, first + h, sums, held[h]);
+            if (first + h < rounds) {
+                sum_panel<TILES, TERMS_IN>(task, panel, sums[h % 2], sums[1 - h % 2], held[h]);
+                const Ending ending(records.record);
+                activate_panel(task, ending.bias, held[h]);
+                if (lane / 16 == h % 2)
+                    units[0][h / 4] |= ending.unit << 16 * (h / 2 % 2);
+                panel.read(records.take(task.layer));
+            }
         if (first + APART >= rounds)
             break;
     }
@@ -298,10 +365,17 @@ template <int TILES> __device__ __forceinline__ void run_held_panels(Task<TILES>
     for (; first >= 0; first -= APART) {
 #pragma unroll
         for (int h = 0; h < APART; h++)
-            if (first + h < rounds)
-                write_panel(task, first + h, held[h], some);
+            if (first + h < rounds) {
+                const unsigned both = __shfl_sync(ALL_LANES, units[0][h / 4], lane % 16 + h % 2 * 16);
+                write_panel(task, both >> 16 * (h / 2 % 2) & 0xffff, held[h], some);
+            }
 #pragma unroll
-        for (int h = 0; h < COUNT - APART; h++)
+        for (int h = 0; h < (GROUPS - 1) * APART; h++)
             copy_outputs(held[h], held[h + APART]);
+#pragma unroll
+        for (int four = 0; four < APART / 4; four++)
+#pragma unroll
+            for (int group = 0; group < GROUPS - 1; group++)
+                units[group][four] = units[group + 1][four];
     }
 }

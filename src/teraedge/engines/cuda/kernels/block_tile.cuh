@@ -4,114 +4,219 @@
 
 #include "mma.cuh"
 
+// At the end of layer d, records of layer d + 2 may be asked for: its sizes must have been waited for before the
+// barrier at the end of layer d - 1, by the warp that copies them, which does so a layer after it asked.
 constexpr int LAYERS_AHEAD = 4;
 #include "tiles.cuh"
 
-constexpr int WARPS = 16; // that compute
+constexpr int WARPS = THREADS / 32;
+constexpr int CHUNK = 64 / WARPS; // records of a warp that come together
 constexpr int PANEL = 16, STEP = 16;
-constexpr int ZERO_ROWS = 4; // behind the last neuron: padding
+constexpr int PLANES = 3;       // terms of an activation
+constexpr int FIRST_PLACE = 16; // of a neuron; rows before it are zero, or are written for nobody
 constexpr int TILE_COUNT = HELD ? 1 : 2;
-constexpr int RING_PLACES = RING > 0 ? RING : 1;
-constexpr int FRAGMENT_BYTES = (TERMS ? TERMS : 1) * 512;
-constexpr unsigned NO_OUTPUT = 0xffff;
 
-extern __shared__ __align__(128) float4 shared[]; // tiles [places][WIDTH / 4], heads of layers, rings of all warps
+extern __shared__ __align__(128) float4 shared[]; // tiles [plane][place][WIDTH], records of all warps
 
 // What shared memory is for, in bytes; the same for all layers of a segment.
 struct Areas {
-    int tile_bytes, head_bytes;
+    int plane_bytes, record_bytes;
 
     // The rows that a layer reads, of that number in the segment; those it writes are of the next.
-    __device__ __forceinline__ int rows_offset(int number) const { return number % TILE_COUNT * tile_bytes; }
-    __device__ __forceinline__ char *rows(int number) const {
-        return reinterpret_cast<char *>(shared) + rows_offset(number);
+    __device__ __forceinline__ int rows(int number) const { return number % TILE_COUNT * PLANES * plane_bytes; }
+    __device__ __forceinline__ char *plane(int number, int plane) const {
+        return reinterpret_cast<char *>(shared) + rows(number) + plane * plane_bytes;
     }
-    __device__ __forceinline__ int head_offset(int number) const {
-        return TILE_COUNT * tile_bytes + number % HEADS * head_bytes;
+    __device__ __forceinline__ int records(int warp) const {
+        return TILE_COUNT * PLANES * plane_bytes + warp * 2 * CHUNK * record_bytes;
     }
-    __device__ __forceinline__ char *head(int number) const {
-        return reinterpret_cast<char *>(shared) + head_offset(number);
-    }
-    __device__ __forceinline__ char *ring(int warp) const { return head(0) + HEADS * head_bytes + warp * RING * FRAGMENT_BYTES; }
 };
 
-// The first byte of a row, and what of its units is swapped, from its address.
-template <int WIDTH> __device__ __forceinline__ unsigned row_bytes(unsigned address) {
-    return WIDTH == 16 ? address << 4 & 0xffff0u : address << 3 & 0x7ffe0u;
+// A *unit* says where a row lies, for every width: units of two places in a row begin 16 bytes of all banks
+// apart. Of two chunks of 8 samples the first is at the unit, the other beside it.
+__device__ __forceinline__ unsigned unit_of(unsigned place) { return place * 2 + (place >> 2 & 1); }
+
+// Where a chunk of a row lies, in bytes.
+template <int WIDTH> __device__ __forceinline__ unsigned chunk_at(unsigned unit, unsigned chunk) {
+    return WIDTH == 16 ? (unit ^ chunk) * 16 : unit / 2 * 16;
 }
 
-// The same of an address in the upper half of a word.
-template <int WIDTH> __device__ __forceinline__ unsigned upper_row_bytes(unsigned address) {
-    return WIDTH == 16 ? address >> 12 & 0xffff0u : address >> 13 & 0x7ffe0u;
+// Clear the rows that are read as zeros: nobody writes them; by a warp.
+__device__ __forceinline__ void clear_zero_rows(const Areas &areas) {
+    for (int number = 0; number < TILE_COUNT; number++)
+        for (int plane = 0; plane < PLANES; plane++)
+            for (int k = threadIdx.x % 32; k < FIRST_PLACE / 2 * SAMPLES / 8; k += 32)
+                reinterpret_cast<float4 *>(areas.plane(number, plane))[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-// Where a sample of the row at a place lies, in bytes.
-template <int WIDTH> __device__ __forceinline__ unsigned bytes_at(unsigned place, int sample) {
-    return row_bytes<WIDTH>(place * 4 + (place >> 1 & 1) * 2) ^ sample * 4;
-}
-
-// By a warp.
-template <int WIDTH> __device__ __forceinline__ void clear_zero_rows(char *rows, i64 neurons) {
-    const unsigned first = static_cast<unsigned>(neurons + 3) & ~3u;
-    float4 *zeros = reinterpret_cast<float4 *>(rows) + first * (WIDTH / 4);
-    for (int k = threadIdx.x % 32; k < ZERO_ROWS * WIDTH / 4; k += 32)
-        zeros[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-}
-
-// Copy the rows of WIDTH slots from `slot` on into the tile, each to its place.
+// Turn to the slot of the next tile of a block that has live samples; returns which, none where no tile is left.
 template <int WIDTH>
-__device__ __forceinline__ void load_rows(const float *rows, char *into, i64 slot, i64 neurons,
-                                          const unsigned short *places) {
-    constexpr int CHUNKS = WIDTH / 4;
+__device__ __forceinline__ unsigned next_tile(const State &state, i64 segment, int stride, int &slot) {
+    const int total = static_cast<int>(state.slots[segment]);
+    for (slot += stride; slot < total; slot += stride) {
+        const unsigned running = state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(WIDTH);
+        if (running)
+            return running;
+    }
+    return 0;
+}
+
+// Split the rows of WIDTH slots from `slot` on into the tile, in the order of their places there.
+template <int WIDTH>
+__device__ __forceinline__ void load_rows(const float *rows, const Areas &areas, int slot, const Layer &layer) {
+    constexpr int CHUNKS = WIDTH / 8;
+    const int neurons = static_cast<int>(layer.n_in);
+    const unsigned short *order = layer.places + neurons; // the neuron at each place
     const float4 *source = reinterpret_cast<const float4 *>(rows + place(slot, 0, neurons));
+#pragma unroll 2
     for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS) {
-        const int neuron = k / CHUNKS, chunk = k % CHUNKS;
-        copy_async(into + bytes_at<WIDTH>(places[neuron], chunk * 4), source + neuron * (COLUMNS / 4) + chunk);
+        const int chunk = k % CHUNKS;
+        const float4 *from = source + order[k / CHUNKS] * (COLUMNS / 4) + chunk * 2;
+        const float4 x = from[0], y = from[1];
+        const unsigned at = chunk_at<WIDTH>(unit_of(FIRST_PLACE + k / CHUNKS), chunk);
+        uint4 terms[PLANES];
+        split(x.x, x.y, terms[0].x, terms[1].x, terms[2].x);
+        split(x.z, x.w, terms[0].y, terms[1].y, terms[2].y);
+        split(y.x, y.y, terms[0].z, terms[1].z, terms[2].z);
+        split(y.z, y.w, terms[0].w, terms[1].w, terms[2].w);
+#pragma unroll
+        for (int plane = 0; plane < PLANES; plane++)
+            *reinterpret_cast<uint4 *>(areas.plane(0, plane) + at) = terms[plane];
     }
 }
 
-// Spread packed 0/1 features of the samples from `slot` on into the tile.
+// Between two segments of this kernel a sample's values lie in one piece, n floats, n a multiple of 4: those of
+// the few samples that live on are whole lines. A warp moves 32 neurons of 8 samples as four matrices: lane
+// 4 g + q has neurons 8 q to 8 q + 7 of sample g.
+
+// Where in the tile the row lies that a lane says of them, from `table`; a row for nobody where there is none.
 template <int WIDTH>
-__device__ __forceinline__ void load_bits(const State &state, char *into, i64 slot, i64 neurons,
-                                          const unsigned short *places) {
-    const int sample = threadIdx.x % WIDTH;
-    const bool there = slot + sample < state.slots[0];
-    const i64 number = there ? state.ids[0][slot + sample] - state.first : 0;
-    const unsigned char *bits = state.bits + number * state.bits_stride;
-    const int bytes = static_cast<int>(neurons + 7) / 8;
-    constexpr int AHEAD = HELD ? 1 : 2; // bytes that are read before the first is spread
-    for (int first = threadIdx.x / WIDTH; first < bytes; first += AHEAD * (THREADS / WIDTH)) {
-        unsigned eights[AHEAD] = {};
-        uint4 at[AHEAD] = {}; // places have room for whole eights
+__device__ __forceinline__ unsigned matrix_row(const unsigned short *table, int first, int neurons, int chunk) {
+    const int lane = threadIdx.x % 32, neuron = first + lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
+    return chunk_at<WIDTH>(unit_of(neuron < neurons ? __ldg(table + neuron) : FIRST_PLACE / 2 + lane % 8), chunk);
+}
+
+// Split such samples, of WIDTH slots from `slot` on, into the tile.
+template <int WIDTH>
+__device__ __forceinline__ void load_samples(const float *rows, const Areas &areas, int slot, const Layer &layer) {
+    constexpr int CHUNKS = WIDTH / 8;
+    const int lane = threadIdx.x % 32, neurons = static_cast<int>(layer.n_in);
+    for (int k = threadIdx.x / 32; k < (neurons + 31) / 32 * CHUNKS; k += WARPS) {
+        const int chunk = k % CHUNKS, first = k / CHUNKS * 32, mine = first + lane % 4 * 8;
+        const float *from = rows + static_cast<i64>(slot + chunk * 8 + lane / 4) * neurons + mine;
+        const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const float4 x = mine < neurons ? *reinterpret_cast<const float4 *>(from) : none;
+        const float4 y = mine + 4 < neurons ? *reinterpret_cast<const float4 *>(from + 4) : none;
+        unsigned words[PLANES][4];
+        split(x.x, x.y, words[0][0], words[1][0], words[2][0]);
+        split(x.z, x.w, words[0][1], words[1][1], words[2][1]);
+        split(y.x, y.y, words[0][2], words[1][2], words[2][2]);
+        split(y.z, y.w, words[0][3], words[1][3], words[2][3]);
+        const unsigned at = shared_address(shared, areas.rows(0)) + matrix_row<WIDTH>(layer.places, first, neurons, chunk);
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            const int byte = first + k * (THREADS / WIDTH);
-            if (byte < bytes) {
-                eights[k] = there ? bits[byte] : 0;
-                at[k] = __ldg(reinterpret_cast<const uint4 *>(places) + byte);
-            }
+        for (int plane = 0; plane < PLANES; plane++)
+            store_turned(shared, at + plane * areas.plane_bytes, words[plane]);
+    }
+}
+
+// Write samples with a slot of 0 or more so.
+template <int WIDTH>
+__device__ __forceinline__ void store_samples(float *rows, const Areas &areas, int number, const int *slots,
+                                              const Layer &layer) {
+    constexpr int CHUNKS = WIDTH / 8;
+    const int lane = threadIdx.x % 32, neurons = static_cast<int>(layer.n_out);
+    for (int k = threadIdx.x / 32; k < (neurons + 31) / 32 * CHUNKS; k += WARPS) {
+        const int chunk = k % CHUNKS, first = k / CHUNKS * 32, mine = first + lane % 4 * 8;
+        const unsigned at =
+            shared_address(shared, areas.rows(number)) + matrix_row<WIDTH>(layer.ends, first, neurons, chunk);
+        unsigned words[PLANES][4];
+#pragma unroll
+        for (int plane = 0; plane < PLANES; plane++)
+            load_turned(shared, at + plane * areas.plane_bytes, words[plane]);
+        float x[8];
+#pragma unroll
+        for (int m = 0; m < 4; m++) {
+            x[2 * m] = joined(words[0][m] << 16, words[1][m] << 16, words[2][m] << 16);
+            x[2 * m + 1] =
+                joined(words[0][m] & 0xffff0000u, words[1][m] & 0xffff0000u, words[2][m] & 0xffff0000u);
         }
+        const int to = slots[chunk * 8 + lane / 4];
+        float *target = rows + static_cast<i64>(to) * neurons + mine;
+        if (to >= 0 && mine < neurons)
+            *reinterpret_cast<float4 *>(target) = make_float4(x[0], x[1], x[2], x[3]);
+        if (to >= 0 && mine + 4 < neurons)
+            *reinterpret_cast<float4 *>(target + 4) = make_float4(x[4], x[5], x[6], x[7]);
+    }
+}
+
+// Spread packed 0/1 features of the samples from `slot` on into the tile: into the first plane, as they have
+// one term. A thread takes four neurons of eight samples.
+template <int WIDTH>
+__device__ __forceinline__ void load_bits(const State &state, const Areas &areas, int slot, const Layer &layer) {
+    const int lane = threadIdx.x % 32, neurons = static_cast<int>(layer.n_in);
+    i64 mine = -1; // where the features of a sample are; lanes have those of the tile by turns
+    if (slot + lane % WIDTH < state.slots[0])
+        mine = (state.ids[0][slot + lane % WIDTH] - state.first) * state.bits_stride;
+    const int halves = (neurons + 127) / 128 * 32; // of bytes, in whole warps
+#pragma unroll 1
+    for (int k = threadIdx.x; k < halves * (WIDTH / 8); k += THREADS) {
+        const int chunk = k / halves, half = k % halves; // the same chunk in all lanes
+        unsigned both[4] = {}; // of two samples each
 #pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            const int neuron = (first + k * (THREADS / WIDTH)) * 8;
-            const unsigned pairs[4] = {at[k].x, at[k].y, at[k].z, at[k].w};
+        for (int sample = 0; sample < 8; sample++) {
+            const i64 from = __shfl_sync(ALL_LANES, mine, chunk * 8 + sample);
+            if (from >= 0 && half * 4 < neurons)
+                both[sample / 2] |= static_cast<unsigned>(state.bits[from + half / 2]) << sample % 2 * 16;
+        }
+        if (half * 4 >= neurons)
+            continue;
+        const uint2 pairs = __ldg(reinterpret_cast<const uint2 *>(layer.places) + half); // there are whole fours
 #pragma unroll
-            for (int bit = 0; bit < 8; bit++)
-                if (neuron + bit < neurons)
-                    *reinterpret_cast<float *>(into + bytes_at<WIDTH>(pairs[bit / 2] >> bit % 2 * 16 & 0xffff, sample)) =
-                        eights[k] >> (7 - bit) & 1 ? 1.0f : 0.0f;
+        for (int bit = 0; bit < 4; bit++) {
+            const int shift = 7 - bit - half % 2 * 4;
+            unsigned ones[4]; // of bf16
+#pragma unroll
+            for (int pair = 0; pair < 4; pair++)
+                ones[pair] = (both[pair] >> shift & 0x10001u) * 0x3f80u;
+            const unsigned at = (bit < 2 ? pairs.x : pairs.y) >> bit % 2 * 16 & 0xffff;
+            if (half * 4 + bit < neurons)
+                *reinterpret_cast<uint4 *>(areas.plane(0, 0) + chunk_at<WIDTH>(unit_of(at), chunk)) =
+                    make_uint4(ones[0], ones[1], ones[2], ones[3]);
         }
     }
 }
 
-// Write the rows of samples with a slot of 0 or more to their slots; every neuron lies at its number.
+// Have packed features of a tile that comes later brought near, in two stages: what says where they are, and they
+// themselves; by a warp.
 template <int WIDTH>
-__device__ __forceinline__ void store_rows(float *rows, const char *from, const int *slots, i64 neurons) {
-    const int sample = threadIdx.x % WIDTH, slot = slots[sample];
+__device__ __forceinline__ void touch_bits(const State &state, int slot, int stage, i64 neurons) {
+    const int lane = threadIdx.x % 32;
+    if (slot + lane % WIDTH >= state.slots[0])
+        return;
+    const int *id = state.ids[0] + slot + lane % WIDTH;
+    if (stage == 0)
+        return touch(id);
+    constexpr int LINE = 128;
+    const unsigned char *bits = state.bits + (*id - state.first) * state.bits_stride;
+    for (i64 at = lane / WIDTH * LINE; at < (neurons + 7) / 8; at += 32 / WIDTH * LINE)
+        touch(bits + at);
+}
+
+// Write the rows of samples with a slot of 0 or more to their slots.
+template <int WIDTH>
+__device__ __forceinline__ void store_rows(float *rows, const Areas &areas, int number, const int *slots,
+                                           const Layer &layer) {
+    const int sample = threadIdx.x % WIDTH, slot = slots[sample], neurons = static_cast<int>(layer.n_out);
     if (slot < 0)
         return;
     float *target = rows + place(slot, 0, neurons);
-    for (int neuron = threadIdx.x / WIDTH; neuron < neurons; neuron += THREADS / WIDTH)
-        target[static_cast<i64>(neuron) * COLUMNS] =
-            *reinterpret_cast<const float *>(from + bytes_at<WIDTH>(neuron, sample));
+#pragma unroll 4
+    for (int neuron = threadIdx.x / WIDTH; neuron < neurons; neuron += THREADS / WIDTH) {
+        const unsigned at = chunk_at<WIDTH>(unit_of(__ldg(layer.ends + neuron)), sample / 8) + sample % 8 * 2;
+        unsigned terms[PLANES];
+#pragma unroll
+        for (int plane = 0; plane < PLANES; plane++)
+            terms[plane] = *reinterpret_cast<const unsigned short *>(areas.plane(number, plane) + at);
+        target[neuron * COLUMNS] = joined(terms[0] << 16, terms[1] << 16, terms[2] << 16);
+    }
 }

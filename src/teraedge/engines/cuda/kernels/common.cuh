@@ -51,9 +51,10 @@ struct alignas(16) Layer {
     short wide;    // indices take 4 bytes
     short curve;   // enum Curve
     int parts, part_rows; // of the inputs (staged kernel)
-    int rounds, steps, fragments; // panels, steps and pieces of weights of a warp, at most (block kernel)
-    const unsigned short *places; // device, n_in: where in the tile each input lies (block kernel)
-    const void *head;             // device: of each panel what `Head` says (block kernel)
+    int rounds, steps, fragments; // panels of a warp, steps of a panel, pieces of weights of a warp, at most (block kernel)
+    const unsigned short *places; // device, 2 n_in: where in the tile each input lies, and which lies where (block kernel)
+    const unsigned short *ends;   // device, n_out: where each output lies at the end of a segment (block kernel)
+    const void *records;          // device, [warp][round]: of each panel what block_steps.cuh says (block kernel)
 };
 
 static_assert(sizeof(Layer) % 16 == 0, "whole copies of 16 bytes");

@@ -14,17 +14,18 @@ __device__ __forceinline__ unsigned upper_halves(float a, float b) {
     return __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x7632);
 }
 
-// What is left of a value beyond its first 8 bits; exact.
-__device__ __forceinline__ float beyond_bf16(float x) {
-    return x - __uint_as_float(__float_as_uint(x) & 0xffff0000u);
-}
-
-// The three terms of two values, a's in the lower halves.
+// The three terms of two values, a's in the lower halves. What is left of a value beyond a term is exact.
 __device__ __forceinline__ void split(float a, float b, unsigned &first, unsigned &second, unsigned &third) {
     first = upper_halves(a, b);
-    a = beyond_bf16(a), b = beyond_bf16(b);
+    a -= __uint_as_float(first << 16), b -= __uint_as_float(first & 0xffff0000u);
     second = upper_halves(a, b);
-    third = upper_halves(beyond_bf16(a), beyond_bf16(b));
+    a -= __uint_as_float(second << 16), b -= __uint_as_float(second & 0xffff0000u);
+    third = upper_halves(a, b);
+}
+
+// The value that is the sum of three terms, each as the bits of an fp32 value; exact.
+__device__ __forceinline__ float joined(unsigned first, unsigned second, unsigned third) {
+    return __uint_as_float(first) + (__uint_as_float(second) + __uint_as_float(third));
 }
 
 // sums[16][8] += a[16][16] * b[16][8] by a warp. Lane 4 g + q holds sums of rows g and g + 8, columns 2 q
@@ -60,5 +61,68 @@ inline void multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigne
         sums[k] = static_cast<float>(sum);
     }
     __syncwarp();
+}
+#endif
+
+// Matrices of 8 rows of 8 values, 16 bits each, between shared memory and registers, two or four by a warp.
+// Lane 8 m + r says where row r of matrix m lies, 16 bytes. Turned over, lane 4 g + q has of each matrix rows
+// 2 q and 2 q + 1 (upper half) of column g; else columns 2 q and 2 q + 1 of row g. `of` is as in `load_shared`.
+#ifndef TERAEDGE_EMULATED
+__device__ __forceinline__ void load_turned(const void *, unsigned address, unsigned (&words)[4]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+                 : "r"(address));
+}
+__device__ __forceinline__ void load_turned(const void *, unsigned address, unsigned (&words)[2]) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(words[0]), "=r"(words[1])
+                 : "r"(address));
+}
+#else
+template <int COUNT> inline void load_turned(const void *of, unsigned address, unsigned (&words)[COUNT]) {
+    const int lane = threadIdx.x % 32, column = lane / 4;
+    for (int m = 0; m < COUNT; m++) {
+        unsigned word = 0;
+        for (int half = 0; half < 2; half++) {
+            const unsigned row = __shfl_sync(ALL_LANES, address, m * 8 + lane % 4 * 2 + half);
+            word |= load_shared<unsigned short>(of, row + column * 2) << 16 * half;
+        }
+        words[m] = word;
+    }
+}
+#endif
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ void store_matrices(void *, unsigned address, const unsigned (&words)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+__device__ __forceinline__ void store_matrices(void *, unsigned address, const unsigned (&words)[2]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1,%2};" ::"r"(address), "r"(words[0]), "r"(words[1])
+                 : "memory");
+}
+__device__ __forceinline__ void store_turned(void *, unsigned address, const unsigned (&words)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address), "r"(words[0]),
+                 "r"(words[1]), "r"(words[2]), "r"(words[3])
+                 : "memory");
+}
+#else
+template <int COUNT>
+__device__ __forceinline__ void store_matrices(void *of, unsigned address, const unsigned (&words)[COUNT]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < COUNT; m++)
+        store_shared(of, __shfl_sync(ALL_LANES, address, m * 8 + lane / 4) + lane % 4 * 4, words[m]);
+}
+__device__ __forceinline__ void store_turned(void *of, unsigned address, const unsigned (&words)[4]) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll
+    for (int m = 0; m < 4; m++)
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const unsigned row = __shfl_sync(ALL_LANES, address, m * 8 + lane % 4 * 2 + half);
+            store_shared(of, row + lane / 4 * 2, static_cast<unsigned short>(words[m] >> 16 * half));
+        }
 }
 #endif
