@@ -29,6 +29,7 @@ from teraedge.plan.device import (
     ZERO_ROWS,
     DeviceLayer,
     DevicePanels,
+    bank_groups,
     in_group_order,
     lanes_of,
     list_table,
@@ -47,8 +48,12 @@ WIDE_TALL_EDGES = {16: 1.5, 8: 1.25}
 """The same for the wide kernel, by the neurons that tall panels may have there."""
 BLOCK_TALL_EDGE = 1.0
 """As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
-SAMPLES = (32, 16, 8, 4)
+SAMPLES = (32, 16, 12, 8, 4)
 """Samples a resident tile may have."""
+NO_TALL = {12}
+"""Those of them with which there is no room in registers for tall panels."""
+HELD = {32: 1, 16: 1, 12: 7, 8: 1, 4: 1}
+"""Tasks of a warp whose results wait in registers."""
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
 WIDE_ALIGN = 8
@@ -76,7 +81,9 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
     resident, seconds = None, np.inf
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
-        samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
+        tall = len(panels.tall.outputs) > 0
+        fits = (n for n in SAMPLES if _shared(panels, n) <= room and not (tall and n in NO_TALL))
+        samples = next(fits, 0)
         if tensor_cores and not panels.curve:
             seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
             block = _block(layer, room, seconds_there)
@@ -159,7 +166,7 @@ def _relative(height: int, tall_edge: float) -> Constants:
 
 def _totals(samples: int) -> int:
     """Return how many sums a lane of the resident kernel keeps for a task."""
-    return 16 if samples < 8 else 32
+    return {4: 16, 12: 12}.get(samples, 32)
 
 
 def _shared(layer: PanelLayer, samples: int) -> int:
@@ -169,8 +176,8 @@ def _shared(layer: PanelLayer, samples: int) -> int:
     lists = totals // samples
     tall, single = len(layer.tall.starts) - 1, len(layer.single.starts) - 1
     tasks = -(-tall // LANES) * max(samples // 8, 1) + -(-single // (LANES * lists))
-    # Of a task, the values of each lane, and the neurons they are of.
-    return rows * samples * 4 + max(0, tasks - WARPS) * (totals + max(4, lists)) * LANES * 4
+    aside = max(0, tasks - WARPS * HELD[samples])
+    return rows * samples * 4 + aside * totals * LANES * 4
 
 
 def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
@@ -193,8 +200,7 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
 
 def _slices(panels: Panels, layer: PanelLayer, samples: int) -> DevicePanels:
     """Lay panels out in slices; a slice has `width` panels, some for each lane."""
-    chunks = samples // 4
-    size = 8 // chunks
+    size = bank_groups(samples)
     width = LANES * (_totals(samples) // samples if panels.height == 1 else 1)
     starts, indices = panels.starts, panels.indices.astype(np.int64)
     lanes = _lanes(starts, indices, size, width)

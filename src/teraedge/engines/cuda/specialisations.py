@@ -2,7 +2,7 @@
 
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
-from teraedge.plan.gpu import SAMPLES, WIDE_TALL_EDGES
+from teraedge.plan.gpu import HELD, NO_TALL, SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
@@ -25,8 +25,8 @@ def _curves(curved: bool) -> dict[str, int | str]:
 
 def resident(samples: int, curved: bool) -> Specialisation:
     """Return the resident kernel for tiles of so many samples."""
-    sizes = {"SAMPLES": samples, "THREADS": THREADS}
-    return "resident.cu", {**sizes, **_curves(curved)}, ["resident"]
+    sizes = {"SAMPLES": samples, "TALLS": int(samples not in NO_TALL), "HELD": HELD[samples]}
+    return "resident.cu", {**sizes, "THREADS": THREADS, **_curves(curved)}, ["resident"]
 
 
 def staged(buffers: int, curved: bool) -> Specialisation:
