@@ -84,8 +84,9 @@ def swap_between_groups(groups, starts, indices, size, counts):
     for _ in range(SWEEPS):
         for one in range(number * size):
             mine = one // size
+            most = load[mine].max()
             for away in range(size, NEAR):
-                if load[mine].max() <= steps[mine] or steps[mine] == 0:
+                if most <= steps[mine] or steps[mine] == 0:
                     break
                 other = (one + away) % (number * size)
                 theirs = other // size
@@ -106,6 +107,7 @@ def swap_between_groups(groups, starts, indices, size, counts):
                         load[mine, k] += more
                         load[theirs, k] -= more
                     groups[one], groups[other] = second, first
+                    most = load[mine].max()
 
 
 @jit(_ints(_ints, _ints, _ints, _i64))

@@ -17,8 +17,6 @@ class Segment:
     kernel : {"resident", "block", "staged", "wide"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
-    buffers : int
-        Parts of the inputs that there is room for at a time, in the staged kernel.
     shared : int
         Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
@@ -37,7 +35,6 @@ class Segment:
     count: int
     kernel: Kernel
     samples: int
-    buffers: int
     shared: int
     moves: bool
     block: BlockKind | None
@@ -91,7 +88,6 @@ def segments(
                 count=end - begin,
                 kernel=layer.kernel,
                 samples=layer.samples,
-                buffers=layer.buffers,
                 shared=shared,
                 moves=dies,
                 block=kind,

@@ -29,11 +29,10 @@ def resident(samples: int, curved: bool) -> Specialisation:
     return "resident.cu", {**sizes, "THREADS": THREADS, **_curves(curved)}, ["resident"]
 
 
-def staged(buffers: int, curved: bool) -> Specialisation:
-    """Return the staged kernel with room for so many parts of the inputs."""
+def staged(curved: bool) -> Specialisation:
+    """Return the staged kernel."""
     sizes = {"SAMPLES": STAGED_SAMPLES, "LISTS": LISTS, "SLICES": SLICES}
-    more = {"BUFFERS": buffers, "THREADS": THREADS}
-    return "staged.cu", {**sizes, **more, **_curves(curved)}, ["staged"]
+    return "staged.cu", {**sizes, "THREADS": THREADS, **_curves(curved)}, ["staged"]
 
 
 def block(kind: BlockKind) -> Specialisation:
@@ -81,7 +80,7 @@ def all_specialisations() -> list[Specialisation]:
     found = [compact(), samples(), *map(block, KINDS)]
     for curved in (False, True):
         found += [resident(count, curved) for count in SAMPLES]
-        found += [staged(buffers, curved) for buffers in (1, 2)]
+        found.append(staged(curved))
         found += [
             wide(height, stages, curved)
             for height in (1, *WIDE_TALL_EDGES)
