@@ -40,7 +40,7 @@ def device(request):
 
 @pytest.fixture(
     params=[
-        *(("resident", samples) for samples in (16, 12, 8, 4)),
+        *(("resident", samples) for samples in (16, 8, 4)),
         *(("block", samples, tiles) for samples, tiles in ((16, 2), (8, 2), (8, 1))),
         ("wide", 0),
     ],
@@ -57,8 +57,6 @@ def kernel(request, monkeypatch):
         return samples
     monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
     monkeypatch.setattr(gpu, "SAMPLES", (samples,) if samples else ())
-    if samples in gpu.NO_TALL:
-        monkeypatch.setattr(gpu, "RESIDENT_TALL_EDGE", gpu.NEVER)
     monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
     monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
     return samples

@@ -1,7 +1,6 @@
 """What the CUDA kernels read of a layer, whichever kernel it is."""
 
 from dataclasses import dataclass, field
-from math import gcd
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -245,16 +244,6 @@ class DeviceLayer:
         return (self.tall.slots + self.single.slots) / max(self.edges, 1) - 1
 
 
-def bank_groups(samples: int) -> int:
-    """Return how many lanes that read together must read rows that differ modulo their number.
-
-    Shared memory serves eight chunks of 16 bytes at once, from different banks. Rows of 1, 2, 4 or
-    8 chunks fill the banks evenly with the chunks that lanes read by turns; those of an odd number
-    of chunks begin in eight banks by turns.
-    """
-    return 8 // gcd(8, samples // 4)
-
-
 def in_words(values: NDArray[Any]) -> NDArray[Any]:
     """Order what lanes read so that every load of a warp is one piece.
 
@@ -316,7 +305,7 @@ def sliced(
         The first of the rows of zeros.
     """
     chunks = samples // 4
-    size, width = bank_groups(samples), table.shape[1]
+    size, width = 8 // chunks, table.shape[1]
     if size == 1:
         table[table < 0] = zero_row
     else:

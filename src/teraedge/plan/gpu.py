@@ -29,7 +29,6 @@ from teraedge.plan.device import (
     ZERO_ROWS,
     DeviceLayer,
     DevicePanels,
-    bank_groups,
     in_group_order,
     lanes_of,
     list_table,
@@ -48,12 +47,8 @@ WIDE_TALL_EDGES = {16: 1.5, 8: 1.25}
 """The same for the wide kernel, by the neurons that tall panels may have there."""
 BLOCK_TALL_EDGE = 1.0
 """As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
-SAMPLES = (32, 16, 12, 8, 4)
+SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
-NO_TALL = {12}
-"""Those of them with which there is no room in registers for tall panels."""
-HELD = {32: 1, 16: 1, 12: 7, 8: 1, 4: 1}
-"""Tasks of a warp whose results wait in registers."""
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
 WIDE_ALIGN = 8
@@ -81,9 +76,7 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
     resident, seconds = None, np.inf
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
-        tall = len(panels.tall.outputs) > 0
-        fits = (n for n in SAMPLES if _shared(panels, n) <= room and not (tall and n in NO_TALL))
-        samples = next(fits, 0)
+        samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
         if tensor_cores and not panels.curve:
             seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
             block = _block(layer, room, seconds_there)
@@ -166,7 +159,7 @@ def _relative(height: int, tall_edge: float) -> Constants:
 
 def _totals(samples: int) -> int:
     """Return how many sums a lane of the resident kernel keeps for a task."""
-    return {4: 16, 12: 12}.get(samples, 32)
+    return 16 if samples < 8 else 32
 
 
 def _shared(layer: PanelLayer, samples: int) -> int:
@@ -176,7 +169,7 @@ def _shared(layer: PanelLayer, samples: int) -> int:
     lists = totals // samples
     tall, single = len(layer.tall.starts) - 1, len(layer.single.starts) - 1
     tasks = -(-tall // LANES) * max(samples // 8, 1) + -(-single // (LANES * lists))
-    aside = max(0, tasks - WARPS * HELD[samples])
+    aside = max(0, tasks - WARPS)  # one task of a warp waits in registers
     return rows * samples * 4 + aside * totals * LANES * 4
 
 
@@ -200,7 +193,8 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
 
 def _slices(panels: Panels, layer: PanelLayer, samples: int) -> DevicePanels:
     """Lay panels out in slices; a slice has `width` panels, some for each lane."""
-    size = bank_groups(samples)
+    chunks = samples // 4
+    size = 8 // chunks
     width = LANES * (_totals(samples) // samples if panels.height == 1 else 1)
     starts, indices = panels.starts, panels.indices.astype(np.int64)
     lanes = _lanes(starts, indices, size, width)

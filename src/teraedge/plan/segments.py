@@ -82,7 +82,8 @@ def segments(
             shared = max(part.shared for part in layers[begin:end])
             if kind is not None:
                 shared = kind.shared(*most)
-            heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
+            panels = (part for found in layers[begin:end] for part in (found.tall, found.single))
+            heights = tuple(dict.fromkeys(part.height for part in panels if part.count))
             yield Segment(
                 first=first + begin,
                 count=end - begin,

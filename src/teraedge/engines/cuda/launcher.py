@@ -27,7 +27,7 @@ class Launcher:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._resident: dict[tuple[int, bool], Kernel] = {}
+        self._resident: dict[tuple[int, bool, bool], Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
         self._staged: dict[bool, Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
@@ -103,7 +103,7 @@ class Launcher:
         return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)
 
     def _resident_kernel(self, segment: Segment) -> Kernel:
-        key = segment.samples, segment.curved
+        key = segment.samples, max(segment.heights, default=1) > 1, segment.curved
         if key not in self._resident:
             file, defines, names = resident(*key)
             self._resident[key] = self._device.kernels(file, defines, names)[names[0]]

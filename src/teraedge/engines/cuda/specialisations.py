@@ -2,7 +2,7 @@
 
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
-from teraedge.plan.gpu import HELD, NO_TALL, SAMPLES, WIDE_TALL_EDGES
+from teraedge.plan.gpu import RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
@@ -23,9 +23,12 @@ def _curves(curved: bool) -> dict[str, int | str]:
     return {"CURVES": 1} if curved else {}
 
 
-def resident(samples: int, curved: bool) -> Specialisation:
-    """Return the resident kernel for tiles of so many samples."""
-    sizes = {"SAMPLES": samples, "TALLS": int(samples not in NO_TALL), "HELD": HELD[samples]}
+def resident(samples: int, tall: bool, curved: bool) -> Specialisation:
+    """Return the resident kernel for tiles of so many samples, perhaps with `tall` panels.
+
+    Only the largest tiles gain where it is known that there are none.
+    """
+    sizes = {"SAMPLES": samples, "TALL": RESIDENT_HEIGHT if tall or samples < 32 else 0}
     return "resident.cu", {**sizes, "THREADS": THREADS, **_curves(curved)}, ["resident"]
 
 
@@ -79,7 +82,8 @@ def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     found = [compact(), samples(), *map(block, KINDS)]
     for curved in (False, True):
-        found += [resident(count, curved) for count in SAMPLES]
+        found += [resident(count, True, curved) for count in SAMPLES]
+        found.append(resident(32, False, curved))
         found.append(staged(curved))
         found += [
             wide(height, stages, curved)

@@ -5,20 +5,15 @@
 // memory serves eight 16-byte reads at once if they fall into different bank groups. Lane k therefore
 // starts with chunk k % CHUNKS, and of the lanes that are at the same chunk the plan has ordered the
 // edges so that their rows differ modulo 8 / CHUNKS: no two reads meet in a bank (few, where that would
-// make lists much longer). Rows of three chunks are spread over the banks as they lie: all lanes start with
-// the first chunk, and rows differ modulo 8.
+// make lists much longer).
 //
-// Specialised by: SAMPLES (4, 8, 12, 16, 32).
+// Specialised by: SAMPLES (4, 8, 16, 32).
 #pragma once
 
 #include "common.cuh"
 
 constexpr int CHUNKS = SAMPLES / 4;
-constexpr bool SWIZZLED = CHUNKS != 3;
 constexpr int ZERO_ROWS = 8; // rows of zeros behind the last neuron: padding
-
-// The chunk that a lane starts with.
-__device__ __forceinline__ int own_chunk(int lane) { return SWIZZLED ? lane & (CHUNKS - 1) : 0; }
 
 // What a lane needs for a pair of edges of a panel: two indices in a word, and the weights. In memory,
 // weights lie as [pair][2 HEIGHT / v][32 lanes][v], v of them a load.
@@ -53,7 +48,7 @@ __device__ __forceinline__ void add_edge(const float4 *rows, unsigned row, float
                                          float *totals) {
 #pragma unroll
     for (int j = 0; j < CHUNK_COUNT; j++) {
-        const float4 x = rows[SWIZZLED ? row ^ j : row + j];
+        const float4 x = rows[row ^ j];
 #pragma unroll
         for (int h = 0; h < HEIGHT; h++) {
             const float w = EQUAL ? value : weights[h];
@@ -66,16 +61,13 @@ __device__ __forceinline__ void add_edge(const float4 *rows, unsigned row, float
     }
 }
 
-#ifndef PAIRS_OF_12
-#define PAIRS_OF_12 1
-#endif
 // Pairs of edges that are loaded together.
 constexpr __device__ int pairs_ahead(int height, int chunks) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
     if (height == 1 && chunks == 2)
         return 1; // registers are scarcer there, see below
 #endif
-    return height > 1 ? 1 : chunks >= 8 ? 1 : chunks >= 4 ? 2 : chunks == 3 ? PAIRS_OF_12 : 4;
+    return height > 1 ? 1 : chunks >= 8 ? 1 : chunks >= 4 ? 2 : 4;
 }
 
 // Whether the next pairs are loaded before those at hand are summed. Newer GPUs multiply and add two by
@@ -83,10 +75,7 @@ constexpr __device__ int pairs_ahead(int height, int chunks) {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1000
 constexpr bool EARLY = false;
 #else
-#ifndef NO_EARLY
-#define NO_EARLY 0
-#endif
-constexpr bool EARLY = !NO_EARLY;
+constexpr bool EARLY = true;
 #endif
 
 // Sum the inputs of a lane's PANELS panels of a slice, taking a pair of edges of each in turn:
@@ -103,7 +92,7 @@ __device__ __forceinline__ void gather(const float4 *rows, const Panels &panels,
     const unsigned *indices = static_cast<const unsigned *>(panels.indices) + list.begin * (32 * PANELS) + lane;
     const float *weights =
         panels.weights + list.begin * (64 * HEIGHT * PANELS) + lane * (HEIGHT == 1 ? 2 : HEIGHT);
-    const unsigned swizzle = own_chunk(lane) ^ first;
+    const unsigned swizzle = (lane & (CHUNKS - 1)) ^ first;
     Pair<HEIGHT> now[AHEAD], next[AHEAD];
     int left = list.length * PANELS;
 #pragma unroll

@@ -6,28 +6,32 @@
 //
 // Results overwrite the tile once every lane has read its last input. Those of the last HELD tasks of each
 // warp wait in registers, those of the tasks before them in shared memory behind the tile (*aside*).
-// Tiles of 12 samples are for layers without tall panels: as many samples of some 4000 neurons as fit, so that
-// indices and weights are read as seldom as may be.
 //
-// Specialised by: SAMPLES (4, 8, 12, 16, 32), THREADS.
+// Specialised by: SAMPLES (4, 8, 16, 32), TALL (4, or 0 for layers without tall panels), THREADS.
 #include "gather.cuh"
 
 constexpr int LAYERS_AHEAD = 1;
 #include "tiles.cuh"
 
 constexpr int WARPS = THREADS / 32;
-constexpr int TALL = 4;
-constexpr bool HAS_TALL = TALLS;
-constexpr int TOTALS = SAMPLES < 8 ? 16 : SAMPLES == 12 ? 12 : 32; // sums a lane keeps for a task
+constexpr int TOTALS = SAMPLES < 8 ? 16 : 32; // sums a lane keeps for a task
 constexpr int LISTS = TOTALS / SAMPLES; // single neurons of a lane in a task
+constexpr int OUTPUTS = TALL ? TALL : LISTS == 2 ? 4 : LISTS; // room for the neurons of a lane in a task
+constexpr int FOURS = (TOTALS + OUTPUTS + 3) / 4;    // what is put aside of a task
+// Other GPUs have too few registers for the results of two tasks, and so have panels and lists side by side.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+constexpr int HELD = TALL == 0 && LISTS == 1 && !CURVES ? 2 : 1;
+#else
+constexpr int HELD = 1;
+#endif
 constexpr int TALL_CHUNKS = CHUNKS < 2 ? 1 : 2;
 constexpr int TALL_SPLITS = CHUNKS / TALL_CHUNKS; // tasks a slice of tall panels makes
 static_assert(SAMPLES % 4 == 0 && TOTALS % SAMPLES == 0, "a row is whole chunks, a task whole rows");
 
-extern __shared__ float4 tile[]; // [n + ZERO_ROWS][CHUNKS], then aside [task][TOTALS / 4][32]
+extern __shared__ float4 tile[]; // [n + ZERO_ROWS][CHUNKS], then aside [task][FOURS][32]
 
 __device__ __forceinline__ int tall_tasks(const Layer &layer) {
-    return HAS_TALL ? static_cast<int>(layer.tall.count) * TALL_SPLITS : 0;
+    return TALL ? static_cast<int>(layer.tall.count) * TALL_SPLITS : 0;
 }
 
 __device__ __forceinline__ int task_count(const Layer &layer) {
@@ -54,101 +58,104 @@ __device__ __forceinline__ void touch_task(const Layer &layer, int task, int lan
         touch(panels.weights + pair * 2 * 32 * (tall ? TALL : 1) + lane * 32);
 }
 
-// The neurons of a lane in a task of tall panels, and in one of single neurons, 32 apart.
-__device__ __forceinline__ const Target *tall_targets(const Layer &layer, int task, int lane) {
-    return layer.tall.targets + (task / TALL_SPLITS * 32 + lane) * TALL;
-}
-__device__ __forceinline__ const Target *single_targets(const Layer &layer, int task, int lane) {
-    return layer.single.targets + (task - tall_tasks(layer)) * (LISTS * 32) + lane;
-}
-
-// Compute the values of one task; returns its nonzero samples. `after` is the warp's next task, or past
-// the last.
+// Compute the values of one task, and which neurons they are of; returns its nonzero samples. `after` is
+// the warp's next task, or past the last.
 template <bool EQUAL>
-__device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int after, int lane, float *totals) {
+__device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int after, int lane, float *totals,
+                                             int *outputs) {
     unsigned live = 0;
 #pragma unroll
     for (int k = 0; k < TOTALS; k++)
         totals[k] = 0.0f;
-    if (HAS_TALL && task < tall_tasks(layer)) {
+#pragma unroll
+    for (int k = 0; k < OUTPUTS; k++)
+        outputs[k] = -1;
+    const int talls = tall_tasks(layer);
+    if (TALL && task < talls) {
         const int first = task % TALL_SPLITS * TALL_CHUNKS;
-        touch(tall_targets(layer, task, lane));
-        gather<1, TALL, TALL_CHUNKS, EQUAL>(tile, layer.tall, task / TALL_SPLITS, lane, first, layer.value, totals);
+        const int slice = task / TALL_SPLITS;
+        const Target *targets = layer.tall.targets + (slice * 32 + lane) * TALL;
+        touch(targets);
+        gather<1, TALL ? TALL : 1, TALL_CHUNKS, EQUAL>(tile, layer.tall, slice, lane, first, layer.value, totals);
         touch_task(layer, after, lane);
-        const Target *targets = tall_targets(layer, task, lane);
 #pragma unroll
         for (int h = 0; h < TALL; h++) {
-            const unsigned some = finish<TALL_CHUNKS>(layer, targets[h].bias, own_chunk(lane) ^ first,
-                                                      layer.droppable, totals + h * TALL_CHUNKS * 4);
-            live |= targets[h].output >= 0 ? some : 0;
+            outputs[h] = targets[h].output;
+            const int swizzle = (lane & (CHUNKS - 1)) ^ first;
+            const unsigned some = finish<TALL_CHUNKS>(layer, targets[h].bias, swizzle, layer.droppable,
+                                                      totals + h * TALL_CHUNKS * 4);
+            live |= outputs[h] >= 0 ? some : 0;
         }
         return live;
     }
+    const int slice = task - talls;
+    const Target *targets = layer.single.targets + slice * LISTS * 32 + lane;
 #pragma unroll
     for (int list = 0; list < LISTS; list++)
-        touch(single_targets(layer, task, lane) + list * 32);
-    gather<LISTS, 1, CHUNKS, EQUAL>(tile, layer.single, task - tall_tasks(layer), lane, 0, layer.value, totals);
+        touch(targets + list * 32);
+    gather<LISTS, 1, CHUNKS, EQUAL>(tile, layer.single, slice, lane, 0, layer.value, totals);
     touch_task(layer, after, lane);
-    const Target *targets = single_targets(layer, task, lane);
 #pragma unroll
     for (int list = 0; list < LISTS; list++) {
         const Target target = targets[list * 32];
+        outputs[list] = target.output;
         const unsigned some =
-            finish<CHUNKS>(layer, target.bias, own_chunk(lane), layer.droppable, totals + list * SAMPLES);
-        live |= target.output >= 0 ? some : 0;
+            finish<CHUNKS>(layer, target.bias, lane & (CHUNKS - 1), layer.droppable, totals + list * SAMPLES);
+        live |= outputs[list] >= 0 ? some : 0;
     }
     return live;
 }
 
-// Write the rows of one task. Which neurons they are of is read once more: there are no registers to keep that.
-__device__ __forceinline__ void write_task(const Layer &layer, int task, int lane, const float *totals) {
-    const int own = own_chunk(lane);
-    if (HAS_TALL && task < tall_tasks(layer)) {
+// Write the rows of one task.
+__device__ __forceinline__ void write_task(int task, int talls, int lane, const float *totals, const int *outputs) {
+    const int own = lane & (CHUNKS - 1);
+    if (TALL && task < talls) {
         const int first = task % TALL_SPLITS * TALL_CHUNKS;
-        const Target *targets = tall_targets(layer, task, lane);
 #pragma unroll
-        for (int h = 0; h < TALL; h++) {
-            const int output = targets[h].output;
-            if (output >= 0)
+        for (int h = 0; h < TALL; h++)
+            if (outputs[h] >= 0)
 #pragma unroll
                 for (int j = 0; j < TALL_CHUNKS; j++) {
                     const float *y = totals + (h * TALL_CHUNKS + j) * 4;
-                    tile[output * CHUNKS + (own ^ first ^ j)] = make_float4(y[0], y[1], y[2], y[3]);
+                    tile[outputs[h] * CHUNKS + (own ^ first ^ j)] = make_float4(y[0], y[1], y[2], y[3]);
                 }
-        }
         return;
     }
-    const Target *targets = single_targets(layer, task, lane);
 #pragma unroll
-    for (int list = 0; list < LISTS; list++) {
-        const int output = targets[list * 32].output;
-        if (output >= 0)
+    for (int list = 0; list < LISTS; list++)
+        if (outputs[list] >= 0)
 #pragma unroll
             for (int j = 0; j < CHUNKS; j++) {
                 const float *y = totals + list * SAMPLES + j * 4;
-                tile[output * CHUNKS + (own ^ j)] = make_float4(y[0], y[1], y[2], y[3]);
+                tile[outputs[list] * CHUNKS + (own ^ j)] = make_float4(y[0], y[1], y[2], y[3]);
             }
-    }
 }
 
-// Where the results of a round wait that are not held.
-__device__ __forceinline__ float4 *aside(const Layer &layer, int round, int warp, int lane) {
-    const int rows = static_cast<int>(layer.n_in > layer.n_out ? layer.n_in : layer.n_out);
-    const int place = task_of(round + HELD, warp) - HELD * WARPS;
-    return tile + (rows + ZERO_ROWS) * CHUNKS + place * (TOTALS / 4 * 32) + lane;
-}
-
-__device__ __forceinline__ void put_aside(float4 *place, const float *totals) {
+__device__ __forceinline__ void put_aside(float4 *place, const float *totals, const int *outputs) {
 #pragma unroll
     for (int k = 0; k < TOTALS / 4; k++)
         place[k * 32] = make_float4(totals[4 * k], totals[4 * k + 1], totals[4 * k + 2], totals[4 * k + 3]);
+    int4 *more = reinterpret_cast<int4 *>(place + TOTALS / 4 * 32);
+    if (OUTPUTS < 4)
+        more->x = outputs[0];
+#pragma unroll
+    for (int k = 0; k < OUTPUTS / 4; k++)
+        more[k * 32] = make_int4(outputs[4 * k], outputs[4 * k + 1], outputs[4 * k + 2], outputs[4 * k + 3]);
 }
 
-__device__ __forceinline__ void take_back(const float4 *place, float *totals) {
+__device__ __forceinline__ void take_back(const float4 *place, float *totals, int *outputs) {
 #pragma unroll
     for (int k = 0; k < TOTALS / 4; k++) {
         const float4 four = place[k * 32];
         totals[4 * k] = four.x, totals[4 * k + 1] = four.y, totals[4 * k + 2] = four.z, totals[4 * k + 3] = four.w;
+    }
+    const int4 *more = reinterpret_cast<const int4 *>(place + TOTALS / 4 * 32);
+    if (OUTPUTS < 4)
+        outputs[0] = more->x;
+#pragma unroll
+    for (int k = 0; k < OUTPUTS / 4; k++) {
+        const int4 four = more[k * 32];
+        outputs[4 * k] = four.x, outputs[4 * k + 1] = four.y, outputs[4 * k + 2] = four.z, outputs[4 * k + 3] = four.w;
     }
 }
 
@@ -156,22 +163,25 @@ __device__ __forceinline__ void take_back(const float4 *place, float *totals) {
 // the next layer, if there is one; it is there once every input has been read.
 template <bool EQUAL>
 __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, unsigned *live) {
+    constexpr int SIZE = FOURS * 32;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const int tasks = task_count(layer);
-    const int whole = tasks / WARPS, rounds = whole + (task_of(whole, warp) < tasks);
+    const int tasks = task_count(layer), talls = tall_tasks(layer);
+    const int rows = static_cast<int>(layer.n_in > layer.n_out ? layer.n_in : layer.n_out);
+    float4 *aside = tile + (rows + ZERO_ROWS) * CHUNKS + lane;
     float totals[HELD][TOTALS];
+    int outputs[HELD][OUTPUTS];
     unsigned some = 0;
-    int round = 0; // the first of those that are held
-    for (; round < rounds; round++) {
-        some |= run_task<EQUAL>(layer, task_of(round, warp), task_of(round + 1, warp), lane, totals[0]);
-        if (rounds - round <= HELD)
+    int round = 0; // in the end, the first of those that are held, or the one after the only one
+    for (; task_of(round, warp) < tasks; round++) {
+        const int after = task_of(round + HELD, warp); // will be held instead
+        some |= run_task<EQUAL>(layer, task_of(round, warp), task_of(round + 1, warp), lane, totals[0], outputs[0]);
+        if (!TALL && after >= tasks)
             break;
-        put_aside(aside(layer, round, warp, lane), totals[0]);
+        if (after < tasks)
+            put_aside(aside + (after - HELD * WARPS) * SIZE, totals[0], outputs[0]);
     }
-#pragma unroll
-    for (int h = 1; h < HELD; h++)
-        if (round + h < rounds)
-            some |= run_task<EQUAL>(layer, task_of(round + h, warp), task_of(round + h + 1, warp), lane, totals[h]);
+    if (HELD > 1 && task_of(round + 1, warp) < tasks)
+        some |= run_task<EQUAL>(layer, task_of(round + 1, warp), tasks, lane, totals[HELD - 1], outputs[HELD - 1]);
     if (layer.droppable) {
         some = or_over_warp(some);
         if (lane == 0 && some)
@@ -181,16 +191,23 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *follo
     __syncthreads(); // every input has been read
     if (following)
         touch_task(*following, warp, lane);
-    // Addresses are computed anew, not kept from before.
-    const int same_lane = static_cast<int>(kept(lane)), same_warp = static_cast<int>(kept(warp));
+    if (!TALL) {
 #pragma unroll
-    for (int h = 0; h < HELD; h++)
-        if (round + h < rounds)
-            write_task(layer, task_of(round + h, same_warp), same_lane, totals[h]);
-    while (round > 0) {
-        round--;
-        take_back(aside(layer, round, same_warp, same_lane), totals[0]);
-        write_task(layer, task_of(round, same_warp), same_lane, totals[0]);
+        for (int h = HELD - 1; h >= 0; h--)
+            if (task_of(round + h, warp) < tasks)
+                write_task(task_of(round + h, warp), talls, lane, totals[h], outputs[h]);
+        while (round > 0) {
+            round--;
+            take_back(aside + (task_of(round + HELD, warp) - HELD * WARPS) * SIZE, totals[0], outputs[0]);
+            write_task(task_of(round, warp), talls, lane, totals[0], outputs[0]);
+        }
+        return;
+    }
+    while (round > 0) { // the same for one task that is held, in a way that takes fewer registers
+        const int task = task_of(--round, warp);
+        write_task(task, talls, lane, totals[0], outputs[0]);
+        if (round > 0)
+            take_back(aside + (task - WARPS) * SIZE, totals[0], outputs[0]);
     }
 }
 
@@ -199,24 +216,22 @@ __device__ __forceinline__ void clear_zero_rows(i64 neurons) {
         tile[neurons * CHUNKS + k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-// Copy the rows of SAMPLES slots from `slot` on into the tile; there is room for `slots`.
-__device__ __forceinline__ void load_tile(const float *rows, i64 slot, i64 slots, i64 neurons) {
+// Copy the rows of SAMPLES slots from `slot` on into the tile.
+__device__ __forceinline__ void load_tile(const float *rows, i64 slot, i64 neurons) {
+    const float4 *source = reinterpret_cast<const float4 *>(rows + place(slot, 0, neurons));
     for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS)
-        if (slot + k % CHUNKS * 4 < slots) // a tile of 12 may go beyond those that there are
-            copy_async(tile + k, rows + place(slot + k % CHUNKS * 4, k / CHUNKS, neurons));
+        copy_async(tile + k, source + k / CHUNKS * (COLUMNS / 4) + k % CHUNKS);
     clear_zero_rows(neurons);
 }
 
 // Write the rows of samples with a slot of 0 or more to their slots.
 __device__ __forceinline__ void store_tile(float *rows, const int *slots, i64 neurons) {
-    constexpr int BUSY = THREADS / SAMPLES * SAMPLES; // threads; each keeps to one sample
     const float *values = reinterpret_cast<const float *>(tile);
-    const int thread = static_cast<int>(kept(threadIdx.x % 32) + threadIdx.x / 32 * 32);
-    const int slot = slots[thread % SAMPLES];
-    if (slot < 0 || thread >= BUSY)
+    const int slot = slots[threadIdx.x % SAMPLES];
+    if (slot < 0)
         return;
     float *target = rows + place(slot, 0, neurons);
-    for (int k = thread; k < neurons * SAMPLES; k += BUSY)
+    for (int k = threadIdx.x; k < neurons * SAMPLES; k += THREADS) // SAMPLES divides THREADS
         target[k / SAMPLES * COLUMNS] = values[k];
 }
 
@@ -230,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (blockIdx.x == 0 && threadIdx.x == 0)
         describe_next(state, segment, moves);
     while (claim_tile(state, segment, layers, layers_in_all, SAMPLES, now)) {
-        load_tile(state.rows[state.buffer[segment]], now.slot, state.words * WORD, layers[0].n_in);
+        load_tile(state.rows[state.buffer[segment]], now.slot, layers[0].n_in);
         begin_tile(now);
 #pragma unroll 1
         for (int done = 0; done < layers_in_all && now.running; done++) {

@@ -18,6 +18,9 @@
 // Specialised by: SAMPLES (4, 8), LISTS, SLICES, THREADS.
 #include "gather.cuh"
 
+#ifndef TOUCH
+#define TOUCH 1
+#endif
 constexpr int WARPS = THREADS / 32;
 constexpr int TOTALS = LISTS * SAMPLES;   // sums of a lane for a slice
 constexpr int GROUPS = COLUMNS / SAMPLES; // groups of samples of a tile
@@ -179,8 +182,10 @@ template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
 #pragma unroll 1
         for (int part = 0; part < job.layer.parts; part++) {
             const int list = part * job.slices + slice;
-            if (slice < job.slices)
-                touch_list(job, list, lane);
+#pragma unroll
+            for (int s = 0; s < SLICES; s++)
+                if (slice + s < job.slices && (s == 0 || TOUCH))
+                    touch_list(job, list + s, lane);
             if (threadIdx.x == 0) {
                 Place next = job.places[turn % 2];
                 advance(job, next);
@@ -193,12 +198,9 @@ template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
             bring_some(job, turn, true);
 #pragma unroll
             for (int s = 0; s < SLICES; s++)
-                if (slice + s < job.slices) {
-                    if (s + 1 < SLICES && slice + s + 1 < job.slices)
-                        touch_list(job, list + s + 1, lane);
+                if (slice + s < job.slices)
                     gather<LISTS, 1, CHUNKS, EQUAL>(rows, job.layer.single, list + s, lane, 0, job.layer.value,
                                                     totals[s]);
-                }
             if (job.layer.shift < job.layer.part_rows + ZERO_ROWS) {
                 __syncthreads(); // all have read the part
                 bring_some(job, turn, false);

@@ -23,17 +23,6 @@ __device__ __forceinline__ void describe_next(const State &state, i64 segment, b
         state.slots[segment + 1] = state.slots[segment];
 }
 
-// Which of the `samples` samples from `slot` on are live before a segment.
-__device__ __forceinline__ unsigned live_from(const State &state, i64 segment, i64 slot, int samples) {
-    const i64 word = slot / WORD;
-    const int bit = static_cast<int>(slot % WORD);
-    const unsigned *masks = state.masks + segment * state.words + word;
-    u64 bits = masks[0];
-    if (bit + samples > WORD && word + 1 < state.words)
-        bits |= static_cast<u64>(masks[1]) << WORD;
-    return static_cast<unsigned>(bits >> bit) & first_bits(samples);
-}
-
 // Take the next tile of `samples` samples with live ones, if there is one; false where none is left.
 // Its first layers are on their way.
 __device__ __forceinline__ bool claim_tile(const State &state, i64 segment, const Layer *layers, int layer_count,
@@ -45,7 +34,8 @@ __device__ __forceinline__ bool claim_tile(const State &state, i64 segment, cons
             now.slot = static_cast<i64>(atomicAdd(state.tickets + segment, 1)) * samples;
             now.running = 0;
             if (now.slot < total)
-                now.running = live_from(state, segment, now.slot, samples);
+                now.running =
+                    state.masks[segment * state.words + now.slot / WORD] >> now.slot % WORD & first_bits(samples);
             now.nonzero[0] = now.nonzero[1] = now.nonzero[2] = 0;
         }
         __syncthreads();
