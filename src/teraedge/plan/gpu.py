@@ -169,8 +169,8 @@ def _shared(layer: PanelLayer, samples: int) -> int:
     lists = totals // samples
     tall, single = len(layer.tall.starts) - 1, len(layer.single.starts) - 1
     tasks = -(-tall // LANES) * max(samples // 8, 1) + -(-single // (LANES * lists))
-    aside = max(0, tasks - WARPS)  # one task of a warp waits in registers
-    return rows * samples * 4 + aside * totals * LANES * 4
+    # Of a task, the values of each lane, and the neurons they are of.
+    return rows * samples * 4 + max(0, tasks - WARPS) * (totals + max(4, lists)) * LANES * 4
 
 
 def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
