@@ -22,17 +22,13 @@ def device(request):
     end()
 
 
-@pytest.fixture(params=[0, 8, 24])
-def ahead(request, monkeypatch):
-    """Have every layer staged, with room for so many rows of the next part."""
+@pytest.fixture(params=[1, 2])
+def buffers(request, monkeypatch):
+    """Have every layer staged, as many parts at a time."""
 
     def stage(layer, room, seconds):
-        count = -(-layer.n_in // 16)
-        if count <= staged.MOST_PARTS:
-            room = SMALL + request.param * staged.SAMPLES * 4
-        else:
-            count = staged.part_counts_to_try(layer.n_in, room)[0]
-        return staged.settled(staged.staging(layer, room, count))
+        plan = staged.staging(layer, SMALL * request.param, request.param)
+        return staged.settled(plan or staged.staging(layer, room, request.param))
 
     monkeypatch.setattr(gpu, "SAMPLES", ())
     monkeypatch.setattr(gpu.rates, "wide_seconds", lambda *_: np.inf)
@@ -52,14 +48,14 @@ def check(network, device, features, options):
 
 @pytest.mark.parametrize("samples", SAMPLES)
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "two hundred layers"])
-def test_equals_reference(device, ahead, name, samples):
+def test_equals_reference(device, buffers, name, samples):
     network = NETWORKS[name]
     features = make_features(network, samples)
     for options in OPTIONS.values():
         check(network, device, features, options)
 
 
-def test_several_output_blocks(device, ahead):
+def test_several_output_blocks(device, buffers):
     """A block of threads takes 4096 neurons; the last one has fewer slices than warps."""
     rng = np.random.default_rng(3)
     network = chain(rng, [60, 9000, 50], -1, ClippedReLU(8), density=0.01)

@@ -17,15 +17,9 @@ def random_layer(n, **kwargs):
     return next(iter(datasets.random.network([n, n], **kwargs)))
 
 
-def cut(panels, room, buffers):
-    """Cut a layer into the fewest parts, or so many that two fit."""
-    counts = staged.part_counts_to_try(panels.n_in, room)
-    return staged.staging(panels, room, counts[0 if buffers == 1 else -1])
-
-
 def laid_out(layer, room, buffers):
     panels = gpu.all_single(layer)
-    plan = staged.settled(cut(panels, room, buffers))
+    plan = staged.settled(staged.staging(panels, room, buffers))
     return plan, staged.lay_out_staged(panels, plan)
 
 
@@ -145,26 +139,14 @@ def test_which_kernel():
 
 def test_too_many_parts():
     panels = gpu.all_single(random_layer(4000, fan_in=2))
-    assert staged.part_counts_to_try(4000, (128 + 8) * 32) == [32]
-    assert staged.staging(panels, (128 + 8) * 32, 32).parts == 32
-    assert staged.part_counts_to_try(4000, (120 + 8) * 32) == []
-    assert staged.part_counts_to_try(4000, 15 * 32) == []  # not even the zeros and eight more
-
-
-def test_room_for_some_rows_of_the_next_part():
-    panels = gpu.all_single(random_layer(16384, fan_in=32))
-    assert staged.part_counts_to_try(16384, ROOM) == [3, 4, 5]
-    for count in (3, 4, 5):
-        plan = staged.staging(panels, ROOM, count)
-        assert plan.parts == count
-        assert plan.shared <= ROOM
-        assert plan.shift % 8 == 0
-        assert (plan.shift == plan.part_rows + 8) == (count == 5)
+    assert staged.staging(panels, (128 + 8) * 32, 1).parts == 32
+    assert staged.staging(panels, (120 + 8) * 32, 1) is None
+    assert staged.staging(panels, 15 * 32, 1) is None  # not even the rows of zeros and eight more
 
 
 def test_costs_fall_with_padding():
     panels = gpu.all_single(random_layer(16384, fan_in=32))
-    one = staged.staging(panels, ROOM, 3)
+    one = staged.staging(panels, ROOM, 1)
     worse = replace(one, lengths=one.lengths + 2)
     assert rates.staged_seconds(panels, one) < rates.staged_seconds(panels, worse)
     assert rates.staged_at_best(panels) < rates.staged_seconds(panels, one)

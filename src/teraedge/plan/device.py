@@ -189,9 +189,9 @@ class DeviceLayer:
         Of the activation, as of `PanelLayer`.
     choice : Choice
         Without times: they are not predicted for this device.
-    parts, part_rows, shift : int
-        Parts of the inputs, rows of a part, and how many rows odd parts begin after even ones in
-        shared memory (staged).
+    parts, part_rows, buffers : int
+        Parts of the inputs, rows of a part, and how many parts there is room for at a time
+        (staged).
     block : BlockParts or None
     nbytes : int
         Bytes on the device.
@@ -212,7 +212,7 @@ class DeviceLayer:
     curve: str = ""
     parts: int = 0
     part_rows: int = 0
-    shift: int = 0
+    buffers: int = 0
     block: BlockParts | None = None
     nbytes: int = field(init=False)
 

@@ -36,7 +36,7 @@ from teraedge.plan.device import (
     targets_of,
 )
 from teraedge.plan.panels import PanelLayer, Panels, panel_layer
-from teraedge.plan.staged import Staging, lay_out_staged, part_counts_to_try, settled, staging
+from teraedge.plan.staged import Staging, lay_out_staged, settled, staging
 
 RESIDENT_HEIGHT = 4
 """Neurons of a tall panel of the resident kernel."""
@@ -127,9 +127,9 @@ def _best_wide(layer: Layer) -> tuple[PanelLayer, float]:
 def _best_staging(layer: PanelLayer, room: int, seconds: float) -> Staging | None:
     """Return the fastest way to stage a layer, if one takes less than some seconds."""
     best, least = None, seconds
-    for count in part_counts_to_try(layer.n_in, room):
-        plan = staging(layer, room, count)
-        if (taken := rates.staged_seconds(layer, plan)) < least:
+    for buffers in (1, 2):
+        plan = staging(layer, room, buffers)
+        if plan is not None and (taken := rates.staged_seconds(layer, plan)) < least:
             best, least = plan, taken
     if best is not None and rates.staged_seconds(layer, best := settled(best)) < seconds:
         return best

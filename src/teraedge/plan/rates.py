@@ -97,9 +97,9 @@ def resident_four_seconds(layer: PanelLayer, tall_edge: float) -> float:
 def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
     """Return what the staged kernel takes.
 
-    Lists are read step by step, and reads that meet in a bank take turns, while the lists stream in.
-    Each output block gets all rows: those of the next part that there is room for at the same time,
-    the others between two parts.
+    Lists are read step by step, and reads that meet in a bank take turns. Before that, or at the
+    same time where there is room for two parts, each output block gets all rows, and the lists
+    stream in besides.
     """
     weights = layer.value is None
     steps = plan.slots / LANES
@@ -108,10 +108,10 @@ def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
     rows = row_bytes / STAGED_BYTES
     lists = plan.slots * (6 if weights else 2) / L2_BYTES
     waits = plan.parts * plan.blocks * PIECE_SECONDS
-    ahead = min(1.0, plan.shift / plan.part_rows)
-    writes = row_bytes / 128 / READS  # to shared memory, which is busy with reads
-    work = max(reads + ahead * writes, lists + ahead * rows)
-    return (work + (1 - ahead) * rows + waits) / SAMPLES
+    if plan.buffers > 1:
+        writes = row_bytes / 128 / READS  # to shared memory, which is busy with reads
+        return (max(reads + writes, rows + lists) + waits) / SAMPLES
+    return (max(reads, lists) + rows + waits) / SAMPLES
 
 
 def staged_at_best(layer: PanelLayer) -> float:

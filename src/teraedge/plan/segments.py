@@ -17,6 +17,8 @@ class Segment:
     kernel : {"resident", "block", "staged", "wide"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
+    buffers : int
+        Parts of the inputs that there is room for at a time, in the staged kernel.
     shared : int
         Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
@@ -35,6 +37,7 @@ class Segment:
     count: int
     kernel: Kernel
     samples: int
+    buffers: int
     shared: int
     moves: bool
     block: BlockKind | None
@@ -89,6 +92,7 @@ def segments(
                 count=end - begin,
                 kernel=layer.kernel,
                 samples=layer.samples,
+                buffers=layer.buffers,
                 shared=shared,
                 moves=dies,
                 block=kind,

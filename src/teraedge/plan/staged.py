@@ -48,9 +48,8 @@ class Staging:
 
     Attributes
     ----------
-    shift : int
-        Rows that odd parts begin after even ones in shared memory, so that as many of the next part
-        come while one is summed.
+    buffers : int
+        Parts that there is room for at a time.
     parts, part_rows : int
     order : ndarray of int64, shape (n_out,)
         The neurons, slice after slice; in a plan that is settled, in each group after group.
@@ -62,7 +61,7 @@ class Staging:
         Reads that cannot but meet another in a bank; known of plans that are settled.
     """
 
-    shift: int
+    buffers: int
     parts: int
     part_rows: int
     order: NDArray[np.int64]
@@ -88,33 +87,24 @@ class Staging:
     @property
     def shared(self) -> int:
         """Shared memory of a block, in bytes."""
-        return (self.shift + self.part_rows + ZERO_ROWS) * SAMPLES * 4
+        return self.buffers * (self.part_rows + ZERO_ROWS) * SAMPLES * 4
 
 
-def part_counts_to_try(n_in: int, room: int) -> list[int]:
-    """Return numbers of parts: the least, one more, and so many that two fit into `room` bytes."""
-    rows = room // (SAMPLES * 4) - ZERO_ROWS
-    if rows < 8:
-        return []
-    least = -(-n_in // (rows // 8 * 8))
-    half = (rows - ZERO_ROWS) // 16 * 8
-    both = -(-n_in // half) if half else least
-    return sorted(count for count in {least, least + 1, both} if count <= MOST_PARTS)
-
-
-def staging(layer: PanelLayer, room: int, count: int) -> Staging:
-    """Cut a layer into some parts, one of which fits into `room` bytes.
+def staging(layer: PanelLayer, room: int, buffers: int) -> Staging | None:
+    """Cut a layer for `buffers` parts at a time in `room` bytes; None where that makes too many.
 
     Parameters
     ----------
     layer : PanelLayer
         Without tall panels.
-    room, count : int
+    room, buffers : int
     """
+    most = (room // (buffers * SAMPLES * 4) - ZERO_ROWS) // 8 * 8
+    if most <= 0 or -(-layer.n_in // most) > MOST_PARTS:
+        return None
+    count = -(-layer.n_in // most)
     rows = -(-layer.n_in // (count * 8)) * 8  # whole rounds of the banks
     count = -(-layer.n_in // rows)
-    left = room // (SAMPLES * 4) - rows - ZERO_ROWS
-    shift = min(left // 8 * 8, rows + ZERO_ROWS)
     starts, indices = layer.single.starts, layer.single.indices.astype(np.int64)
     counts = parts.part_counts(starts, indices, rows, count, GROUP)
     edges = counts.reshape(len(counts), count, GROUP).sum(axis=2)
@@ -122,7 +112,7 @@ def staging(layer: PanelLayer, room: int, count: int) -> Staging:
     order = parts.similar_slices(pairs, WIDTH)
     firsts = np.arange(0, len(order), WIDTH)
     lengths = 2 * np.maximum.reduceat(pairs[order], firsts, axis=0).T
-    return Staging(shift, count, rows, order, counts, np.ascontiguousarray(lengths))
+    return Staging(buffers, count, rows, order, counts, np.ascontiguousarray(lengths))
 
 
 def settled(plan: Staging) -> Staging:
@@ -193,5 +183,5 @@ def lay_out_staged(layer: PanelLayer, plan: Staging) -> DeviceLayer:
         curve=layer.curve,
         parts=plan.parts,
         part_rows=rows,
-        shift=plan.shift,
+        buffers=plan.buffers,
     )

@@ -29,7 +29,7 @@ class Launcher:
         self._device = device
         self._resident: dict[tuple[int, bool, bool], Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
-        self._staged: dict[bool, Kernel] = {}
+        self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
         self._grids: dict[tuple[int, int, int], int] = {}
@@ -116,9 +116,9 @@ class Launcher:
         return self._block[kind]
 
     def _staged_kernel(self, segment: Segment) -> Kernel:
-        key = segment.curved
+        key = segment.buffers, segment.curved
         if key not in self._staged:
-            file, defines, names = staged(key)
+            file, defines, names = staged(*key)
             self._staged[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._staged[key]
 

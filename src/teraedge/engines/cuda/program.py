@@ -34,7 +34,7 @@ LAYER = np.dtype(
         ("rounds", np.int32),
         ("steps", np.int32),
         ("fragments", np.int32),
-        ("shift", np.int32),
+        ("", "V4"),
         ("places", np.uint64),
         ("head", np.uint64),
     ]
@@ -87,7 +87,7 @@ def pack(
         row["droppable"] = drop
         row["curve"] = CURVES.index(layer.curve)
         row["wide"] = layer.single.indices.dtype == np.uint32
-        row["parts"], row["part_rows"], row["shift"] = layer.parts, layer.part_rows, layer.shift
+        row["parts"], row["part_rows"] = layer.parts, layer.part_rows
         if layer.block is not None:
             row["rounds"], row["steps"] = layer.block.rounds, layer.block.steps
             row["fragments"] = layer.block.fragments

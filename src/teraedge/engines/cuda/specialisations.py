@@ -32,10 +32,11 @@ def resident(samples: int, tall: bool, curved: bool) -> Specialisation:
     return "resident.cu", {**sizes, "THREADS": THREADS, **_curves(curved)}, ["resident"]
 
 
-def staged(curved: bool) -> Specialisation:
-    """Return the staged kernel."""
+def staged(buffers: int, curved: bool) -> Specialisation:
+    """Return the staged kernel with room for so many parts of the inputs."""
     sizes = {"SAMPLES": STAGED_SAMPLES, "LISTS": LISTS, "SLICES": SLICES}
-    return "staged.cu", {**sizes, "THREADS": THREADS, **_curves(curved)}, ["staged"]
+    more = {"BUFFERS": buffers, "THREADS": THREADS}
+    return "staged.cu", {**sizes, **more, **_curves(curved)}, ["staged"]
 
 
 def block(kind: BlockKind) -> Specialisation:
@@ -84,7 +85,7 @@ def all_specialisations() -> list[Specialisation]:
     for curved in (False, True):
         found += [resident(count, True, curved) for count in SAMPLES]
         found.append(resident(32, False, curved))
-        found.append(staged(curved))
+        found += [staged(buffers, curved) for buffers in (1, 2)]
         found += [
             wide(height, stages, curved)
             for height in (1, *WIDE_TALL_EDGES)

@@ -52,7 +52,6 @@ struct alignas(16) Layer {
     short curve;   // enum Curve
     int parts, part_rows; // of the inputs (staged kernel)
     int rounds, steps, fragments; // panels, steps and pieces of weights of a warp, at most (block kernel)
-    int shift;            // rows from where even parts begin in shared memory to where odd ones do (staged kernel)
     const unsigned short *places; // device, n_in: where in the tile each input lies (block kernel)
     const void *head;             // device: of each panel what `Head` says (block kernel)
 };

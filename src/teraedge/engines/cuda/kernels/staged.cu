@@ -8,26 +8,22 @@
 // asks of it by their edges from that row. That is why a lane keeps as many sums as there are
 // registers for.
 //
-// Each part has lists of its own, [part][slice], with indices from the start of the part. Odd parts begin
-// `shift` rows after even ones, so that of the next part those rows can come while one is summed that
-// do not lie where this one does; the others wait until it is. Smaller parts could come as a whole, but
-// more of them means shorter lists and more padding.
+// Each part has lists of its own, [part][slice], with indices from the start of the part. With two
+// BUFFERS, the next part comes in while one is summed; but parts of half the rows are more of them,
+// which means shorter lists and more padding.
 //
 // Samples die, and are moved together, as after the wide kernel.
 //
-// Specialised by: SAMPLES (4, 8), LISTS, SLICES, THREADS.
+// Specialised by: SAMPLES (4, 8), LISTS, SLICES, BUFFERS (1, 2), THREADS.
 #include "gather.cuh"
 
-#ifndef TOUCH
-#define TOUCH 1
-#endif
 constexpr int WARPS = THREADS / 32;
 constexpr int TOTALS = LISTS * SAMPLES;   // sums of a lane for a slice
 constexpr int GROUPS = COLUMNS / SAMPLES; // groups of samples of a tile
 constexpr int STEP = THREADS / CHUNKS;    // rows that a block copies at a time
 static_assert(SAMPLES % 4 == 0 && SAMPLES <= 8, "a row is whole chunks; see even_bits");
 
-extern __shared__ float4 tile[]; // [shift + part_rows + ZERO_ROWS][CHUNKS]
+extern __shared__ float4 tile[]; // [BUFFERS][part_rows + ZERO_ROWS][CHUNKS]
 
 // A piece of work, and a part of its inputs. The blocks that run at the same time take the
 // groups of one tile, and then its output blocks, so that rows come from L2 and weights too.
@@ -74,43 +70,24 @@ __device__ __forceinline__ void advance(const Job &job, Place &at) {
     skip_dead(job, at);
 }
 
-// Where the rows of the part of a turn begin.
-__device__ __forceinline__ float4 *rows_of(const Job &job, int turn) {
-    return tile + (turn % 2 ? job.layer.shift * CHUNKS : 0);
-}
+__device__ __forceinline__ int buffer_size(const Job &job) { return (job.layer.part_rows + ZERO_ROWS) * CHUNKS; }
 
-// Begin to copy rows `begin` to `end` of a part of an item, if there is one.
-__device__ __forceinline__ void bring(const Job &job, const Place &at, float4 *into, int begin, int end) {
+// Begin to copy a part of the rows of an item, if there is one.
+__device__ __forceinline__ void bring(const Job &job, const Place &at, float4 *into) {
     if (at.item >= job.items)
         return;
     const i64 n_in = job.layer.n_in;
-    const int first = at.part * job.layer.part_rows, row = begin + static_cast<int>(threadIdx.x) / CHUNKS;
-    const int rows = static_cast<int>(n_in - first < end ? n_in - first : end);
+    const int first = at.part * job.layer.part_rows, row = static_cast<int>(threadIdx.x) / CHUNKS;
+    const int left = static_cast<int>(n_in - first < job.layer.part_rows ? n_in - first : job.layer.part_rows);
     const float4 *from = reinterpret_cast<const float4 *>(job.rows + place(slot_of(job, at.item), first + row, n_in)) +
                          threadIdx.x % CHUNKS;
-    into += begin * CHUNKS + threadIdx.x;
+    into += threadIdx.x;
 #pragma unroll 4
-    for (int k = row; k < rows; k += STEP) {
+    for (int k = row; k < left; k += STEP) {
         copy_async(into, from);
         into += THREADS;
         from += STEP * (COLUMNS / 4);
     }
-}
-
-// Bring what can come of the part of a turn before the one before it is summed, or else the rest of it.
-__device__ __forceinline__ void bring_some(const Job &job, int turn, bool ahead) {
-    const int rows = job.layer.part_rows, shift = job.layer.shift;
-    const bool odd = turn % 2 != 0;
-    const int border = odd ? (rows + ZERO_ROWS > shift ? rows + ZERO_ROWS - shift : 0) : shift;
-    const bool low = odd != ahead; // odd parts begin with rows that must wait, even ones end with them
-    if (border < rows || low)
-        bring(job, job.places[turn % 2], rows_of(job, turn), low ? 0 : border, low && border < rows ? border : rows);
-}
-
-// Write zeros behind the rows of a part.
-__device__ __forceinline__ void clear_behind(const Job &job, int turn) {
-    if (threadIdx.x < ZERO_ROWS * CHUNKS)
-        rows_of(job, turn)[job.layer.part_rows * CHUNKS + threadIdx.x] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
 // Have what a warp reads first of a slice brought near.
@@ -165,7 +142,7 @@ __device__ __forceinline__ void mark(const Job &job, unsigned slot, int lane, un
 
 template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    bring(job, job.places[0], tile, 0, job.layer.part_rows);
+    bring(job, job.places[0], tile);
     int turn = 0; // parts so far
 #pragma unroll 1
     for (;;) {
@@ -182,10 +159,8 @@ template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
 #pragma unroll 1
         for (int part = 0; part < job.layer.parts; part++) {
             const int list = part * job.slices + slice;
-#pragma unroll
-            for (int s = 0; s < SLICES; s++)
-                if (slice + s < job.slices && (s == 0 || TOUCH))
-                    touch_list(job, list + s, lane);
+            if (slice < job.slices)
+                touch_list(job, list, lane);
             if (threadIdx.x == 0) {
                 Place next = job.places[turn % 2];
                 advance(job, next);
@@ -193,19 +168,18 @@ template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
             }
             wait_for_copies();
             __syncthreads(); // the part is there, and all are done with the one before
-            const float4 *const rows = rows_of(job, turn);
+            const float4 *const rows = tile + turn % BUFFERS * buffer_size(job);
             turn++;
-            bring_some(job, turn, true);
+            if (BUFFERS > 1)
+                bring(job, job.places[turn % 2], tile + turn % BUFFERS * buffer_size(job));
 #pragma unroll
             for (int s = 0; s < SLICES; s++)
                 if (slice + s < job.slices)
                     gather<LISTS, 1, CHUNKS, EQUAL>(rows, job.layer.single, list + s, lane, 0, job.layer.value,
                                                     totals[s]);
-            if (job.layer.shift < job.layer.part_rows + ZERO_ROWS) {
+            if (BUFFERS == 1) {
                 __syncthreads(); // all have read the part
-                bring_some(job, turn, false);
-                if (turn % 2 == 0) // there was the odd part
-                    clear_behind(job, turn);
+                bring(job, job.places[turn % 2], tile);
             }
         }
         const unsigned slot = slot_of(job, item);
@@ -242,8 +216,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     note_begin(state, segment);
     __syncthreads();
-    clear_behind(job, 0);
-    clear_behind(job, 1);
+    for (int buffer = 0; buffer < BUFFERS; buffer++) // behind the rows of a part
+        for (int k = threadIdx.x; k < ZERO_ROWS * CHUNKS; k += THREADS)
+            tile[buffer * buffer_size(job) + job.layer.part_rows * CHUNKS + k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     if (job.layer.equal)
         run<true>(job);
     else
