@@ -20,7 +20,7 @@ COLUMNS = 64
 STATIC_SHARED = 1024
 """Shared memory that kernels declare themselves, and the driver's own, in bytes, at most."""
 
-LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("", "V4")])
+LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("shared", np.int32)])
 """`struct List` of kernels/common.cuh."""
 TARGET = np.dtype([("output", np.int32), ("bias", np.float32)])
 """`struct Target`."""
@@ -239,6 +239,11 @@ class DeviceLayer:
         return self.kernel in ("resident", "block")
 
     @property
+    def gathers(self) -> bool:
+        """Whether it takes samples from wherever they lie."""
+        return self.kernel == "wide" and not self.single.count
+
+    @property
     def padding(self) -> float:
         """Edges that run for each that was stored, less 1."""
         return (self.tall.slots + self.single.slots) / max(self.edges, 1) - 1
@@ -264,10 +269,12 @@ def in_words(values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(loads.transpose(0, 1, 2, 4, 3)).ravel()
 
 
-def list_table(begin: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[Any]:
+def list_table(
+    begin: NDArray[np.int64], length: NDArray[np.int64], shared: NDArray[np.int64] | int = 0
+) -> NDArray[Any]:
     """Return a table of `LIST`."""
     table = np.zeros(len(begin), LIST)
-    table["begin"], table["length"] = begin, length
+    table["begin"], table["length"], table["shared"] = begin, length, shared
     return table
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from teraedge.network import Layer
 from teraedge.plan import banks, rates
 from teraedge.plan.block import PANEL, lay_out_block
+from teraedge.plan.chained import ALIGN, lay_out_chained
 from teraedge.plan.cost import Constants
 from teraedge.plan.device import (
     COLUMNS,
@@ -51,8 +52,6 @@ SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
-WIDE_ALIGN = 8
-"""Edges the wide kernel loads together."""
 
 
 def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> DeviceLayer:
@@ -237,7 +236,7 @@ def _wide(layer: PanelLayer) -> DeviceLayer:
         edges=layer.edges,
         samples=0,
         shared=0,
-        tall=_lists(layer.tall, layer, index),
+        tall=lay_out_chained(layer.tall, layer, index),
         single=_lists(layer.single, layer, index),
         value=layer.value,
         bias=layer.bias,
@@ -248,9 +247,9 @@ def _wide(layer: PanelLayer) -> DeviceLayer:
 
 
 def _lists(panels: Panels, layer: PanelLayer, index: Any) -> DevicePanels:
-    """Lay panels out one after the other, each from a multiple of `WIDE_ALIGN` on."""
+    """Lay panels out one after the other, each from a multiple of `ALIGN` on."""
     counts = np.diff(panels.starts)
-    room = -(-counts // WIDE_ALIGN) * WIDE_ALIGN
+    room = -(-counts // ALIGN) * ALIGN
     starts = np.cumsum(room) - room
     place = np.arange(len(panels.indices)) + np.repeat(starts - panels.starts[:-1], counts)
     indices = np.zeros(int(room.sum()), index)

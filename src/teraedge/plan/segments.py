@@ -31,6 +31,8 @@ class Segment:
         Heights of the panels there are, which the wide kernel runs one after the other.
     curved : bool
         Whether a layer has a smooth activation, which takes kernels that know them.
+    gathers, leaves : bool
+        Whether it, and whether the next segment, takes samples from wherever they lie.
     """
 
     first: int
@@ -45,6 +47,8 @@ class Segment:
     head: int
     heights: tuple[int, ...]
     curved: bool
+    gathers: bool
+    leaves: bool
 
 
 def segments(
@@ -99,6 +103,8 @@ def segments(
                 head=most[1],
                 heights=heights,
                 curved=any(part.curve for part in layers[begin:end]),
+                gathers=layer.gathers,
+                leaves=not last and layers[end].gathers,
             )
             begin, most = end, (0, 0)
 

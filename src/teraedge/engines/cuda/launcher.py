@@ -4,10 +4,13 @@ from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
+    CHAINED_STAGES,
     WIDE_STAGES,
     WIDE_THREADS,
     block,
     block_threads,
+    chained,
+    chained_shared,
     compact,
     resident,
     staged,
@@ -20,6 +23,8 @@ from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 144
 """Live columns of 256 at which samples are moved together: moving costs a layer or two."""
+LEAVE_BELOW = 250
+"""The same where the next layer takes them from where they lie, which costs little."""
 
 
 class Launcher:
@@ -84,12 +89,17 @@ class Launcher:
             for height in segment.heights:
                 kernel, shared = self._wide_kernel(height, segment.curved)
                 grid = self._blocks(kernel, WIDE_THREADS, shared)
-                stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
+                arguments = (layers, state.struct, number)
+                if height > 1:
+                    stream.launch(kernel, grid, WIDE_THREADS, shared, *arguments, number == 0)
+                else:
+                    stream.launch(kernel, grid, WIDE_THREADS, shared, *arguments)
         stream.launch(
             self._compact["census"], 1, CENSUS_THREADS, 0,
-            layers, segment.first, state.struct, number, MOVE_BELOW,
+            layers, segment.first, state.struct, number,
+            LEAVE_BELOW if segment.leaves else MOVE_BELOW, segment.leaves,
         )  # fmt: skip
-        if segment.moves:
+        if segment.moves and not segment.leaves:
             grid = self._blocks(self._compact["compact"], 256, 0)
             stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)
 
@@ -123,14 +133,17 @@ class Launcher:
         return self._staged[key]
 
     def _wide_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
-        """Return the wide kernel for a height of panels, and its dynamic shared memory."""
+        """Return the kernel for a height of panels, and its dynamic shared memory."""
         key = height, curved
         if key not in self._wide:
             room = self._device.shared_bytes - STATIC_SHARED
-            stages = next(n for n in WIDE_STAGES if wide_shared(height, n) <= room or n == 2)
-            file, defines, names = wide(height, stages, curved)
+            counts, nbytes, found = WIDE_STAGES, wide_shared, wide
+            if height > 1:
+                counts, nbytes, found = CHAINED_STAGES, chained_shared, chained
+            stages = next(n for n in counts if nbytes(height, n) <= room or n == 2)
+            file, defines, names = found(height, stages, curved)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._wide[key] = kernel, wide_shared(height, stages)
+            self._wide[key] = kernel, nbytes(height, stages)
         return self._wide[key]
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:

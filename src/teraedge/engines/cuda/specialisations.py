@@ -13,9 +13,11 @@ WIDE_TILES, WIDE_THREADS = 2, 512
 """Tiles that a warp of the wide kernel takes at a time, and threads of a block."""
 WIDE_STAGES = (3, 2)
 """Pieces in the ring of a warp: three on GPUs with room for them in shared memory, else two."""
+CHAINED_STAGES = (4, 3, 2)
+"""The same for the chained kernel."""
 WIDE_EDGES = 8
 """Edges of a piece."""
-CENSUS_THREADS = 512
+CENSUS_THREADS = 1024
 
 
 def _curves(curved: bool) -> dict[str, int | str]:
@@ -59,6 +61,18 @@ def wide(height: int, stages: int, curved: bool) -> Specialisation:
     return "wide.cu", {"HEIGHT": height, **sizes, **_curves(curved)}, ["wide"]
 
 
+def chained_shared(height: int, stages: int) -> int:
+    """Return the dynamic shared memory of a block of the chained kernel, in bytes."""
+    piece = WIDE_EDGES * (COLUMNS + 2 * height) * 4
+    return WIDE_THREADS // 32 * stages * (piece + 16)
+
+
+def chained(height: int, stages: int, curved: bool) -> Specialisation:
+    """Return the chained kernel for panels of one height."""
+    sizes = {"HEIGHT": height, "STAGES": stages, "THREADS": WIDE_THREADS}
+    return "chained.cu", {**sizes, **_curves(curved)}, ["chained"]
+
+
 def compact() -> Specialisation:
     """Return what counts samples and moves them together."""
     return "compact.cu", {}, ["census", "compact"]
@@ -71,7 +85,7 @@ def samples() -> Specialisation:
         {},
         [
             *("begin", "count_bright", "sum_bins", "place_samples"),
-            *("load_packed", "load_dense", "load_sparse", "mark", "store_rows", "apply_head"),
+            *("load_packed", "turn_bits", "load_dense", "load_sparse", "mark", "store_rows", "apply_head"),
         ],
     )
 
@@ -82,9 +96,10 @@ def all_specialisations() -> list[Specialisation]:
     for curved in (False, True):
         found += [resident(count, curved) for count in SAMPLES]
         found += [staged(buffers, curved) for buffers in (1, 2)]
+        found += [wide(1, stages, curved) for stages in WIDE_STAGES]
         found += [
-            wide(height, stages, curved)
-            for height in (1, *WIDE_TALL_EDGES)
-            for stages in WIDE_STAGES
+            chained(height, stages, curved)
+            for height in WIDE_TALL_EDGES
+            for stages in CHAINED_STAGES
         ]
     return found

@@ -9,6 +9,16 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(global) : "memory");
 }
 
+// The same of 8 and of 4 bytes.
+__device__ __forceinline__ void copy_async_8(void *shared, const void *global) {
+    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(target), "l"(global) : "memory");
+}
+__device__ __forceinline__ void copy_async_4(void *shared, const void *global) {
+    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(global) : "memory");
+}
+
 // Wait for all copies of this thread; a barrier then shows them to the others.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -64,6 +74,14 @@ __device__ __forceinline__ unsigned long long nanoseconds() {
 
 __device__ __forceinline__ void copy_async(void *shared, const void *global) {
     emulated_copy_async(shared, global, 16); // arrives when it is waited for
+}
+
+__device__ __forceinline__ void copy_async_8(void *shared, const void *global) {
+    emulated_copy_async(shared, global, 8);
+}
+
+__device__ __forceinline__ void copy_async_4(void *shared, const void *global) {
+    emulated_copy_async(shared, global, 4);
 }
 
 __device__ __forceinline__ void wait_for_copies() { emulated_wait_for_copies(); }

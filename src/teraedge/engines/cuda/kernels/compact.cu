@@ -2,7 +2,7 @@
 // pays. Nothing of this goes through the host.
 #include "common.cuh"
 
-constexpr int THREADS = 512;
+constexpr int THREADS = 1024;
 
 // The sum of `value` over the threads before this one; `total` gets that over all.
 __device__ __forceinline__ unsigned sum_before(unsigned value, unsigned *sums, unsigned *total) {
@@ -42,10 +42,29 @@ __device__ __forceinline__ unsigned nonzero_word(const unsigned *nonzero, i64 wo
     return spread(even) | spread(odd) << 1;
 }
 
-// One block. Samples without a nonzero output are dead where the layer lets them die. They are moved
-// out of the way when at most `limit` of 256 columns up to the last live one are live.
+// Tell where the sample of each new slot lies, and which it is.
+__device__ __forceinline__ void find_sources(const State &state, i64 segment, i64 used, u64 live, const unsigned *after) {
+    const int order = state.order[segment], lane = threadIdx.x % 32;
+    const int *ids = state.ids[order];
+    int *moved = state.ids[1 - order];
+    for (i64 word = threadIdx.x / 32; word < used; word += THREADS / 32) {
+        const unsigned mask = after[word];
+        if (mask >> lane & 1) {
+            const i64 slot = state.starts[word] + __popc(mask & first_bits(lane));
+            state.sources[slot] = static_cast<int>(word * WORD + lane);
+            moved[slot] = ids[word * WORD + lane];
+        }
+    }
+    const i64 slot = static_cast<i64>(live) + threadIdx.x; // up to the end of the last tile
+    if (slot < (static_cast<i64>(live) + COLUMNS - 1) / COLUMNS * COLUMNS)
+        state.sources[slot] = -1;
+}
+
+// One block. Samples without a nonzero output are dead where the layer lets them die. The others are put
+// together when at most `limit` of 256 columns up to the last live one are live: by the next layer when it
+// reads them (`leaves`), or by `compact`.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    census(const Layer *layer, i64 number, const State *shared_state, i64 segment, i64 limit) {
+    census(const Layer *layer, i64 number, const State *shared_state, i64 segment, i64 limit, i64 leaves) {
     __shared__ unsigned sums[THREADS / 32];
     __shared__ unsigned last; // the words up to the last with a live sample
     const State &state = *shared_state;
@@ -80,19 +99,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     const unsigned left = last * WORD < slots ? last * WORD : slots; // where the last are dead, without moving any
     const bool moves = live < left && live * 256 <= static_cast<u64>(left) * limit;
-    if (moves) { // in use from now on: the first `live` columns
+    if (moves) {
+        find_sources(state, segment, used, live, after);
         __syncthreads();
-        for (i64 word = threadIdx.x; word < used; word += THREADS) {
+        for (i64 word = threadIdx.x; word < used; word += THREADS) { // in use from now on: the first columns
             const i64 rest = static_cast<i64>(live) - word * WORD;
-            state.leaving[word] = after[word]; // `compact` still needs it
             after[word] = rest > 0 ? first_bits(rest < WORD ? static_cast<int>(rest) : WORD) : 0;
         }
     }
     if (threadIdx.x == 0) {
         const int from = state.buffer[segment], order = state.order[segment];
-        state.compacts[segment] = moves;
+        state.compacts[segment] = !moves ? STAY : leaves ? LEFT : MOVED;
         state.slots[segment + 1] = moves ? static_cast<unsigned>(live) : left;
-        state.buffer[segment + 1] = moves ? from : 1 - from;
+        state.buffer[segment + 1] = moves && !leaves ? from : 1 - from;
         state.order[segment + 1] = moves ? 1 - order : order;
         state.ran[number] += ran;
         state.live[number] += live;
@@ -100,41 +119,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
 }
 
-// Copy the live samples to their new slots, back into the buffer that the layer read.
+// Copy the live samples to their new slots, back into the buffer that the layer read. A warp takes some rows
+// of a tile that they go to.
 extern "C" __global__ void __launch_bounds__(256)
     compact(const Layer *layer, const State *shared_state, i64 segment) {
-    constexpr i64 ROWS = 64; // rows a warp copies at a time
-    constexpr int AHEAD = 16;
+    constexpr i64 ROWS = 64;
+    constexpr int AHEAD = 8; // rows that are on their way before the first is written
     const State &state = *shared_state;
-    if (!state.compacts[segment])
+    if (state.compacts[segment] != MOVED)
         return;
     const int lane = threadIdx.x % 32;
     const i64 warp = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32;
     const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
-    const int from = state.buffer[segment], order = state.order[segment];
+    const int from = state.buffer[segment];
     const i64 n = layer->n_out, parts = (n + ROWS - 1) / ROWS;
-    const i64 items = words_of(state.slots[segment]) * parts;
-    for (i64 item = warp; item < items; item += warps) {
-        const i64 word = item / parts, begin = item % parts * ROWS;
-        const unsigned mask = state.leaving[word];
-        if (!(mask >> lane & 1))
-            continue;
-        const i64 slot = state.starts[word] + __popc(mask & first_bits(lane));
-        const float *source = state.rows[1 - from] + place(word * WORD + lane, 0, n);
-        float *target = state.rows[from] + place(slot, 0, n);
+    const i64 tiles = (static_cast<i64>(state.slots[segment + 1]) + COLUMNS - 1) / COLUMNS;
+    for (i64 item = warp; item < tiles * parts; item += warps) {
+        const i64 tile = item / parts, begin = item % parts * ROWS;
+        const float *source[2];
+        for (int k = 0; k < 2; k++) {
+            const int slot = state.sources[tile * COLUMNS + lane + k * 32];
+            source[k] = state.rows[1 - from] + place(slot < 0 ? 0 : slot, 0, n); // of no sample: any
+        }
+        float *target = state.rows[from] + place(tile * COLUMNS + lane, 0, n);
         const i64 end = begin + ROWS < n ? begin + ROWS : n;
         for (i64 row = begin; row < end; row += AHEAD) {
-            float values[AHEAD]; // all on their way before the first is written
+            float values[AHEAD][2];
 #pragma unroll
             for (int k = 0; k < AHEAD; k++)
                 if (row + k < end)
-                    values[k] = __ldcs(source + (row + k) * COLUMNS);
+                    for (int side = 0; side < 2; side++)
+                        values[k][side] = __ldcs(source[side] + (row + k) * COLUMNS);
 #pragma unroll
             for (int k = 0; k < AHEAD; k++)
                 if (row + k < end)
-                    target[(row + k) * COLUMNS] = values[k];
+                    for (int side = 0; side < 2; side++)
+                        target[(row + k) * COLUMNS + side * 32] = values[k][side];
         }
-        if (begin == 0)
-            state.ids[1 - order][slot] = state.ids[order][word * WORD + lane];
     }
 }

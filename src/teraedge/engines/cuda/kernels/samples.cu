@@ -114,6 +114,42 @@ extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i6
     }
 }
 
+// Packed features turned, a bit a sample: [tile][neuron] of 64 bits where rows would lie. A warp takes 32
+// neurons of a tile.
+extern "C" __global__ void __launch_bounds__(256)
+    turn_bits(const unsigned char *bits, i64 stride, i64 samples, i64 n, const State *state) {
+    uint2 *turned = reinterpret_cast<uint2 *>(state->rows[0]);
+    const int lane = threadIdx.x % 32;
+    const i64 bytes = (n + 7) / 8, groups = (n + WORD - 1) / WORD, tiles = (samples + COLUMNS - 1) / COLUMNS;
+    const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    const bool whole = ((reinterpret_cast<u64>(bits) | static_cast<u64>(stride)) & 3) == 0;
+    for (i64 item = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; item < tiles * groups; item += warps) {
+        const i64 tile = item / groups, group = item % groups;
+        unsigned words[2]; // of the neuron of this lane
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const i64 slot = tile * COLUMNS + half * WORD + lane;
+            unsigned four = 0; // bytes of this lane's sample
+            if (slot < samples) {
+                const unsigned char *from = bits + (state->ids[0][slot] - state->first) * stride + group * 4;
+                if (whole && group * 4 + 4 <= bytes)
+                    four = *reinterpret_cast<const unsigned *>(from);
+                else
+                    for (int k = 0; k < 4 && group * 4 + k < bytes; k++)
+                        four |= static_cast<unsigned>(from[k]) << 8 * k;
+            }
+#pragma unroll
+            for (int k = 0; k < WORD; k++) {
+                const unsigned word = __ballot_sync(ALL_LANES, four >> (k / 8 * 8 + 7 - k % 8) & 1);
+                if (lane == k)
+                    words[half] = word;
+            }
+        }
+        if (group * WORD + lane < n)
+            turned[tile * n + group * WORD + lane] = make_uint2(words[0], words[1]);
+    }
+}
+
 // A dense matrix of any strides, in elements. A block takes 32 neurons of 32 samples, through
 // shared memory, so that both its reads (along neurons) and its writes (along samples) are whole lines.
 extern "C" __global__ void __launch_bounds__(256)

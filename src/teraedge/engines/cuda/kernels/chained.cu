@@ -1,0 +1,383 @@
+// One layer over tiles in global memory whose neurons share inputs, for layers too wide for shared memory.
+//
+// A *panel* is HEIGHT neurons that read the same inputs. Panels are in an order in which each shares inputs
+// with the next (plan/chained.py), and a warp takes a run of neighbouring panels for one tile of 64
+// samples: an input that two of them share is read once and multiplied into both. So most rows come from
+// device memory once a layer; read twice, by warps that drift apart, they would come twice.
+//
+// A lane is four samples and half of a panel's neurons: half a warp reads a row as 256 bytes. Rows are
+// copied into a ring in shared memory, STAGES pieces of EDGES edges before they are used, from one panel
+// on to the next. A *note* with each piece says what to do with it. How many panels a warp takes in a run
+// follows from how many tiles there are.
+//
+// After samples have died, the layer takes the live ones from wherever they lie (`sources`), so nothing
+// has to be moved before it. The first layer may take packed features, turned so that 64 samples' bits
+// of a neuron lie side by side.
+//
+// Specialised by: HEIGHT (8, 16), STAGES, THREADS.
+#include "common.cuh"
+
+constexpr int WARPS = THREADS / 32;
+constexpr int EDGES = 8;                           // of a piece; lists begin at multiples of it
+constexpr int ROW = COLUMNS / 4;                   // in 16 bytes: the samples of a tile
+constexpr int OWN = HEIGHT / 2;                    // neurons of a lane
+constexpr int QUADS = HEIGHT / 4;                  // in 16 bytes: an edge's weights
+constexpr int ROWS = EDGES * ROW;                  // of a piece: rows,
+constexpr int STAGE = ROWS + EDGES * QUADS * 2;    // and weights into one panel or two
+constexpr int MOST = 16;                           // panels of a run
+constexpr unsigned BOTH = 16, FINISH = 32, END = 64; // of a note, besides the number of edges
+
+extern __shared__ uint4 rings[]; // [WARPS][STAGES][STAGE], then notes [WARPS][STAGES]
+
+// What all threads of a block need to know; in shared memory, because sums need the registers.
+struct Job {
+    Layer layer;
+    Panels panels;
+    const float *rows; // what the layer reads
+    float *out;
+    const unsigned *masks; // live samples before the layer
+    unsigned *nonzero;     // samples with a nonzero output, to be added to
+    const int *sources;    // for each slot, where its sample lies in rows; none where it lies there
+    bool bits;             // rows are of bits
+    unsigned items;        // runs of panels, of each tile one after the other
+    int length, runs;      // panels of a run; runs of a tile
+};
+
+// Edges of a panel alone; shared with the next panel, into both; into this panel, the last of a run; into the
+// next, the first of a run.
+enum Part { ALONE, INTO_BOTH, INTO_LAST, INTO_FIRST };
+
+// What a warp brings next: edges of a panel that are alone its own, then those that the next panel reads too.
+struct Walk {
+    unsigned item, tile;
+    const char *from[2]; // rows of the tile, where this lane copies; of its two samples, with sources
+    int panel, end;      // the one at hand, and that after the last of the run
+    i64 begin;           // of these edges,
+    int done, left;      // of which some have been brought
+    int then;            // edges that come after them
+    Part part;
+};
+
+// Go on to the edges that the panel shares with the next.
+__device__ __forceinline__ void start_shared(Walk &at, const List &list) {
+    at.begin = list.begin + (list.length + EDGES - 1) / EDGES * EDGES;
+    at.done = 0, at.left = list.shared, at.then = 0;
+    at.part = at.panel + 1 < at.end ? INTO_BOTH : INTO_LAST;
+}
+
+__device__ __forceinline__ void start_panel(const Job &job, Walk &at) {
+    const List list = job.panels.lists[at.panel];
+    if (list.length == 0 && list.shared) {
+        start_shared(at, list);
+        return;
+    }
+    at.begin = list.begin;
+    at.done = 0, at.left = list.length, at.then = list.shared;
+    at.part = ALONE;
+}
+
+// Where the rows of a tile are that this lane copies.
+__device__ __forceinline__ void find_rows(const Job &job, Walk &at, int lane) {
+    const i64 n = job.layer.n_in;
+    if (job.bits) {
+        at.from[0] = reinterpret_cast<const char *>(job.rows) + n * at.tile * 8;
+    } else if (job.sources) {
+#pragma unroll
+        for (int k = 0; k < 2; k++) {
+            const int slot = job.sources[static_cast<i64>(at.tile) * COLUMNS + lane + 32 * k];
+            at.from[k] = slot < 0 ? nullptr : reinterpret_cast<const char *>(job.rows + place(slot, 0, n));
+        }
+    } else {
+        at.from[0] = reinterpret_cast<const char *>(job.rows) + (n * at.tile * ROW + lane % ROW) * 16;
+    }
+}
+
+// Start the item at hand, or the next one that has a live sample.
+__device__ __forceinline__ void start_item(const Job &job, unsigned warps, Walk &at, int lane) {
+    for (; at.item < job.items; at.item += warps) {
+        at.tile = at.item / job.runs;
+        if ((job.masks[at.tile * 2] | job.masks[at.tile * 2 + 1]) == 0)
+            continue;
+        at.panel = static_cast<int>(at.item % job.runs) * job.length;
+        at.end = at.panel + job.length < job.panels.count ? at.panel + job.length : static_cast<int>(job.panels.count);
+        find_rows(job, at, lane);
+        if (at.panel > 0) {
+            const List before = job.panels.lists[at.panel - 1];
+            if (before.shared) {
+                at.panel--;
+                start_shared(at, before);
+                at.part = INTO_FIRST;
+                return;
+            }
+        }
+        start_panel(job, at);
+        return;
+    }
+}
+
+// Go on to the next edges, of the panel, the next panel or the next run.
+__device__ __forceinline__ void advance(const Job &job, unsigned warps, Walk &at, int lane) {
+    if (at.then) {
+        start_shared(at, job.panels.lists[at.panel]);
+    } else if (++at.panel < at.end) {
+        start_panel(job, at);
+    } else {
+        at.item += warps;
+        start_item(job, warps, at, lane);
+    }
+}
+
+// The inputs of the edges from a multiple of EDGES on: of 2 k and of 2 k + 1 in even[k] and odd[k].
+__device__ __forceinline__ void load_indices(const Job &job, i64 edge, unsigned (&even)[EDGES / 2],
+                                             unsigned (&odd)[EDGES / 2]) {
+    const uint4 *from = static_cast<const uint4 *>(job.panels.indices);
+    if (job.layer.wide) {
+        const uint4 a = __ldg(from + edge / 4), b = __ldg(from + edge / 4 + 1);
+        even[0] = a.x, odd[0] = a.y, even[1] = a.z, odd[1] = a.w;
+        even[2] = b.x, odd[2] = b.y, even[3] = b.z, odd[3] = b.w;
+    } else {
+        const uint4 a = __ldg(from + edge / 8);
+        const unsigned words[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            even[k] = words[k] & 0xffff, odd[k] = words[k] >> 16;
+    }
+}
+
+// Queue the copies of rows for some edges.
+__device__ __forceinline__ void copy_rows(const Job &job, const Walk &at, int count, uint4 *stage, int lane) {
+    const i64 first = at.begin + at.done;
+    if (job.bits) {
+        if (lane < count) {
+            const i64 index = job.layer.wide ? static_cast<const unsigned *>(job.panels.indices)[first + lane]
+                                             : static_cast<const unsigned short *>(job.panels.indices)[first + lane];
+            copy_async_8(reinterpret_cast<u64 *>(stage) + lane, at.from[0] + index * 8);
+        }
+        return;
+    }
+    unsigned even[EDGES / 2], odd[EDGES / 2];
+    load_indices(job, first, even, odd);
+    const bool upper = lane >= ROW;
+    if (job.sources) {
+#pragma unroll
+        for (int k = 0; k < EDGES; k++)
+            if (k < count) {
+                const i64 row = static_cast<i64>(k % 2 ? odd[k / 2] : even[k / 2]) * (COLUMNS * 4);
+#pragma unroll
+                for (int side = 0; side < 2; side++)
+                    if (at.from[side])
+                        copy_async_4(reinterpret_cast<float *>(stage) + k * COLUMNS + lane + 32 * side, at.from[side] + row);
+            }
+    } else {
+        // Half of the warp an edge, a lane 16 bytes of the row.
+#pragma unroll
+        for (int k = 0; k < EDGES / 2; k++)
+            if (2 * k + upper < count)
+                copy_async(stage + k * 2 * ROW + lane,
+                           at.from[0] + static_cast<i64>(upper ? odd[k] : even[k]) * (ROW * 16));
+    }
+}
+
+// Queue the copy of the next piece, if there is one, into a stage of the ring, with a note.
+__device__ __forceinline__ void bring(const Job &job, unsigned warps, Walk &at, uint4 *stage, uint4 *note, int lane) {
+    if (at.left <= 0)
+        advance(job, warps, at, lane);
+    if (at.item < job.items) {
+        const int count = at.left < EDGES ? at.left : EDGES;
+        copy_rows(job, at, count, stage, lane);
+        if (!job.layer.equal) {
+            const int quads = at.part == INTO_BOTH ? 2 * QUADS : QUADS, apart = at.part == ALONE ? QUADS : 2 * QUADS;
+            const uint4 *weights = reinterpret_cast<const uint4 *>(job.panels.weights) + at.begin * QUADS +
+                                   at.done * apart + (at.part == INTO_FIRST ? QUADS : 0);
+            for (int k = lane; k < EDGES * quads; k += 32)
+                copy_async(stage + ROWS + k, weights + k / quads * apart + k % quads);
+        }
+        const bool finish = at.part != INTO_FIRST && at.left <= EDGES && at.then == 0;
+        if (finish && lane < HEIGHT)
+            touch(job.panels.targets + static_cast<i64>(at.panel) * HEIGHT + lane);
+        if (lane == 0)
+            *note = make_uint4(count | (at.part == INTO_BOTH ? BOTH : 0) | (finish ? FINISH : 0) |
+                                   (finish && at.panel + 1 == at.end ? END : 0),
+                               at.panel, at.tile, 1);
+        at.left -= EDGES;
+        at.done += EDGES;
+    } else if (lane == 0) {
+        *note = make_uint4(0, 0, 0, 0);
+    }
+    end_group(); // also where there is nothing: groups are counted
+}
+
+// Make rows of the bits of a piece, in place.
+__device__ __forceinline__ void spread(uint4 *stage, int lane) {
+    const int quad = lane % ROW;
+    unsigned fours[EDGES / 2];
+#pragma unroll
+    for (int k = 0; k < EDGES / 2; k++)
+        fours[k] = reinterpret_cast<const unsigned *>(stage)[(2 * k + lane / ROW) * 2 + quad / 8] >> quad % 8 * 4;
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < EDGES / 2; k++) {
+        constexpr unsigned ONE = 0x3f800000;
+        const unsigned bits = fours[k];
+        stage[k * 2 * ROW + lane] =
+            make_uint4(bits & 1 ? ONE : 0, bits & 2 ? ONE : 0, bits & 4 ? ONE : 0, bits & 8 ? ONE : 0);
+    }
+    __syncwarp();
+}
+
+__device__ __forceinline__ void add(float4 &sum, const float4 &x, float weight) {
+    sum.x = fmaf(x.x, weight, sum.x);
+    sum.y = fmaf(x.y, weight, sum.y);
+    sum.z = fmaf(x.z, weight, sum.z);
+    sum.w = fmaf(x.w, weight, sum.w);
+}
+
+// Multiply an edge into the sums of a panel.
+template <bool EQUAL>
+__device__ __forceinline__ void add_edge(float value, const float4 &x, const float4 *weights, float4 (&sums)[OWN]) {
+#pragma unroll
+    for (int four = 0; four < OWN / 4; four++) {
+        const float4 w = EQUAL ? make_float4(value, value, value, value) : weights[four];
+        add(sums[four * 4 + 0], x, w.x);
+        add(sums[four * 4 + 1], x, w.y);
+        add(sums[four * 4 + 2], x, w.z);
+        add(sums[four * 4 + 3], x, w.w);
+    }
+}
+
+// Multiply a piece into the sums of a panel, or of two.
+template <bool EQUAL, bool TWO>
+__device__ __forceinline__ void add_piece(float value, const uint4 *stage, int count, int lane, float4 (&now)[OWN],
+                                          float4 (&next)[OWN]) {
+    const float4 *rows = reinterpret_cast<const float4 *>(stage) + lane % ROW;
+    const float4 *weights = reinterpret_cast<const float4 *>(stage + ROWS) + lane / ROW * (OWN / 4);
+    constexpr int QUADS_HERE = QUADS * (TWO ? 2 : 1);
+    auto one = [&](int k) {
+        const float4 x = rows[k * ROW];
+        add_edge<EQUAL>(value, x, weights + k * QUADS_HERE, now);
+        if (TWO)
+            add_edge<EQUAL>(value, x, weights + k * QUADS_HERE + QUADS, next);
+    };
+    if (count == EDGES) {
+#pragma unroll 2 // more take too many registers
+        for (int k = 0; k < EDGES; k++)
+            one(k);
+    } else {
+#pragma unroll 1
+        for (int k = 0; k < count; k++)
+            one(k);
+    }
+}
+
+// Bias, activation, and out; ors the bits of each sample's values into `some`.
+__device__ __forceinline__ void finish(const Job &job, const uint4 &note, int lane, const float4 (&sums)[OWN],
+                                       unsigned (&some)[4]) {
+    const Target *targets = job.panels.targets + static_cast<i64>(note.y) * HEIGHT + lane / ROW * OWN;
+    float4 *out = reinterpret_cast<float4 *>(job.out) + job.layer.n_out * note.z * ROW + lane % ROW;
+#pragma unroll
+    for (int h = 0; h < OWN; h++) {
+        const Target target = targets[h];
+        float4 y;
+        y.x = activate(job.layer, sums[h].x, target.bias);
+        y.y = activate(job.layer, sums[h].y, target.bias);
+        y.z = activate(job.layer, sums[h].z, target.bias);
+        y.w = activate(job.layer, sums[h].w, target.bias);
+        out[static_cast<i64>(target.output) * ROW] = y;
+        some[0] |= __float_as_uint(y.x), some[1] |= __float_as_uint(y.y);
+        some[2] |= __float_as_uint(y.z), some[3] |= __float_as_uint(y.w);
+    }
+}
+
+// Mark the samples with a nonzero output: of a tile, a word of even columns and one of odd ones.
+__device__ __forceinline__ void mark(const Job &job, unsigned tile, int lane, const unsigned (&some)[4]) {
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++) {
+        const unsigned two = (some[odd] << 1 ? 1u : 0u) | (some[odd + 2] << 1 ? 2u : 0u); // -0 is zero
+        const unsigned all = __reduce_or_sync(ALL_LANES, two << lane % ROW * 2);
+        unsigned *seen = job.nonzero + tile * 2 + odd;
+        if (lane == 0 && (all & ~*seen)) // most runs tell nothing new
+            atomicOr(seen, all);
+    }
+}
+
+template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint4 *ring = rings + warp * STAGES * STAGE;
+    uint4 *notes = rings + WARPS * STAGES * STAGE + warp * STAGES;
+    const unsigned warps = gridDim.x * WARPS;
+    Walk ahead = {};
+    ahead.item = blockIdx.x * WARPS + warp - warps; // before its first
+    for (int k = 0; k < STAGES; k++)
+        bring(job, warps, ahead, ring + k * STAGE, notes + k, lane);
+    float4 now[OWN], next[OWN];
+    unsigned some[4] = {};
+#pragma unroll
+    for (int h = 0; h < OWN; h++)
+        now[h] = next[h] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    int stage = 0;
+#pragma unroll 1
+    for (;;) {
+        wait_for_groups<STAGES - 1>();
+        __syncwarp(); // what the other lanes copied is there too
+        const uint4 note = notes[stage];
+        if (note.w == 0)
+            return;
+        uint4 *piece = ring + stage * STAGE;
+        if (job.bits)
+            spread(piece, lane);
+        if (note.x & BOTH)
+            add_piece<EQUAL, true>(job.layer.value, piece, note.x % BOTH, lane, now, next);
+        else
+            add_piece<EQUAL, false>(job.layer.value, piece, note.x % BOTH, lane, now, next);
+        __syncwarp(); // all have read it
+        bring(job, warps, ahead, piece, notes + stage, lane);
+        stage = stage + 1 < STAGES ? stage + 1 : 0;
+        if (note.x & FINISH) {
+            finish(job, note, lane, now, some);
+#pragma unroll
+            for (int h = 0; h < OWN; h++)
+                now[h] = next[h], next[h] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+        if (note.x & END) {
+            if (job.layer.droppable)
+                mark(job, note.z, lane, some);
+            some[0] = some[1] = some[2] = some[3] = 0;
+        }
+    }
+}
+
+// Run the tall panels of a layer, number `segment` of the segments, over all tiles with a live sample.
+// `takes_bits`: the inputs may be packed features.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits) {
+    __shared__ Job job;
+    const Layer &layer = *shared_layer;
+    const State &state = *shared_state;
+    const int from = state.buffer[segment];
+    const i64 tiles = (static_cast<i64>(state.slots[segment]) + COLUMNS - 1) / COLUMNS;
+    const i64 offset = segment * state.words, count = layer.tall.count;
+    const i64 warps = static_cast<i64>(gridDim.x) * WARPS, panels = tiles * count;
+    // As long as leaves work for all warps, and the same for each.
+    const i64 rounds = (panels + warps * MOST - 1) / (warps * MOST);
+    const i64 length = rounds > 1 ? MOST : (panels + warps - 1) / warps;
+    const i64 runs = length > 0 ? (count + length - 1) / length : 0;
+    const bool left = segment > 0 && state.compacts[segment - 1] == LEFT;
+    if (threadIdx.x == 0)
+        job = {layer,
+               layer.tall,
+               state.rows[from],
+               state.rows[1 - from],
+               state.masks + offset,
+               state.nonzero + offset,
+               left ? state.sources : nullptr,
+               takes_bits && state.bits,
+               static_cast<unsigned>(tiles * runs),
+               static_cast<int>(length),
+               static_cast<int>(runs)};
+    note_begin(state, segment);
+    __syncthreads();
+    if (layer.equal)
+        run<true>(job);
+    else
+        run<false>(job);
+}
