@@ -241,7 +241,7 @@ class DeviceLayer:
     @property
     def gathers(self) -> bool:
         """Whether it takes samples from wherever they lie."""
-        return self.kernel == "wide" and not self.single.count
+        return self.kernel == "wide" and self.tall.count > 0 == self.single.count
 
     @property
     def padding(self) -> float:

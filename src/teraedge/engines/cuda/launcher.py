@@ -1,6 +1,6 @@
 """Which kernels a segment launches, and with what grid."""
 
-from teraedge.engines.cuda.driver import Device, Kernel, Stream
+from teraedge.engines.cuda.driver import Device, Kernel, Memory, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
@@ -81,6 +81,7 @@ class Launcher:
                 number == 0, segment.tile, segment.head,
             )  # fmt: skip
             return
+        limit = LEAVE_BELOW if segment.leaves else MOVE_BELOW
         if segment.kernel == "staged":
             kernel, shared = self._staged_kernel(segment), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
@@ -89,16 +90,15 @@ class Launcher:
             for height in segment.heights:
                 kernel, shared = self._wide_kernel(height, segment.curved)
                 grid = self._blocks(kernel, WIDE_THREADS, shared)
-                arguments = (layers, state.struct, number)
+                arguments: tuple[int | Memory, ...] = layers, state.struct, number
                 if height > 1:
-                    stream.launch(kernel, grid, WIDE_THREADS, shared, *arguments, number == 0)
-                else:
-                    stream.launch(kernel, grid, WIDE_THREADS, shared, *arguments)
-        stream.launch(
-            self._compact["census"], 1, CENSUS_THREADS, 0,
-            layers, segment.first, state.struct, number,
-            LEAVE_BELOW if segment.leaves else MOVE_BELOW, segment.leaves,
-        )  # fmt: skip
+                    arguments += number == 0, segment.gathers, segment.first, limit, segment.leaves
+                stream.launch(kernel, grid, WIDE_THREADS, shared, *arguments)
+        if not segment.gathers:
+            stream.launch(
+                self._compact["census"], 1, CENSUS_THREADS, 0,
+                layers, segment.first, state.struct, number, limit, segment.leaves,
+            )  # fmt: skip
         if segment.moves and not segment.leaves:
             grid = self._blocks(self._compact["compact"], 256, 0)
             stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)

@@ -15,6 +15,8 @@ WIDE_STAGES = (3, 2)
 """Pieces in the ring of a warp: three on GPUs with room for them in shared memory, else two."""
 CHAINED_STAGES = (4, 3, 2)
 """The same for the chained kernel."""
+CHAINED_PANELS = 16
+"""Panels that a warp of the chained kernel takes in a run, at most."""
 WIDE_EDGES = 8
 """Edges of a piece."""
 CENSUS_THREADS = 1024
@@ -63,14 +65,14 @@ def wide(height: int, stages: int, curved: bool) -> Specialisation:
 
 def chained_shared(height: int, stages: int) -> int:
     """Return the dynamic shared memory of a block of the chained kernel, in bytes."""
-    piece = WIDE_EDGES * (COLUMNS + 2 * height) * 4
-    return WIDE_THREADS // 32 * stages * (piece + 16)
+    piece = WIDE_EDGES * (COLUMNS + 2 * height) * 4 + height * 8
+    return WIDE_THREADS // 32 * (stages * (piece + 16) + (CHAINED_PANELS + 1) * 16)
 
 
 def chained(height: int, stages: int, curved: bool) -> Specialisation:
     """Return the chained kernel for panels of one height."""
-    sizes = {"HEIGHT": height, "STAGES": stages, "THREADS": WIDE_THREADS}
-    return "chained.cu", {**sizes, **_curves(curved)}, ["chained"]
+    sizes = {"HEIGHT": height, "STAGES": stages, "MOST": CHAINED_PANELS}
+    return "chained.cu", {**sizes, "THREADS": WIDE_THREADS, **_curves(curved)}, ["chained"]
 
 
 def compact() -> Specialisation:

@@ -14,8 +14,8 @@
 // has to be moved before it. The first layer may take packed features, turned so that 64 samples' bits
 // of a neuron lie side by side.
 //
-// Specialised by: HEIGHT (8, 16), STAGES, THREADS.
-#include "common.cuh"
+// Specialised by: HEIGHT (8, 16), STAGES, MOST (panels of a run), THREADS.
+#include "census.cuh"
 
 constexpr int WARPS = THREADS / 32;
 constexpr int EDGES = 8;                           // of a piece; lists begin at multiples of it
@@ -23,11 +23,13 @@ constexpr int ROW = COLUMNS / 4;                   // in 16 bytes: the samples o
 constexpr int OWN = HEIGHT / 2;                    // neurons of a lane
 constexpr int QUADS = HEIGHT / 4;                  // in 16 bytes: an edge's weights
 constexpr int ROWS = EDGES * ROW;                  // of a piece: rows,
-constexpr int STAGE = ROWS + EDGES * QUADS * 2;    // and weights into one panel or two
-constexpr int MOST = 16;                           // panels of a run
+constexpr int TARGETS = ROWS + EDGES * QUADS * 2;  // weights into one panel or two,
+constexpr int STAGE = TARGETS + HEIGHT / 2;        // and outputs of a panel that it is the last piece of
+constexpr int LISTS = MOST + 1;                    // that it reads, with the one before
+constexpr int SHARE = STAGES * (STAGE + 1) + LISTS; // of a warp: pieces, notes and lists
 constexpr unsigned BOTH = 16, FINISH = 32, END = 64; // of a note, besides the number of edges
 
-extern __shared__ uint4 rings[]; // [WARPS][STAGES][STAGE], then notes [WARPS][STAGES]
+extern __shared__ uint4 rings[]; // [WARPS][SHARE]
 
 // What all threads of a block need to know; in shared memory, because sums need the registers.
 struct Job {
@@ -52,11 +54,16 @@ struct Walk {
     unsigned item, tile;
     const char *from[2]; // rows of the tile, where this lane copies; of its two samples, with sources
     int panel, end;      // the one at hand, and that after the last of the run
+    int before;          // the first that there is a list of
     i64 begin;           // of these edges,
     int done, left;      // of which some have been brought
     int then;            // edges that come after them
     Part part;
+    unsigned inputs[EDGES / 2]; // of the edges to come, on their way
+    List *lists;         // of the run's panels, in shared memory
 };
+
+__device__ __forceinline__ const List &list_of(const Walk &at, int panel) { return at.lists[panel - at.before]; }
 
 // Go on to the edges that the panel shares with the next.
 __device__ __forceinline__ void start_shared(Walk &at, const List &list) {
@@ -65,8 +72,8 @@ __device__ __forceinline__ void start_shared(Walk &at, const List &list) {
     at.part = at.panel + 1 < at.end ? INTO_BOTH : INTO_LAST;
 }
 
-__device__ __forceinline__ void start_panel(const Job &job, Walk &at) {
-    const List list = job.panels.lists[at.panel];
+__device__ __forceinline__ void start_panel(Walk &at) {
+    const List list = list_of(at, at.panel);
     if (list.length == 0 && list.shared) {
         start_shared(at, list);
         return;
@@ -101,87 +108,80 @@ __device__ __forceinline__ void start_item(const Job &job, unsigned warps, Walk 
         at.panel = static_cast<int>(at.item % job.runs) * job.length;
         at.end = at.panel + job.length < job.panels.count ? at.panel + job.length : static_cast<int>(job.panels.count);
         find_rows(job, at, lane);
-        if (at.panel > 0) {
-            const List before = job.panels.lists[at.panel - 1];
-            if (before.shared) {
-                at.panel--;
-                start_shared(at, before);
-                at.part = INTO_FIRST;
-                return;
-            }
+        at.before = at.panel > 0 ? at.panel - 1 : 0;
+        const uint4 *lists = reinterpret_cast<const uint4 *>(job.panels.lists);
+        if (at.before + lane < at.end)
+            reinterpret_cast<uint4 *>(at.lists)[lane] = __ldg(lists + at.before + lane);
+        __syncwarp();
+        if (at.before < at.panel && list_of(at, at.before).shared) {
+            at.panel--;
+            start_shared(at, list_of(at, at.panel));
+            at.part = INTO_FIRST;
+        } else {
+            start_panel(at);
         }
-        start_panel(job, at);
         return;
     }
 }
 
 // Go on to the next edges, of the panel, the next panel or the next run.
 __device__ __forceinline__ void advance(const Job &job, unsigned warps, Walk &at, int lane) {
-    if (at.then) {
-        start_shared(at, job.panels.lists[at.panel]);
-    } else if (++at.panel < at.end) {
-        start_panel(job, at);
+    if (at.left > 0)
+        return;
+    if (at.then)
+        start_shared(at, list_of(at, at.panel));
+    else if (++at.panel < at.end)
+        start_panel(at);
+    else
+        at.item += warps, start_item(job, warps, at, lane);
+}
+
+// Have the inputs of the edges at hand come: of all, two a word, or, where they take a word, of those that this
+// half of the warp copies.
+__device__ __forceinline__ void fetch_inputs(const Job &job, Walk &at, int lane) {
+    const i64 edge = at.begin + at.done;
+    if (job.layer.wide) {
+        const unsigned *from = static_cast<const unsigned *>(job.panels.indices) + edge + lane / ROW;
+#pragma unroll
+        for (int k = 0; k < EDGES / 2; k++)
+            at.inputs[k] = __ldg(from + 2 * k);
     } else {
-        at.item += warps;
-        start_item(job, warps, at, lane);
+        const uint4 four = __ldg(static_cast<const uint4 *>(job.panels.indices) + edge / EDGES);
+        at.inputs[0] = four.x, at.inputs[1] = four.y, at.inputs[2] = four.z, at.inputs[3] = four.w;
     }
 }
 
-// The inputs of the edges from a multiple of EDGES on: of 2 k and of 2 k + 1 in even[k] and odd[k].
-__device__ __forceinline__ void load_indices(const Job &job, i64 edge, unsigned (&even)[EDGES / 2],
-                                             unsigned (&odd)[EDGES / 2]) {
-    const uint4 *from = static_cast<const uint4 *>(job.panels.indices);
-    if (job.layer.wide) {
-        const uint4 a = __ldg(from + edge / 4), b = __ldg(from + edge / 4 + 1);
-        even[0] = a.x, odd[0] = a.y, even[1] = a.z, odd[1] = a.w;
-        even[2] = b.x, odd[2] = b.y, even[3] = b.z, odd[3] = b.w;
-    } else {
-        const uint4 a = __ldg(from + edge / 8);
-        const unsigned words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            even[k] = words[k] & 0xffff, odd[k] = words[k] >> 16;
-    }
+// Of edges 2 k and 2 k + 1, the input that this half of the warp copies.
+__device__ __forceinline__ unsigned input_of(const Job &job, const Walk &at, int k, bool upper) {
+    return job.layer.wide ? at.inputs[k] : at.inputs[k] >> (upper ? 16 : 0) & 0xffff;
 }
 
 // Queue the copies of rows for some edges.
 __device__ __forceinline__ void copy_rows(const Job &job, const Walk &at, int count, uint4 *stage, int lane) {
-    const i64 first = at.begin + at.done;
-    if (job.bits) {
-        if (lane < count) {
-            const i64 index = job.layer.wide ? static_cast<const unsigned *>(job.panels.indices)[first + lane]
-                                             : static_cast<const unsigned short *>(job.panels.indices)[first + lane];
-            copy_async_8(reinterpret_cast<u64 *>(stage) + lane, at.from[0] + index * 8);
-        }
-        return;
-    }
-    unsigned even[EDGES / 2], odd[EDGES / 2];
-    load_indices(job, first, even, odd);
     const bool upper = lane >= ROW;
-    if (job.sources) {
 #pragma unroll
-        for (int k = 0; k < EDGES; k++)
-            if (k < count) {
-                const i64 row = static_cast<i64>(k % 2 ? odd[k / 2] : even[k / 2]) * (COLUMNS * 4);
+    for (int k = 0; k < EDGES / 2; k++) {
+        const i64 input = input_of(job, at, k, upper);
+        if (job.sources) {
+            const i64 other = __shfl_xor_sync(ALL_LANES, static_cast<unsigned>(input), ROW);
+#pragma unroll
+            for (int odd = 0; odd < 2; odd++)
 #pragma unroll
                 for (int side = 0; side < 2; side++)
-                    if (at.from[side])
-                        copy_async_4(reinterpret_cast<float *>(stage) + k * COLUMNS + lane + 32 * side, at.from[side] + row);
-            }
-    } else {
-        // Half of the warp an edge, a lane 16 bytes of the row.
-#pragma unroll
-        for (int k = 0; k < EDGES / 2; k++)
-            if (2 * k + upper < count)
-                copy_async(stage + k * 2 * ROW + lane,
-                           at.from[0] + static_cast<i64>(upper ? odd[k] : even[k]) * (ROW * 16));
+                    if (2 * k + odd < count && at.from[side])
+                        copy_async_4(reinterpret_cast<float *>(stage) + (2 * k + odd) * COLUMNS + lane + 32 * side,
+                                     at.from[side] + (odd == upper ? input : other) * (COLUMNS * 4));
+        } else if (2 * k + upper < count) {
+            if (!job.bits) // half of the warp an edge, a lane 16 bytes of the row
+                copy_async(stage + k * 2 * ROW + lane, at.from[0] + input * (COLUMNS * 4));
+            else if (lane % ROW == 0)
+                copy_async_8(reinterpret_cast<u64 *>(stage) + 2 * k + upper, at.from[0] + input * 8);
+        }
     }
 }
 
 // Queue the copy of the next piece, if there is one, into a stage of the ring, with a note.
 __device__ __forceinline__ void bring(const Job &job, unsigned warps, Walk &at, uint4 *stage, uint4 *note, int lane) {
-    if (at.left <= 0)
-        advance(job, warps, at, lane);
     if (at.item < job.items) {
         const int count = at.left < EDGES ? at.left : EDGES;
         copy_rows(job, at, count, stage, lane);
@@ -192,15 +192,19 @@ __device__ __forceinline__ void bring(const Job &job, unsigned warps, Walk &at, 
             for (int k = lane; k < EDGES * quads; k += 32)
                 copy_async(stage + ROWS + k, weights + k / quads * apart + k % quads);
         }
-        const bool finish = at.part != INTO_FIRST && at.left <= EDGES && at.then == 0;
-        if (finish && lane < HEIGHT)
-            touch(job.panels.targets + static_cast<i64>(at.panel) * HEIGHT + lane);
+        const bool last = at.part != INTO_FIRST && at.left <= EDGES && at.then == 0;
+        if (last && lane < HEIGHT / 2)
+            copy_async(stage + TARGETS + lane, reinterpret_cast<const uint4 *>(job.panels.targets) +
+                                                   static_cast<i64>(at.panel) * (HEIGHT / 2) + lane);
         if (lane == 0)
-            *note = make_uint4(count | (at.part == INTO_BOTH ? BOTH : 0) | (finish ? FINISH : 0) |
-                                   (finish && at.panel + 1 == at.end ? END : 0),
-                               at.panel, at.tile, 1);
+            *note = make_uint4(count | (at.part == INTO_BOTH ? BOTH : 0) | (last ? FINISH : 0) |
+                                   (last && at.panel + 1 == at.end ? END : 0),
+                               at.tile, 0, 1);
         at.left -= EDGES;
         at.done += EDGES;
+        advance(job, warps, at, lane);
+        if (at.item < job.items)
+            fetch_inputs(job, at, lane); // so that they are there the next time
     } else if (lane == 0) {
         *note = make_uint4(0, 0, 0, 0);
     }
@@ -269,11 +273,11 @@ __device__ __forceinline__ void add_piece(float value, const uint4 *stage, int c
     }
 }
 
-// Bias, activation, and out; ors the bits of each sample's values into `some`.
-__device__ __forceinline__ void finish(const Job &job, const uint4 &note, int lane, const float4 (&sums)[OWN],
-                                       unsigned (&some)[4]) {
-    const Target *targets = job.panels.targets + static_cast<i64>(note.y) * HEIGHT + lane / ROW * OWN;
-    float4 *out = reinterpret_cast<float4 *>(job.out) + job.layer.n_out * note.z * ROW + lane % ROW;
+// Bias, activation, and out, by the last piece of a panel; ors the bits of each sample's values into `some`.
+__device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsigned tile, int lane,
+                                       const float4 (&sums)[OWN], unsigned (&some)[4]) {
+    const Target *targets = reinterpret_cast<const Target *>(piece + TARGETS) + lane / ROW * OWN;
+    float4 *out = reinterpret_cast<float4 *>(job.out) + job.layer.n_out * tile * ROW + lane % ROW;
 #pragma unroll
     for (int h = 0; h < OWN; h++) {
         const Target target = targets[h];
@@ -302,11 +306,14 @@ __device__ __forceinline__ void mark(const Job &job, unsigned tile, int lane, co
 
 template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint4 *ring = rings + warp * STAGES * STAGE;
-    uint4 *notes = rings + WARPS * STAGES * STAGE + warp * STAGES;
+    uint4 *ring = rings + warp * SHARE, *notes = ring + STAGES * STAGE;
     const unsigned warps = gridDim.x * WARPS;
     Walk ahead = {};
-    ahead.item = blockIdx.x * WARPS + warp - warps; // before its first
+    ahead.lists = reinterpret_cast<List *>(notes + STAGES);
+    ahead.item = blockIdx.x * WARPS + warp;
+    start_item(job, warps, ahead, lane);
+    if (ahead.item < job.items)
+        fetch_inputs(job, ahead, lane);
     for (int k = 0; k < STAGES; k++)
         bring(job, warps, ahead, ring + k * STAGE, notes + k, lane);
     float4 now[OWN], next[OWN];
@@ -329,40 +336,48 @@ template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
             add_piece<EQUAL, true>(job.layer.value, piece, note.x % BOTH, lane, now, next);
         else
             add_piece<EQUAL, false>(job.layer.value, piece, note.x % BOTH, lane, now, next);
-        __syncwarp(); // all have read it
-        bring(job, warps, ahead, piece, notes + stage, lane);
-        stage = stage + 1 < STAGES ? stage + 1 : 0;
         if (note.x & FINISH) {
-            finish(job, note, lane, now, some);
+            finish(job, piece, note.y, lane, now, some);
 #pragma unroll
             for (int h = 0; h < OWN; h++)
                 now[h] = next[h], next[h] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
+        __syncwarp(); // all have read it
+        bring(job, warps, ahead, piece, notes + stage, lane);
+        stage = stage + 1 < STAGES ? stage + 1 : 0;
         if (note.x & END) {
             if (job.layer.droppable)
-                mark(job, note.z, lane, some);
+                mark(job, note.y, lane, some);
             some[0] = some[1] = some[2] = some[3] = 0;
         }
     }
 }
 
+// Not inlined: it would take registers from what runs before it.
+__device__ __noinline__ void end_layer(const Layer &layer, i64 number, const State &state, i64 segment, i64 limit,
+                                       bool leaves) {
+    take_census<THREADS>(layer, number, state, segment, limit, leaves);
+}
+
 // Run the tall panels of a layer, number `segment` of the segments, over all tiles with a live sample.
-// `takes_bits`: the inputs may be packed features.
+// `takes_bits`: the inputs may be packed features. Where these are all panels (`ends`), the last block takes
+// the census of the layer, number `number` of the network.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits) {
+    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits, i64 ends, i64 number,
+            i64 limit, i64 leaves) {
     __shared__ Job job;
+    __shared__ bool last;
     const Layer &layer = *shared_layer;
     const State &state = *shared_state;
-    const int from = state.buffer[segment];
-    const i64 tiles = (static_cast<i64>(state.slots[segment]) + COLUMNS - 1) / COLUMNS;
-    const i64 offset = segment * state.words, count = layer.tall.count;
-    const i64 warps = static_cast<i64>(gridDim.x) * WARPS, panels = tiles * count;
-    // As long as leaves work for all warps, and the same for each.
-    const i64 rounds = (panels + warps * MOST - 1) / (warps * MOST);
-    const i64 length = rounds > 1 ? MOST : (panels + warps - 1) / warps;
-    const i64 runs = length > 0 ? (count + length - 1) / length : 0;
-    const bool left = segment > 0 && state.compacts[segment - 1] == LEFT;
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) {
+        const int from = state.buffer[segment];
+        const i64 tiles = (static_cast<i64>(state.slots[segment]) + COLUMNS - 1) / COLUMNS;
+        const i64 offset = segment * state.words, count = layer.tall.count;
+        const i64 warps = static_cast<i64>(gridDim.x) * WARPS, panels = tiles * count;
+        // As long as leaves work for all warps, and the same for each.
+        const i64 length = panels > warps * MOST ? MOST : (panels + warps - 1) / warps;
+        const i64 runs = length > 0 ? (count + length - 1) / length : 0;
+        const bool left = segment > 0 && state.compacts[segment - 1] == LEFT;
         job = {layer,
                layer.tall,
                state.rows[from],
@@ -374,10 +389,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                static_cast<unsigned>(tiles * runs),
                static_cast<int>(length),
                static_cast<int>(runs)};
+    }
     note_begin(state, segment);
     __syncthreads();
     if (layer.equal)
         run<true>(job);
     else
         run<false>(job);
+    if (!ends)
+        return;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        __threadfence(); // what the block marked comes before its ticket
+        last = atomicAdd(state.tickets + segment, 1) == gridDim.x - 1;
+        __threadfence();
+    }
+    __syncthreads();
+    if (last)
+        end_layer(layer, number, state, segment, limit, leaves);
 }
