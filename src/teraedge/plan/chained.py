@@ -61,8 +61,18 @@ def chained(panels: Panels, n_in: int) -> Chained:
     return Chained(order, alone, shared, edges[:count], others[:count])
 
 
-def lay_out_chained(panels: Panels, layer: PanelLayer, index: Any) -> DevicePanels:
-    """Lay panels out for the chained kernel, with indices of some type."""
+def lay_out_chained(
+    panels: Panels, layer: PanelLayer, index: Any
+) -> tuple[DevicePanels, NDArray[np.int32]]:
+    """Lay panels out for the chained kernel, with indices of some type.
+
+    Returns
+    -------
+    DevicePanels
+    ndarray of int32, shape (n_in,)
+        The order in which inputs are first read: if rows lie in it, they are read one after the
+        other, which device memory is faster at.
+    """
     found = chained(panels, layer.n_in)
     room = -(-found.alone // ALIGN) * ALIGN
     rooms = room + 2 * (-(-found.shared // ALIGN) * ALIGN)
@@ -85,7 +95,17 @@ def lay_out_chained(panels: Panels, layer: PanelLayer, index: Any) -> DevicePane
     lists = list_table(starts, found.alone, found.shared)
     targets = targets_of(panels, layer)[found.order]
     slots = len(panels.indices) * panels.height
-    return DevicePanels(panels.height, lists, indices, weights, targets, slots)
+    laid_out = DevicePanels(panels.height, lists, indices, weights, targets, slots)
+    return laid_out, _first_reads(panels.indices[found.edges], layer.n_in)
+
+
+def _first_reads(indices: NDArray[Any], n_in: int) -> NDArray[np.int32]:
+    """Return the rank of each input by when it is first read; those never read come last."""
+    first = np.full(n_in, len(indices), np.int64)
+    first[indices[::-1]] = np.arange(len(indices))[::-1]
+    ranks = np.empty(n_in, np.int32)
+    ranks[np.argsort(first, kind="stable")] = np.arange(n_in, dtype=np.int32)
+    return ranks
 
 
 @jit(_ints(_ints, _ints, _ints, _ints))

@@ -1,6 +1,6 @@
 """What the CUDA kernels read of a layer, whichever kernel it is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -193,6 +193,8 @@ class DeviceLayer:
         Parts of the inputs, rows of a part, and how many parts there is room for at a time
         (staged).
     block : BlockParts or None
+    places : ndarray of int32, shape (n_in,), or None
+        Where the chained kernel would best have the row of each input.
     nbytes : int
         Bytes on the device.
     """
@@ -214,6 +216,7 @@ class DeviceLayer:
     part_rows: int = 0
     buffers: int = 0
     block: BlockParts | None = None
+    places: NDArray[np.int32] | None = None
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -223,14 +226,30 @@ class DeviceLayer:
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """What goes to the device."""
-        return self.arrays_before(None)
+        return self.arrays_between(None, None)
 
-    def arrays_before(self, following: "DeviceLayer | None") -> tuple[NDArray[Any], ...]:
-        """Return what goes to the device, where the outputs stay in shared memory for a layer."""
-        arrays = *self.tall.arrays, *self.single.arrays
+    def arrays_between(
+        self, before: "DeviceLayer | None", after: "DeviceLayer | None"
+    ) -> tuple[NDArray[Any], ...]:
+        """Return what goes to the device.
+
+        Parameters
+        ----------
+        before, after : DeviceLayer or None
+            The layers before and after it, if nobody else sees what passes between: those of a
+            segment of the block kernel, or two that run in the chained kernel.
+        """
+        tall = self.tall
+        if before is not None and self.places is not None:
+            tall = replace(tall, indices=self.places[tall.indices].astype(tall.indices.dtype))
+        if after is not None and after.places is not None:
+            targets = tall.targets.copy()
+            targets["output"] = after.places[targets["output"]]
+            tall = replace(tall, targets=targets)
+        arrays = *tall.arrays, *self.single.arrays
         if self.block is None:
             return arrays
-        head = self.block.head(None if following is None else following.block)
+        head = self.block.head(None if after is None else after.block)
         return *arrays, self.block.places, head
 
     @property

@@ -229,6 +229,7 @@ def _lanes(
 
 def _wide(layer: PanelLayer) -> DeviceLayer:
     index = np.uint16 if layer.n_in <= 2**16 else np.uint32
+    tall, places = lay_out_chained(layer.tall, layer, index)
     return DeviceLayer(
         kernel="wide",
         n_in=layer.n_in,
@@ -236,13 +237,14 @@ def _wide(layer: PanelLayer) -> DeviceLayer:
         edges=layer.edges,
         samples=0,
         shared=0,
-        tall=lay_out_chained(layer.tall, layer, index),
+        tall=tall,
         single=_lists(layer.single, layer, index),
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
         curve=layer.curve,
         choice=layer.choice.without_times("wide"),
+        places=places,
     )
 
 

@@ -26,6 +26,7 @@ constexpr int ROWS = EDGES * ROW;                  // of a piece: rows,
 constexpr int TARGETS = ROWS + EDGES * QUADS * 2;  // weights into one panel or two,
 constexpr int STAGE = TARGETS + HEIGHT / 2;        // and outputs of a panel that it is the last piece of
 constexpr int LISTS = MOST + 1;                    // that it reads, with the one before
+static_assert(LISTS <= 32, "a lane brings a list");
 constexpr int SHARE = STAGES * (STAGE + 1) + LISTS; // of a warp: pieces, notes and lists
 constexpr unsigned BOTH = 16, FINISH = 32, END = 64; // of a note, besides the number of edges
 
@@ -151,32 +152,35 @@ __device__ __forceinline__ void fetch_inputs(const Job &job, Walk &at, int lane)
     }
 }
 
-// Of edges 2 k and 2 k + 1, the input that this half of the warp copies.
-__device__ __forceinline__ unsigned input_of(const Job &job, const Walk &at, int k, bool upper) {
-    return job.layer.wide ? at.inputs[k] : at.inputs[k] >> (upper ? 16 : 0) & 0xffff;
-}
-
 // Queue the copies of rows for some edges.
 __device__ __forceinline__ void copy_rows(const Job &job, const Walk &at, int count, uint4 *stage, int lane) {
     const bool upper = lane >= ROW;
+    unsigned inputs[EDGES / 2]; // of edges 2 k and 2 k + 1, the one that this half of the warp copies
 #pragma unroll
-    for (int k = 0; k < EDGES / 2; k++) {
-        const i64 input = input_of(job, at, k, upper);
-        if (job.sources) {
-            const i64 other = __shfl_xor_sync(ALL_LANES, static_cast<unsigned>(input), ROW);
+    for (int k = 0; k < EDGES / 2; k++)
+        inputs[k] = job.layer.wide ? at.inputs[k] : upper ? at.inputs[k] >> 16 : at.inputs[k] & 0xffff;
+    if (job.sources) {
+#pragma unroll
+        for (int k = 0; k < EDGES / 2; k++) {
+            const unsigned other = __shfl_xor_sync(ALL_LANES, inputs[k], ROW);
 #pragma unroll
             for (int odd = 0; odd < 2; odd++)
 #pragma unroll
                 for (int side = 0; side < 2; side++)
                     if (2 * k + odd < count && at.from[side])
                         copy_async_4(reinterpret_cast<float *>(stage) + (2 * k + odd) * COLUMNS + lane + 32 * side,
-                                     at.from[side] + (odd == upper ? input : other) * (COLUMNS * 4));
-        } else if (2 * k + upper < count) {
-            if (!job.bits) // half of the warp an edge, a lane 16 bytes of the row
-                copy_async(stage + k * 2 * ROW + lane, at.from[0] + input * (COLUMNS * 4));
-            else if (lane % ROW == 0)
-                copy_async_8(reinterpret_cast<u64 *>(stage) + 2 * k + upper, at.from[0] + input * 8);
+                                     at.from[side] + static_cast<i64>(odd == upper ? inputs[k] : other) * (COLUMNS * 4));
         }
+    } else if (job.bits) {
+#pragma unroll
+        for (int k = 0; k < EDGES / 2; k++)
+            if (2 * k + upper < count && lane % ROW == 0)
+                copy_async_8(reinterpret_cast<u64 *>(stage) + 2 * k + upper, at.from[0] + static_cast<i64>(inputs[k]) * 8);
+    } else { // half of the warp an edge, a lane 16 bytes of the row
+#pragma unroll
+        for (int k = 0; k < EDGES / 2; k++)
+            if (2 * k + upper < count)
+                copy_async(stage + k * 2 * ROW + lane, at.from[0] + static_cast<i64>(inputs[k]) * (COLUMNS * 4));
     }
 }
 
@@ -263,7 +267,7 @@ __device__ __forceinline__ void add_piece(float value, const uint4 *stage, int c
             add_edge<EQUAL>(value, x, weights + k * QUADS_HERE + QUADS, next);
     };
     if (count == EDGES) {
-#pragma unroll 2 // more take too many registers
+#pragma unroll(EQUAL ? 2 : 1) // more at once take too many registers
         for (int k = 0; k < EDGES; k++)
             one(k);
     } else {
