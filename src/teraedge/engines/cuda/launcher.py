@@ -4,7 +4,6 @@ from teraedge.engines.cuda.driver import Device, Kernel, Memory, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
-    CHAINED_STAGES,
     WIDE_STAGES,
     WIDE_THREADS,
     block,
@@ -137,10 +136,8 @@ class Launcher:
         key = height, curved
         if key not in self._wide:
             room = self._device.shared_bytes - STATIC_SHARED
-            counts, nbytes, found = WIDE_STAGES, wide_shared, wide
-            if height > 1:
-                counts, nbytes, found = CHAINED_STAGES, chained_shared, chained
-            stages = next(n for n in counts if nbytes(height, n) <= room or n == 2)
+            nbytes, found = (chained_shared, chained) if height > 1 else (wide_shared, wide)
+            stages = next(n for n in WIDE_STAGES if nbytes(height, n) <= room or n == 2)
             file, defines, names = found(height, stages, curved)
             kernel = self._device.kernels(file, defines, names)[names[0]]
             self._wide[key] = kernel, nbytes(height, stages)

@@ -103,7 +103,9 @@ def _neighbours(
     for part in parts:
         if not (part.gathers and part.leaves):
             after[part.first + part.count - 1 - parts[0].first] = None
-    before = [None, *(None if last is None else layer for layer, last in zip(layers, after))]
+    before: list[DeviceLayer | None] = [None]
+    for layer, one in zip(layers, after, strict=True):
+        before.append(None if one is None else layer)
     return list(zip(before[:-1], after, strict=True))
 
 

@@ -11,10 +11,8 @@ Specialisation = tuple[str, dict[str, int | str], list[str]]
 
 WIDE_TILES, WIDE_THREADS = 2, 512
 """Tiles that a warp of the wide kernel takes at a time, and threads of a block."""
-WIDE_STAGES = (3, 2)
-"""Pieces in the ring of a warp: three on GPUs with room for them in shared memory, else two."""
-CHAINED_STAGES = (4, 3, 2)
-"""The same for the chained kernel."""
+WIDE_STAGES = (4, 3, 2)
+"""Pieces in the ring of a warp: four or three on GPUs with room for them in shared memory, else two."""
 CHAINED_PANELS = 16
 """Panels that a warp of the chained kernel takes in a run, at most."""
 WIDE_EDGES = 8
@@ -87,7 +85,8 @@ def samples() -> Specialisation:
         {},
         [
             *("begin", "count_bright", "sum_bins", "place_samples"),
-            *("load_packed", "turn_bits", "load_dense", "load_sparse", "mark", "store_rows", "apply_head"),
+            *("load_packed", "turn_bits", "load_dense", "load_sparse"),
+            *("mark", "store_rows", "apply_head"),
         ],
     )
 
@@ -100,8 +99,6 @@ def all_specialisations() -> list[Specialisation]:
         found += [staged(buffers, curved) for buffers in (1, 2)]
         found += [wide(1, stages, curved) for stages in WIDE_STAGES]
         found += [
-            chained(height, stages, curved)
-            for height in WIDE_TALL_EDGES
-            for stages in CHAINED_STAGES
+            chained(height, stages, curved) for height in WIDE_TALL_EDGES for stages in WIDE_STAGES
         ]
     return found
