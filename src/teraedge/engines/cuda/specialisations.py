@@ -12,7 +12,7 @@ Specialisation = tuple[str, dict[str, int | str], list[str]]
 WIDE_TILES, WIDE_THREADS = 2, 512
 """Tiles that a warp of the wide kernel takes at a time, and threads of a block."""
 WIDE_STAGES = (4, 3, 2)
-"""Pieces in the ring of a warp: four or three on GPUs with room for them in shared memory, else two."""
+"""Pieces in the ring of a warp: as many as shared memory has room for."""
 CHAINED_PANELS = 16
 """Panels that a warp of the chained kernel takes in a run, at most."""
 WIDE_EDGES = 8
@@ -64,7 +64,7 @@ def wide(height: int, stages: int, curved: bool) -> Specialisation:
 def chained_shared(height: int, stages: int) -> int:
     """Return the dynamic shared memory of a block of the chained kernel, in bytes."""
     piece = WIDE_EDGES * (COLUMNS + 2 * height) * 4 + height * 8
-    return WIDE_THREADS // 32 * (stages * (piece + 16) + (CHAINED_PANELS + 1) * 16)
+    return WIDE_THREADS // 32 * (stages * (piece + 16) + (CHAINED_PANELS + 2) * 16)
 
 
 def chained(height: int, stages: int, curved: bool) -> Specialisation:

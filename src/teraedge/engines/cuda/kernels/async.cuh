@@ -9,16 +9,6 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target), "l"(global) : "memory");
 }
 
-// The same of 8 and of 4 bytes.
-__device__ __forceinline__ void copy_async_8(void *shared, const void *global) {
-    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(target), "l"(global) : "memory");
-}
-__device__ __forceinline__ void copy_async_4(void *shared, const void *global) {
-    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(target), "l"(global) : "memory");
-}
-
 // Wait for all copies of this thread; a barrier then shows them to the others.
 __device__ __forceinline__ void wait_for_copies() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
@@ -36,6 +26,14 @@ __device__ __forceinline__ void touch(const void *global) {
 // An address in shared memory, in 32 bits; `of` is what a block declares as `extern __shared__`.
 __device__ __forceinline__ unsigned shared_address(const void *of, unsigned offset) {
     return static_cast<unsigned>(__cvta_generic_to_shared(of)) + offset;
+}
+
+// Copy 4, 8 or 16 bytes to such an address.
+template <int BYTES> __device__ __forceinline__ void copy_async_to(void *, unsigned address, const void *global) {
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(global), "n"(BYTES) : "memory");
 }
 
 // Read from and write to such an address.
@@ -76,14 +74,6 @@ __device__ __forceinline__ void copy_async(void *shared, const void *global) {
     emulated_copy_async(shared, global, 16); // arrives when it is waited for
 }
 
-__device__ __forceinline__ void copy_async_8(void *shared, const void *global) {
-    emulated_copy_async(shared, global, 8);
-}
-
-__device__ __forceinline__ void copy_async_4(void *shared, const void *global) {
-    emulated_copy_async(shared, global, 4);
-}
-
 __device__ __forceinline__ void wait_for_copies() { emulated_wait_for_copies(); }
 
 __device__ __forceinline__ void end_group() {}
@@ -93,6 +83,10 @@ template <int LEFT> __device__ __forceinline__ void wait_for_groups() { emulated
 __device__ __forceinline__ void touch(const void *) {}
 
 inline unsigned shared_address(const void *, unsigned offset) { return offset; }
+
+template <int BYTES> inline void copy_async_to(void *of, unsigned address, const void *global) {
+    emulated_copy_async(static_cast<char *>(of) + address, global, BYTES);
+}
 
 template <class T> inline T load_shared(const void *of, unsigned address) {
     return *reinterpret_cast<const T *>(static_cast<const char *>(of) + address);

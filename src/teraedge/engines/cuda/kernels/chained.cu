@@ -27,10 +27,13 @@ constexpr int TARGETS = ROWS + EDGES * QUADS * 2;  // weights into one panel or 
 constexpr int STAGE = TARGETS + HEIGHT / 2;        // and outputs of a panel that it is the last piece of
 constexpr int LISTS = MOST + 1;                    // that it reads, with the one before
 static_assert(LISTS <= 32, "a lane brings a list");
-constexpr int SHARE = STAGES * (STAGE + 1) + LISTS; // of a warp: pieces, notes and lists
+constexpr int SHARE = STAGES * (STAGE + 1) + LISTS + 1; // of a warp: pieces, notes and its run
 constexpr unsigned BOTH = 16, FINISH = 32, END = 64; // of a note, besides the number of edges
 
 extern __shared__ uint4 rings[]; // [WARPS][SHARE]
+
+// What the layer reads: rows, each sample in its slot; rows where samples lie anywhere; or bits.
+enum Rows { IN_SLOTS, SCATTERED, BITS };
 
 // What all threads of a block need to know; in shared memory, because sums need the registers.
 struct Job {
@@ -40,8 +43,8 @@ struct Job {
     float *out;
     const unsigned *masks; // live samples before the layer
     unsigned *nonzero;     // samples with a nonzero output, to be added to
-    const int *sources;    // for each slot, where its sample lies in rows; none where it lies there
-    bool bits;             // rows are of bits
+    const int *sources;    // for each slot, where its sample lies in rows, with SCATTERED
+    Rows kind;
     unsigned items;        // runs of panels, of each tile one after the other
     int length, runs;      // panels of a run; runs of a tile
 };
@@ -50,33 +53,42 @@ struct Job {
 // next, the first of a run.
 enum Part { ALONE, INTO_BOTH, INTO_LAST, INTO_FIRST };
 
+// A run of panels that a warp is bringing; in shared memory.
+struct Run {
+    List lists[LISTS]; // of its panels, and of the one before, if there is one
+    unsigned tile;
+    int first, end;    // the panel of the first list, and the one after the last
+    int unused;
+};
+static_assert(sizeof(Run) == (LISTS + 1) * 16, "a part of SHARE");
+
 // What a warp brings next: edges of a panel that are alone its own, then those that the next panel reads too.
 struct Walk {
-    unsigned item, tile;
-    const char *from[2]; // rows of the tile, where this lane copies; of its two samples, with sources
-    int panel, end;      // the one at hand, and that after the last of the run
-    int before;          // the first that there is a list of
+    unsigned item;
+    const char *from[2]; // rows of the tile, where this lane copies; of its two samples, with SCATTERED
+    int panel;           // the one at hand
     i64 begin;           // of these edges,
     int done, left;      // of which some have been brought
     int then;            // edges that come after them
     Part part;
     unsigned inputs[EDGES / 2]; // of the edges to come, on their way
-    List *lists;         // of the run's panels, in shared memory
+    Run *run;
 };
 
-__device__ __forceinline__ const List &list_of(const Walk &at, int panel) { return at.lists[panel - at.before]; }
+__device__ __forceinline__ const List &list_at(const Walk &at) { return at.run->lists[at.panel - at.run->first]; }
 
 // Go on to the edges that the panel shares with the next.
-__device__ __forceinline__ void start_shared(Walk &at, const List &list) {
+__device__ __forceinline__ void start_shared(Walk &at) {
+    const List list = list_at(at);
     at.begin = list.begin + (list.length + EDGES - 1) / EDGES * EDGES;
     at.done = 0, at.left = list.shared, at.then = 0;
-    at.part = at.panel + 1 < at.end ? INTO_BOTH : INTO_LAST;
+    at.part = at.panel + 1 < at.run->end ? INTO_BOTH : INTO_LAST;
 }
 
 __device__ __forceinline__ void start_panel(Walk &at) {
-    const List list = list_of(at, at.panel);
+    const List list = list_at(at);
     if (list.length == 0 && list.shared) {
-        start_shared(at, list);
+        start_shared(at);
         return;
     }
     at.begin = list.begin;
@@ -85,38 +97,42 @@ __device__ __forceinline__ void start_panel(Walk &at) {
 }
 
 // Where the rows of a tile are that this lane copies.
-__device__ __forceinline__ void find_rows(const Job &job, Walk &at, int lane) {
+template <Rows KIND>
+__device__ __forceinline__ void find_rows(const Job &job, Walk &at, unsigned tile, int lane) {
     const i64 n = job.layer.n_in;
-    if (job.bits) {
-        at.from[0] = reinterpret_cast<const char *>(job.rows) + n * at.tile * 8;
-    } else if (job.sources) {
+    if (KIND == BITS) {
+        at.from[0] = reinterpret_cast<const char *>(job.rows) + n * tile * 8;
+    } else if (KIND == SCATTERED) {
 #pragma unroll
         for (int k = 0; k < 2; k++) {
-            const int slot = job.sources[static_cast<i64>(at.tile) * COLUMNS + lane + 32 * k];
+            const int slot = job.sources[static_cast<i64>(tile) * COLUMNS + lane + 32 * k];
             at.from[k] = slot < 0 ? nullptr : reinterpret_cast<const char *>(job.rows + place(slot, 0, n));
         }
     } else {
-        at.from[0] = reinterpret_cast<const char *>(job.rows) + (n * at.tile * ROW + lane % ROW) * 16;
+        at.from[0] = reinterpret_cast<const char *>(job.rows) + (n * tile * ROW + lane % ROW) * 16;
     }
 }
 
 // Start the item at hand, or the next one that has a live sample.
+template <Rows KIND>
 __device__ __forceinline__ void start_item(const Job &job, unsigned warps, Walk &at, int lane) {
     for (; at.item < job.items; at.item += warps) {
-        at.tile = at.item / job.runs;
-        if ((job.masks[at.tile * 2] | job.masks[at.tile * 2 + 1]) == 0)
+        const unsigned tile = at.item / job.runs;
+        if ((job.masks[tile * 2] | job.masks[tile * 2 + 1]) == 0)
             continue;
         at.panel = static_cast<int>(at.item % job.runs) * job.length;
-        at.end = at.panel + job.length < job.panels.count ? at.panel + job.length : static_cast<int>(job.panels.count);
-        find_rows(job, at, lane);
-        at.before = at.panel > 0 ? at.panel - 1 : 0;
-        const uint4 *lists = reinterpret_cast<const uint4 *>(job.panels.lists);
-        if (at.before + lane < at.end)
-            reinterpret_cast<uint4 *>(at.lists)[lane] = __ldg(lists + at.before + lane);
+        find_rows<KIND>(job, at, tile, lane);
+        const int first = at.panel > 0 ? at.panel - 1 : 0, count = static_cast<int>(job.panels.count);
+        const int end = at.panel + job.length < count ? at.panel + job.length : count;
+        if (first + lane < end)
+            reinterpret_cast<uint4 *>(at.run->lists)[lane] =
+                __ldg(reinterpret_cast<const uint4 *>(job.panels.lists) + first + lane);
+        if (lane == 0)
+            at.run->tile = tile, at.run->first = first, at.run->end = end;
         __syncwarp();
-        if (at.before < at.panel && list_of(at, at.before).shared) {
+        if (first < at.panel && at.run->lists[0].shared) {
             at.panel--;
-            start_shared(at, list_of(at, at.panel));
+            start_shared(at);
             at.part = INTO_FIRST;
         } else {
             start_panel(at);
@@ -126,15 +142,16 @@ __device__ __forceinline__ void start_item(const Job &job, unsigned warps, Walk 
 }
 
 // Go on to the next edges, of the panel, the next panel or the next run.
+template <Rows KIND>
 __device__ __forceinline__ void advance(const Job &job, unsigned warps, Walk &at, int lane) {
     if (at.left > 0)
         return;
     if (at.then)
-        start_shared(at, list_of(at, at.panel));
-    else if (++at.panel < at.end)
+        start_shared(at);
+    else if (++at.panel < at.run->end)
         start_panel(at);
     else
-        at.item += warps, start_item(job, warps, at, lane);
+        at.item += warps, start_item<KIND>(job, warps, at, lane);
 }
 
 // Have the inputs of the edges at hand come: of all, two a word, or, where they take a word, of those that this
@@ -152,14 +169,15 @@ __device__ __forceinline__ void fetch_inputs(const Job &job, Walk &at, int lane)
     }
 }
 
-// Queue the copies of rows for some edges.
-__device__ __forceinline__ void copy_rows(const Job &job, const Walk &at, int count, uint4 *stage, int lane) {
+// Queue the copies of rows for some edges, to an address of shared memory.
+template <Rows KIND>
+__device__ __forceinline__ void copy_rows(const Job &job, const Walk &at, int count, unsigned to, int lane) {
     const bool upper = lane >= ROW;
     unsigned inputs[EDGES / 2]; // of edges 2 k and 2 k + 1, the one that this half of the warp copies
 #pragma unroll
     for (int k = 0; k < EDGES / 2; k++)
         inputs[k] = job.layer.wide ? at.inputs[k] : upper ? at.inputs[k] >> 16 : at.inputs[k] & 0xffff;
-    if (job.sources) {
+    if (KIND == SCATTERED) {
 #pragma unroll
         for (int k = 0; k < EDGES / 2; k++) {
             const unsigned other = __shfl_xor_sync(ALL_LANES, inputs[k], ROW);
@@ -168,45 +186,46 @@ __device__ __forceinline__ void copy_rows(const Job &job, const Walk &at, int co
 #pragma unroll
                 for (int side = 0; side < 2; side++)
                     if (2 * k + odd < count && at.from[side])
-                        copy_async_4(reinterpret_cast<float *>(stage) + (2 * k + odd) * COLUMNS + lane + 32 * side,
+                        copy_async_to<4>(rings, to + ((2 * k + odd) * COLUMNS + 32 * side + lane) * 4,
                                      at.from[side] + static_cast<i64>(odd == upper ? inputs[k] : other) * (COLUMNS * 4));
         }
-    } else if (job.bits) {
+    } else if (KIND == BITS) {
 #pragma unroll
         for (int k = 0; k < EDGES / 2; k++)
             if (2 * k + upper < count && lane % ROW == 0)
-                copy_async_8(reinterpret_cast<u64 *>(stage) + 2 * k + upper, at.from[0] + static_cast<i64>(inputs[k]) * 8);
+                copy_async_to<8>(rings, to + (2 * k + upper) * 8, at.from[0] + static_cast<i64>(inputs[k]) * 8);
     } else { // half of the warp an edge, a lane 16 bytes of the row
 #pragma unroll
         for (int k = 0; k < EDGES / 2; k++)
             if (2 * k + upper < count)
-                copy_async(stage + k * 2 * ROW + lane, at.from[0] + static_cast<i64>(inputs[k]) * (COLUMNS * 4));
+                copy_async_to<16>(rings, to + (k * 2 * ROW + lane) * 16, at.from[0] + static_cast<i64>(inputs[k]) * (COLUMNS * 4));
     }
 }
 
-// Queue the copy of the next piece, if there is one, into a stage of the ring, with a note.
-__device__ __forceinline__ void bring(const Job &job, unsigned warps, Walk &at, uint4 *stage, uint4 *note, int lane) {
+// Queue the copy of the next piece, if there is one, into the stage of the ring at an address, with a note.
+template <bool EQUAL, Rows KIND>
+__device__ __forceinline__ void bring(const Job &job, unsigned warps, Walk &at, unsigned to, uint4 *note, int lane) {
     if (at.item < job.items) {
         const int count = at.left < EDGES ? at.left : EDGES;
-        copy_rows(job, at, count, stage, lane);
-        if (!job.layer.equal) {
+        copy_rows<KIND>(job, at, count, to, lane);
+        if (!EQUAL) {
             const int quads = at.part == INTO_BOTH ? 2 * QUADS : QUADS, apart = at.part == ALONE ? QUADS : 2 * QUADS;
             const uint4 *weights = reinterpret_cast<const uint4 *>(job.panels.weights) + at.begin * QUADS +
                                    at.done * apart + (at.part == INTO_FIRST ? QUADS : 0);
             for (int k = lane; k < EDGES * quads; k += 32)
-                copy_async(stage + ROWS + k, weights + k / quads * apart + k % quads);
+                copy_async_to<16>(rings, to + (ROWS + k) * 16, weights + k / quads * apart + k % quads);
         }
         const bool last = at.part != INTO_FIRST && at.left <= EDGES && at.then == 0;
         if (last && lane < HEIGHT / 2)
-            copy_async(stage + TARGETS + lane, reinterpret_cast<const uint4 *>(job.panels.targets) +
+            copy_async_to<16>(rings, to + (TARGETS + lane) * 16, reinterpret_cast<const uint4 *>(job.panels.targets) +
                                                    static_cast<i64>(at.panel) * (HEIGHT / 2) + lane);
         if (lane == 0)
             *note = make_uint4(count | (at.part == INTO_BOTH ? BOTH : 0) | (last ? FINISH : 0) |
-                                   (last && at.panel + 1 == at.end ? END : 0),
-                               at.tile, 0, 1);
+                                   (last && at.panel + 1 == at.run->end ? END : 0),
+                               at.run->tile, 0, 1);
         at.left -= EDGES;
         at.done += EDGES;
-        advance(job, warps, at, lane);
+        advance<KIND>(job, warps, at, lane);
         if (at.item < job.items)
             fetch_inputs(job, at, lane); // so that they are there the next time
     } else if (lane == 0) {
@@ -279,21 +298,21 @@ __device__ __forceinline__ void add_piece(float value, const uint4 *stage, int c
 
 // Bias, activation, and out, by the last piece of a panel; ors the bits of each sample's values into `some`.
 __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsigned tile, int lane,
-                                       const float4 (&sums)[OWN], unsigned (&some)[4]) {
+                                       float4 (&sums)[OWN], unsigned (&some)[4]) {
     const Target *targets = reinterpret_cast<const Target *>(piece + TARGETS) + lane / ROW * OWN;
     float4 *out = reinterpret_cast<float4 *>(job.out) + job.layer.n_out * tile * ROW + lane % ROW;
 #pragma unroll
     for (int h = 0; h < OWN; h++) {
-        const Target target = targets[h];
-        float4 y;
-        y.x = activate(job.layer, sums[h].x, target.bias);
-        y.y = activate(job.layer, sums[h].y, target.bias);
-        y.z = activate(job.layer, sums[h].z, target.bias);
-        y.w = activate(job.layer, sums[h].w, target.bias);
-        out[static_cast<i64>(target.output) * ROW] = y;
+        const float bias = targets[h].bias;
+        float4 &y = sums[h];
+        y.x = activate(job.layer, y.x, bias), y.y = activate(job.layer, y.y, bias);
+        y.z = activate(job.layer, y.z, bias), y.w = activate(job.layer, y.w, bias);
         some[0] |= __float_as_uint(y.x), some[1] |= __float_as_uint(y.y);
         some[2] |= __float_as_uint(y.z), some[3] |= __float_as_uint(y.w);
     }
+#pragma unroll
+    for (int h = 0; h < OWN; h++)
+        out[static_cast<i64>(targets[h].output) * ROW] = sums[h];
 }
 
 // Mark the samples with a nonzero output: of a tile, a word of even columns and one of odd ones.
@@ -308,18 +327,19 @@ __device__ __forceinline__ void mark(const Job &job, unsigned tile, int lane, co
     }
 }
 
-template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
+// Not inlined: together with the others it would take more registers than there are.
+template <bool EQUAL, Rows KIND> __device__ __noinline__ void run(const Job &job) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint4 *ring = rings + warp * SHARE, *notes = ring + STAGES * STAGE;
-    const unsigned warps = gridDim.x * WARPS;
+    const unsigned warps = gridDim.x * WARPS, address = shared_address(rings, warp * SHARE * 16);
     Walk ahead = {};
-    ahead.lists = reinterpret_cast<List *>(notes + STAGES);
+    ahead.run = reinterpret_cast<Run *>(notes + STAGES);
     ahead.item = blockIdx.x * WARPS + warp;
-    start_item(job, warps, ahead, lane);
+    start_item<KIND>(job, warps, ahead, lane);
     if (ahead.item < job.items)
         fetch_inputs(job, ahead, lane);
     for (int k = 0; k < STAGES; k++)
-        bring(job, warps, ahead, ring + k * STAGE, notes + k, lane);
+        bring<EQUAL, KIND>(job, warps, ahead, address + k * STAGE * 16, notes + k, lane);
     float4 now[OWN], next[OWN];
     unsigned some[4] = {};
 #pragma unroll
@@ -334,7 +354,7 @@ template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
         if (note.w == 0)
             return;
         uint4 *piece = ring + stage * STAGE;
-        if (job.bits)
+        if (KIND == BITS)
             spread(piece, lane);
         if (note.x & BOTH)
             add_piece<EQUAL, true>(job.layer.value, piece, note.x % BOTH, lane, now, next);
@@ -347,7 +367,7 @@ template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
                 now[h] = next[h], next[h] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
         }
         __syncwarp(); // all have read it
-        bring(job, warps, ahead, piece, notes + stage, lane);
+        bring<EQUAL, KIND>(job, warps, ahead, address + stage * STAGE * 16, notes + stage, lane);
         stage = stage + 1 < STAGES ? stage + 1 : 0;
         if (note.x & END) {
             if (job.layer.droppable)
@@ -357,7 +377,16 @@ template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
     }
 }
 
-// Not inlined: it would take registers from what runs before it.
+template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
+    if (job.kind == BITS)
+        run<EQUAL, BITS>(job);
+    else if (job.kind == SCATTERED)
+        run<EQUAL, SCATTERED>(job);
+    else
+        run<EQUAL, IN_SLOTS>(job);
+}
+
+// Not inlined either.
 __device__ __noinline__ void end_layer(const Layer &layer, i64 number, const State &state, i64 segment, i64 limit,
                                        bool leaves) {
     take_census<THREADS>(layer, number, state, segment, limit, leaves);
@@ -388,8 +417,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                state.rows[1 - from],
                state.masks + offset,
                state.nonzero + offset,
-               left ? state.sources : nullptr,
-               takes_bits && state.bits,
+               state.sources,
+               left ? SCATTERED : takes_bits && state.bits ? BITS : IN_SLOTS,
                static_cast<unsigned>(tiles * runs),
                static_cast<int>(length),
                static_cast<int>(runs)};
