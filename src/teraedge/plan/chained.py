@@ -5,9 +5,10 @@ next one into both at the same time, so that they are read once. In RadiX-Nets a
 of circulants, panels that share half of their inputs with each of two others form rings; in dense
 layers each shares all of them with every other.
 
-Of each panel, the edges that it does not share with the panel before come first those that are
-alone its own, then those shared with the next. Both begin at multiples of `ALIGN`; the latter take
-two places each, one for the weight into each of the two panels.
+Of each panel, but for the edges that it shares with the panel before, those that are alone its own
+come first, and then those shared with the next. Both begin at multiples of `ALIGN`, and as many are
+shared as make whole pieces of so many. They take two places each, one for the weight into each of
+the two panels.
 """
 
 from typing import Any, NamedTuple
@@ -46,6 +47,16 @@ class Chained(NamedTuple):
     edges: NDArray[np.int64]
     others: NDArray[np.int64]
 
+    @property
+    def pieces(self) -> int:
+        """Pieces of up to `ALIGN` edges that are read."""
+        return int(pieces(self.alone) + pieces(self.shared))
+
+
+def pieces(counts: NDArray[np.int64]) -> int:
+    """Return in how many pieces of up to `ALIGN` edges lists of such lengths are read."""
+    return int((-(-counts // ALIGN)).sum())
+
 
 def chained(panels: Panels, n_in: int) -> Chained:
     """Order panels, so that neighbours share inputs."""
@@ -62,7 +73,7 @@ def chained(panels: Panels, n_in: int) -> Chained:
 
 
 def lay_out_chained(
-    panels: Panels, layer: PanelLayer, index: Any
+    found: Chained, panels: Panels, layer: PanelLayer, index: Any
 ) -> tuple[DevicePanels, NDArray[np.int32]]:
     """Lay panels out for the chained kernel, with indices of some type.
 
@@ -73,9 +84,8 @@ def lay_out_chained(
         The order in which inputs are first read: if rows lie in it, they are read one after the
         other, which device memory is faster at.
     """
-    found = chained(panels, layer.n_in)
     room = -(-found.alone // ALIGN) * ALIGN
-    rooms = room + 2 * (-(-found.shared // ALIGN) * ALIGN)
+    rooms = room + 2 * found.shared
     starts = np.cumsum(rooms) - rooms
     counts = np.stack([found.alone, found.shared], axis=1).ravel()
     firsts = np.stack([starts, starts + room], axis=1).ravel()
@@ -157,9 +167,19 @@ def _split(order, starts, indices, n_in, alone, shared, edges, others):
             for edge in range(starts[after], starts[after + 1]):
                 reads[indices[edge]] = k + 1
                 edge_of[indices[edge]] = edge
+        common = 0
         for edge in range(starts[panel], starts[panel + 1]):
             source = indices[edge]
-            if taken[source] != k and reads[source] != k + 1:
+            common += taken[source] != k and reads[source] == k + 1
+        over = common % ALIGN  # what makes no whole piece is read by each
+        for edge in range(starts[panel], starts[panel + 1]):
+            source = indices[edge]
+            if taken[source] == k:
+                continue
+            if reads[source] == k + 1 and over > 0:
+                over -= 1
+                reads[source] = -1
+            if reads[source] != k + 1:
                 edges[count] = edge
                 count += 1
                 alone[k] += 1

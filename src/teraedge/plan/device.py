@@ -10,7 +10,7 @@ from teraedge.plan import banks
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 
-Kernel = Literal["resident", "block", "staged", "wide"]
+Kernel = Literal["resident", "block", "staged", "wide", "chained"]
 THREADS = 512
 WARPS = THREADS // 32
 ZERO_ROWS = 8
@@ -175,7 +175,7 @@ class DeviceLayer:
 
     Attributes
     ----------
-    kernel : {"resident", "block", "staged", "wide"}
+    kernel : {"resident", "block", "staged", "wide", "chained"}
     n_in, n_out, edges : int
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
@@ -256,11 +256,6 @@ class DeviceLayer:
     def resident(self) -> bool:
         """Whether it runs in a kernel that takes a tile through several layers."""
         return self.kernel in ("resident", "block")
-
-    @property
-    def gathers(self) -> bool:
-        """Whether it takes samples from wherever they lie."""
-        return self.kernel == "wide" and self.tall.count > 0 == self.single.count
 
     @property
     def padding(self) -> float:

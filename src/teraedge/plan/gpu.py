@@ -2,6 +2,7 @@
 
 A layer that fits runs in the *resident* kernel, which keeps a tile of 4 to 32 samples of all its
 neurons in shared memory. One that does not runs in the *wide* kernel, which gathers rows from L2,
+in the *chained* kernel (`plan.chained`), where panels share many inputs with their neighbours,
 or in the *staged* kernel (`plan.staged`), which brings rows into shared memory part after part:
 better where neurons share no inputs and lists are not too short. `plan.rates` tells which.
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from teraedge.network import Layer
 from teraedge.plan import banks, rates
 from teraedge.plan.block import PANEL, lay_out_block
-from teraedge.plan.chained import ALIGN, lay_out_chained
+from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
 from teraedge.plan.cost import Constants
 from teraedge.plan.device import (
     COLUMNS,
@@ -30,6 +31,7 @@ from teraedge.plan.device import (
     ZERO_ROWS,
     DeviceLayer,
     DevicePanels,
+    Kernel,
     in_group_order,
     lanes_of,
     list_table,
@@ -228,22 +230,32 @@ def _lanes(
 
 
 def _wide(layer: PanelLayer) -> DeviceLayer:
+    """Lay a layer out for the wide kernel, or for the chained one if its panels share inputs."""
     index = np.uint16 if layer.n_in <= 2**16 else np.uint32
-    tall, places = lay_out_chained(layer.tall, layer, index)
+    kernel: Kernel = "wide"
+    places = None
+    single = _lists(layer.single, layer, index)
+    if len(layer.tall.outputs) and not single.count:
+        found = chained(layer.tall, layer.n_in)
+        if found.pieces <= rates.CHAINED_PIECES * pieces(np.diff(layer.tall.starts)):
+            kernel = "chained"
+            tall, places = lay_out_chained(found, layer.tall, layer, index)
+    if kernel == "wide":
+        tall = _lists(layer.tall, layer, index)
     return DeviceLayer(
-        kernel="wide",
+        kernel=kernel,
         n_in=layer.n_in,
         n_out=layer.n_out,
         edges=layer.edges,
         samples=0,
         shared=0,
         tall=tall,
-        single=_lists(layer.single, layer, index),
+        single=single,
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
         curve=layer.curve,
-        choice=layer.choice.without_times("wide"),
+        choice=layer.choice.without_times(kernel),
         places=places,
     )
 

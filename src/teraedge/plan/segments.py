@@ -14,7 +14,7 @@ class Segment:
     ----------
     first, count : int
         Its layers.
-    kernel : {"resident", "block", "staged", "wide"}
+    kernel : {"resident", "block", "staged", "wide", "chained"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     buffers : int
@@ -31,8 +31,9 @@ class Segment:
         Heights of the panels there are, which the wide kernel runs one after the other.
     curved : bool
         Whether a layer has a smooth activation, which takes kernels that know them.
-    gathers, leaves : bool
-        Whether it, and whether the next segment, takes samples from wherever they lie.
+    leaves : bool
+        Whether samples that are put together after it may be left where they lie: the next segment
+        is of the chained kernel, which finds them there.
     """
 
     first: int
@@ -47,7 +48,6 @@ class Segment:
     head: int
     heights: tuple[int, ...]
     curved: bool
-    gathers: bool
     leaves: bool
 
 
@@ -103,8 +103,7 @@ def segments(
                 head=most[1],
                 heights=heights,
                 curved=any(part.curve for part in layers[begin:end]),
-                gathers=layer.gathers,
-                leaves=not last and layers[end].gathers,
+                leaves=not last and layers[end].kernel == "chained",
             )
             begin, most = end, (0, 0)
 

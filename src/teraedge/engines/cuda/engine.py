@@ -299,7 +299,7 @@ class CudaEngine(Engine):
             self.n_in,
             state,
             spreads=bool(layers) and layers[0].kernel == "block",
-            turned=bool(layers) and layers[0].gathers,
+            turned=bool(layers) and layers[0].kernel == "chained",
             sorts=bool(self._plan.droppable.any()),
         )
         self._ran = []

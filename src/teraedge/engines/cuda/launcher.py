@@ -1,9 +1,12 @@
 """Which kernels a segment launches, and with what grid."""
 
-from teraedge.engines.cuda.driver import Device, Kernel, Memory, Stream
+from collections.abc import Callable
+
+from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
+    CHAINED_STAGES,
     WIDE_STAGES,
     WIDE_THREADS,
     block,
@@ -35,6 +38,7 @@ class Launcher:
         self._block: dict[BlockKind, Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
+        self._chained: dict[tuple[int, bool], tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
         self._grids: dict[tuple[int, int, int], int] = {}
 
@@ -46,6 +50,8 @@ class Launcher:
             self._block_kernel(segment.block)
         elif segment.kernel == "staged":
             self._staged_kernel(segment)
+        elif segment.kernel == "chained":
+            self._chained_kernel(segment.heights[0], segment.curved)
         else:
             for height in segment.heights:
                 self._wide_kernel(height, segment.curved)
@@ -85,15 +91,18 @@ class Launcher:
             kernel, shared = self._staged_kernel(segment), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
             stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
+        elif segment.kernel == "chained":
+            kernel, shared = self._chained_kernel(segment.heights[0], segment.curved)
+            stream.launch(
+                kernel, self._blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
+                layers, state.struct, number, number == 0, segment.first, limit, segment.leaves,
+            )  # fmt: skip
         else:
             for height in segment.heights:
                 kernel, shared = self._wide_kernel(height, segment.curved)
                 grid = self._blocks(kernel, WIDE_THREADS, shared)
-                arguments: tuple[int | Memory, ...] = layers, state.struct, number
-                if height > 1:
-                    arguments += number == 0, segment.gathers, segment.first, limit, segment.leaves
-                stream.launch(kernel, grid, WIDE_THREADS, shared, *arguments)
-        if not segment.gathers:
+                stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
+        if segment.kernel != "chained":  # which does it itself
             stream.launch(
                 self._compact["census"], 1, CENSUS_THREADS, 0,
                 layers, segment.first, state.struct, number, limit, segment.leaves,
@@ -132,16 +141,31 @@ class Launcher:
         return self._staged[key]
 
     def _wide_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
-        """Return the kernel for a height of panels, and its dynamic shared memory."""
+        """Return the wide kernel for a height of panels, and its dynamic shared memory."""
         key = height, curved
         if key not in self._wide:
-            room = self._device.shared_bytes - STATIC_SHARED
-            nbytes, found = (chained_shared, chained) if height > 1 else (wide_shared, wide)
-            stages = next(n for n in WIDE_STAGES if nbytes(height, n) <= room or n == 2)
-            file, defines, names = found(height, stages, curved)
+            stages = self._stages(WIDE_STAGES, wide_shared, height)
+            file, defines, names = wide(height, stages, curved)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._wide[key] = kernel, nbytes(height, stages)
+            self._wide[key] = kernel, wide_shared(height, stages)
         return self._wide[key]
+
+    def _chained_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
+        """Return the chained kernel for a height of panels, and its dynamic shared memory."""
+        key = height, curved
+        if key not in self._chained:
+            stages = self._stages(CHAINED_STAGES, chained_shared, height)
+            file, defines, names = chained(height, stages, curved)
+            kernel = self._device.kernels(file, defines, names)[names[0]]
+            self._chained[key] = kernel, chained_shared(height, stages)
+        return self._chained[key]
+
+    def _stages(
+        self, counts: tuple[int, ...], nbytes: Callable[[int, int], int], height: int
+    ) -> int:
+        """Return the most stages that there is room for, or the least that there are."""
+        room = self._device.shared_bytes - STATIC_SHARED
+        return next((n for n in counts if nbytes(height, n) <= room), counts[-1])
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""

@@ -101,7 +101,7 @@ def _neighbours(
     """Return the layers before and after each, if nobody else sees what passes between."""
     after: list[DeviceLayer | None] = [*layers[1:], None]
     for part in parts:
-        if not (part.gathers and part.leaves):
+        if not (part.kernel == "chained" and part.leaves):
             after[part.first + part.count - 1 - parts[0].first] = None
     before: list[DeviceLayer | None] = [None]
     for layer, one in zip(layers, after, strict=True):

@@ -11,7 +11,7 @@ Specialisation = tuple[str, dict[str, int | str], list[str]]
 
 WIDE_TILES, WIDE_THREADS = 2, 512
 """Tiles that a warp of the wide kernel takes at a time, and threads of a block."""
-WIDE_STAGES = (4, 3, 2)
+WIDE_STAGES, CHAINED_STAGES = (3, 2), (4, 3, 2)
 """Pieces in the ring of a warp: as many as shared memory has room for."""
 CHAINED_PANELS = 16
 """Panels that a warp of the chained kernel takes in a run, at most."""
@@ -97,8 +97,14 @@ def all_specialisations() -> list[Specialisation]:
     for curved in (False, True):
         found += [resident(count, curved) for count in SAMPLES]
         found += [staged(buffers, curved) for buffers in (1, 2)]
-        found += [wide(1, stages, curved) for stages in WIDE_STAGES]
         found += [
-            chained(height, stages, curved) for height in WIDE_TALL_EDGES for stages in WIDE_STAGES
+            wide(height, stages, curved)
+            for height in (1, *WIDE_TALL_EDGES)
+            for stages in WIDE_STAGES
+        ]
+        found += [
+            chained(height, stages, curved)
+            for height in WIDE_TALL_EDGES
+            for stages in CHAINED_STAGES
         ]
     return found

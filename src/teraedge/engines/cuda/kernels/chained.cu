@@ -392,12 +392,12 @@ __device__ __noinline__ void end_layer(const Layer &layer, i64 number, const Sta
     take_census<THREADS>(layer, number, state, segment, limit, leaves);
 }
 
-// Run the tall panels of a layer, number `segment` of the segments, over all tiles with a live sample.
-// `takes_bits`: the inputs may be packed features. Where these are all panels (`ends`), the last block takes
-// the census of the layer, number `number` of the network.
+// Run a layer that has tall panels only, number `segment` of the segments, over all tiles with a live sample.
+// `takes_bits`: the inputs may be packed features. The last block takes the census of the layer, number
+// `number` of the network; `limit` and `leaves` are for that.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits, i64 ends, i64 number,
-            i64 limit, i64 leaves) {
+    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits, i64 number, i64 limit,
+            i64 leaves) {
     __shared__ Job job;
     __shared__ bool last;
     const Layer &layer = *shared_layer;
@@ -429,8 +429,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         run<true>(job);
     else
         run<false>(job);
-    if (!ends)
-        return;
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence(); // what the block marked comes before its ticket
