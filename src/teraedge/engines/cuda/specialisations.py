@@ -17,7 +17,7 @@ CHAINED_PANELS = 16
 """Panels that a warp of the chained kernel takes in a run, at most."""
 WIDE_EDGES = 8
 """Edges of a piece."""
-CENSUS_THREADS = 1024
+CENSUS_THREADS = 512
 
 
 def _curves(curved: bool) -> dict[str, int | str]:

@@ -49,6 +49,8 @@ struct Job {
     int length, runs;      // panels of a run; runs of a tile
 };
 
+__shared__ Job shared_job; // so declared that functions that are not inlined know where it is
+
 // Edges of a panel alone; shared with the next panel, into both; into this panel, the last of a run; into the
 // next, the first of a run.
 enum Part { ALONE, INTO_BOTH, INTO_LAST, INTO_FIRST };
@@ -312,7 +314,7 @@ __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsig
     }
 #pragma unroll
     for (int h = 0; h < OWN; h++)
-        out[static_cast<i64>(targets[h].output) * ROW] = sums[h];
+        store_global(out + static_cast<i64>(targets[h].output) * ROW, sums[h]);
 }
 
 // Mark the samples with a nonzero output: of a tile, a word of even columns and one of odd ones.
@@ -328,7 +330,8 @@ __device__ __forceinline__ void mark(const Job &job, unsigned tile, int lane, co
 }
 
 // Not inlined: together with the others it would take more registers than there are.
-template <bool EQUAL, Rows KIND> __device__ __noinline__ void run(const Job &job) {
+template <bool EQUAL, Rows KIND> __device__ __noinline__ void run() {
+    const Job &job = shared_job;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint4 *ring = rings + warp * SHARE, *notes = ring + STAGES * STAGE;
     const unsigned warps = gridDim.x * WARPS, address = shared_address(rings, warp * SHARE * 16);
@@ -377,13 +380,13 @@ template <bool EQUAL, Rows KIND> __device__ __noinline__ void run(const Job &job
     }
 }
 
-template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
-    if (job.kind == BITS)
-        run<EQUAL, BITS>(job);
-    else if (job.kind == SCATTERED)
-        run<EQUAL, SCATTERED>(job);
+template <bool EQUAL> __device__ __forceinline__ void run(Rows kind) {
+    if (kind == BITS)
+        run<EQUAL, BITS>();
+    else if (kind == SCATTERED)
+        run<EQUAL, SCATTERED>();
     else
-        run<EQUAL, IN_SLOTS>(job);
+        run<EQUAL, IN_SLOTS>();
 }
 
 // Not inlined either.
@@ -398,7 +401,6 @@ __device__ __noinline__ void end_layer(const Layer &layer, i64 number, const Sta
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits, i64 number, i64 limit,
             i64 leaves) {
-    __shared__ Job job;
     __shared__ bool last;
     const Layer &layer = *shared_layer;
     const State &state = *shared_state;
@@ -411,7 +413,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         const i64 length = panels > warps * MOST ? MOST : (panels + warps - 1) / warps;
         const i64 runs = length > 0 ? (count + length - 1) / length : 0;
         const bool left = segment > 0 && state.compacts[segment - 1] == LEFT;
-        job = {layer,
+        shared_job = {layer,
                layer.tall,
                state.rows[from],
                state.rows[1 - from],
@@ -426,9 +428,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     note_begin(state, segment);
     __syncthreads();
     if (layer.equal)
-        run<true>(job);
+        run<true>(shared_job.kind);
     else
-        run<false>(job);
+        run<false>(shared_job.kind);
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence(); // what the block marked comes before its ticket

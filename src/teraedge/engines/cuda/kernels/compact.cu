@@ -1,7 +1,7 @@
 // Between two layers of kernels that leave rows in device memory, and do not take the census themselves.
 #include "census.cuh"
 
-constexpr int THREADS = 1024;
+constexpr int THREADS = 512;
 
 // One block.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
