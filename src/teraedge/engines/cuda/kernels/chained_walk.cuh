@@ -112,6 +112,7 @@ __device__ __forceinline__ void start_item(const Job &job, unsigned warps, Walk 
         find_rows<KIND>(job, at, tile, lane);
         const int first = at.panel > 0 ? at.panel - 1 : 0, count = static_cast<int>(job.panels.count);
         const int end = at.panel + job.length < count ? at.panel + job.length : count;
+        __syncwarp(); // all have done with the run before
         if (first + lane < end)
             reinterpret_cast<uint4 *>(at.run->lists)[lane] =
                 __ldg(reinterpret_cast<const uint4 *>(job.panels.lists) + first + lane);
