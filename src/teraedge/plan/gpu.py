@@ -2,6 +2,7 @@
 
 A layer that fits runs in the *resident* kernel, which keeps a tile of 4 to 32 samples of all its
 neurons in shared memory. One that does not runs in the *wide* kernel, which gathers rows from L2,
+in the *chained* kernel (`plan.chained`), where panels share many inputs with their neighbours,
 or in the *staged* kernel (`plan.staged`), which brings rows into shared memory part after part:
 better where neurons share no inputs and lists are not too short. `plan.rates` tells which.
 
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from teraedge.network import Layer
 from teraedge.plan import banks, rates
 from teraedge.plan.block import PANEL, lay_out_block
+from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
 from teraedge.plan.cost import Constants
 from teraedge.plan.device import (
     COLUMNS,
@@ -29,6 +31,7 @@ from teraedge.plan.device import (
     ZERO_ROWS,
     DeviceLayer,
     DevicePanels,
+    Kernel,
     in_group_order,
     lanes_of,
     list_table,
@@ -51,8 +54,6 @@ SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
-WIDE_ALIGN = 8
-"""Edges the wide kernel loads together."""
 
 
 def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> DeviceLayer:
@@ -229,28 +230,40 @@ def _lanes(
 
 
 def _wide(layer: PanelLayer) -> DeviceLayer:
+    """Lay a layer out for the wide kernel, or for the chained one if its panels share inputs."""
     index = np.uint16 if layer.n_in <= 2**16 else np.uint32
+    kernel: Kernel = "wide"
+    places = None
+    single = _lists(layer.single, layer, index)
+    if len(layer.tall.outputs) and not single.count:
+        found = chained(layer.tall, layer.n_in)
+        if found.pieces <= rates.CHAINED_PIECES * pieces(np.diff(layer.tall.starts)):
+            kernel = "chained"
+            tall, places = lay_out_chained(found, layer.tall, layer, index)
+    if kernel == "wide":
+        tall = _lists(layer.tall, layer, index)
     return DeviceLayer(
-        kernel="wide",
+        kernel=kernel,
         n_in=layer.n_in,
         n_out=layer.n_out,
         edges=layer.edges,
         samples=0,
         shared=0,
-        tall=_lists(layer.tall, layer, index),
-        single=_lists(layer.single, layer, index),
+        tall=tall,
+        single=single,
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
         curve=layer.curve,
-        choice=layer.choice.without_times("wide"),
+        choice=layer.choice.without_times(kernel),
+        places=places,
     )
 
 
 def _lists(panels: Panels, layer: PanelLayer, index: Any) -> DevicePanels:
-    """Lay panels out one after the other, each from a multiple of `WIDE_ALIGN` on."""
+    """Lay panels out one after the other, each from a multiple of `ALIGN` on."""
     counts = np.diff(panels.starts)
-    room = -(-counts // WIDE_ALIGN) * WIDE_ALIGN
+    room = -(-counts // ALIGN) * ALIGN
     starts = np.cumsum(room) - room
     place = np.arange(len(panels.indices)) + np.repeat(starts - panels.starts[:-1], counts)
     indices = np.zeros(int(room.sum()), index)

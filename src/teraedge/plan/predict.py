@@ -43,7 +43,8 @@ def predicted(layer: DeviceLayer, speed: float) -> DeviceLayer:
     if layer.block is not None:
         seconds, limit = _multiplied(layer, layer.block)
     else:
-        seconds, limit = _wide(layer) if layer.kernel == "wide" else _gathered(layer)
+        wide = layer.kernel in ("wide", "chained")
+        seconds, limit = _wide(layer) if wide else _gathered(layer)
     scale = SPEED / speed
     limit = Limit(limit.name, limit.seconds * scale)
     return replace(layer, choice=replace(layer.choice, seconds=seconds * scale, limit=limit))
@@ -92,8 +93,10 @@ def _multiplied(layer: DeviceLayer, block: BlockParts) -> tuple[float, Limit]:
 
 
 def _wide(layer: DeviceLayer) -> tuple[float, Limit]:
-    """Return the time of the wide kernel a sample, and its limit."""
+    """Return the time of the wide or chained kernel a sample, and its limit."""
     reads = layer.tall.slots / layer.tall.height + layer.single.slots
+    if layer.kernel == "chained":
+        reads = float(layer.tall.lists["length"].sum() + layer.tall.lists["shared"].sum())
     rows = reads * 4 / L2_BYTES
     activations = 4 * (layer.n_in + layer.n_out) / HBM_BYTES
     limit = Limit("L2", rows) if rows > activations else Limit("HBM", activations)

@@ -32,6 +32,9 @@ STAGED_BYTES = 5e12
 PIECE_SECONDS = 5e-6 / 132
 """What the staged kernel takes for each part and output block besides, spread over 132 blocks that
 run at once: the wait for its first rows and lists, and two barriers."""
+CHAINED_PIECES = 0.65
+"""Of the pieces that the wide kernel reads, what the chained one may read to be the faster: it has
+more to do for each, as it takes 64 samples at a time and not 128."""
 RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""

@@ -14,7 +14,7 @@ class Segment:
     ----------
     first, count : int
         Its layers.
-    kernel : {"resident", "block", "staged", "wide"}
+    kernel : {"resident", "block", "staged", "wide", "chained"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     buffers : int
@@ -31,6 +31,9 @@ class Segment:
         Heights of the panels there are, which the wide kernel runs one after the other.
     curved : bool
         Whether a layer has a smooth activation, which takes kernels that know them.
+    leaves : bool
+        Whether samples that are put together after it may be left where they lie: the next segment
+        is of the chained kernel, which finds them there.
     """
 
     first: int
@@ -45,6 +48,7 @@ class Segment:
     head: int
     heights: tuple[int, ...]
     curved: bool
+    leaves: bool
 
 
 def segments(
@@ -100,6 +104,7 @@ def segments(
                 head=most[1],
                 heights=heights,
                 curved=any(part.curve for part in layers[begin:end]),
+                leaves=not last and layers[end].kernel == "chained",
             )
             begin, most = end, (0, 0)
 

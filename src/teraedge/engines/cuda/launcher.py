@@ -1,13 +1,18 @@
 """Which kernels a segment launches, and with what grid."""
 
+from collections.abc import Callable
+
 from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
+    CHAINED_STAGES,
     WIDE_STAGES,
     WIDE_THREADS,
     block,
     block_threads,
+    chained,
+    chained_shared,
     compact,
     resident,
     staged,
@@ -20,6 +25,8 @@ from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 144
 """Live columns of 256 at which samples are moved together: moving costs a layer or two."""
+LEAVE_BELOW = 250
+"""The same where the next layer takes them from where they lie, which costs little."""
 
 
 class Launcher:
@@ -31,6 +38,7 @@ class Launcher:
         self._block: dict[BlockKind, Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
+        self._chained: dict[tuple[int, bool], tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
         self._grids: dict[tuple[int, int, int], int] = {}
 
@@ -42,6 +50,8 @@ class Launcher:
             self._block_kernel(segment.block)
         elif segment.kernel == "staged":
             self._staged_kernel(segment)
+        elif segment.kernel == "chained":
+            self._chained_kernel(segment.heights[0], segment.curved)
         else:
             for height in segment.heights:
                 self._wide_kernel(height, segment.curved)
@@ -76,20 +86,28 @@ class Launcher:
                 number == 0, segment.tile, segment.head,
             )  # fmt: skip
             return
+        limit = LEAVE_BELOW if segment.leaves else MOVE_BELOW
         if segment.kernel == "staged":
             kernel, shared = self._staged_kernel(segment), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
             stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
+        elif segment.kernel == "chained":
+            kernel, shared = self._chained_kernel(segment.heights[0], segment.curved)
+            stream.launch(
+                kernel, self._blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
+                layers, state.struct, number, number == 0, segment.first, limit, segment.leaves,
+            )  # fmt: skip
         else:
             for height in segment.heights:
                 kernel, shared = self._wide_kernel(height, segment.curved)
                 grid = self._blocks(kernel, WIDE_THREADS, shared)
                 stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
-        stream.launch(
-            self._compact["census"], 1, CENSUS_THREADS, 0,
-            layers, segment.first, state.struct, number, MOVE_BELOW,
-        )  # fmt: skip
-        if segment.moves:
+        if segment.kernel != "chained":  # which does it itself
+            stream.launch(
+                self._compact["census"], 1, CENSUS_THREADS, 0,
+                layers, segment.first, state.struct, number, limit, segment.leaves,
+            )  # fmt: skip
+        if segment.moves and not segment.leaves:
             grid = self._blocks(self._compact["compact"], 256, 0)
             stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)
 
@@ -126,12 +144,28 @@ class Launcher:
         """Return the wide kernel for a height of panels, and its dynamic shared memory."""
         key = height, curved
         if key not in self._wide:
-            room = self._device.shared_bytes - STATIC_SHARED
-            stages = next(n for n in WIDE_STAGES if wide_shared(height, n) <= room or n == 2)
+            stages = self._stages(WIDE_STAGES, wide_shared, height)
             file, defines, names = wide(height, stages, curved)
             kernel = self._device.kernels(file, defines, names)[names[0]]
             self._wide[key] = kernel, wide_shared(height, stages)
         return self._wide[key]
+
+    def _chained_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
+        """Return the chained kernel for a height of panels, and its dynamic shared memory."""
+        key = height, curved
+        if key not in self._chained:
+            stages = self._stages(CHAINED_STAGES, chained_shared, height)
+            file, defines, names = chained(height, stages, curved)
+            kernel = self._device.kernels(file, defines, names)[names[0]]
+            self._chained[key] = kernel, chained_shared(height, stages)
+        return self._chained[key]
+
+    def _stages(
+        self, counts: tuple[int, ...], nbytes: Callable[[int, int], int], height: int
+    ) -> int:
+        """Return the most stages that there is room for, or the least that there are."""
+        room = self._device.shared_bytes - STATIC_SHARED
+        return next((n for n in counts if nbytes(height, n) <= room), counts[-1])
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""

@@ -11,8 +11,10 @@ Specialisation = tuple[str, dict[str, int | str], list[str]]
 
 WIDE_TILES, WIDE_THREADS = 2, 512
 """Tiles that a warp of the wide kernel takes at a time, and threads of a block."""
-WIDE_STAGES = (3, 2)
-"""Pieces in the ring of a warp: three on GPUs with room for them in shared memory, else two."""
+WIDE_STAGES, CHAINED_STAGES = (3, 2), (4, 3, 2)
+"""Pieces in the ring of a warp: as many as shared memory has room for."""
+CHAINED_PANELS = 16
+"""Panels that a warp of the chained kernel takes in a run, at most."""
 WIDE_EDGES = 8
 """Edges of a piece."""
 CENSUS_THREADS = 512
@@ -62,6 +64,18 @@ def wide(height: int, stages: int, curved: bool) -> Specialisation:
     return "wide.cu", {"HEIGHT": height, **sizes, **_curves(curved)}, ["wide"]
 
 
+def chained_shared(height: int, stages: int) -> int:
+    """Return the dynamic shared memory of a block of the chained kernel, in bytes."""
+    piece = WIDE_EDGES * (COLUMNS + 2 * height) * 4 + height * 8
+    return WIDE_THREADS // 32 * (stages * (piece + 16) + (CHAINED_PANELS + 2) * 16)
+
+
+def chained(height: int, stages: int, curved: bool) -> Specialisation:
+    """Return the chained kernel for panels of one height."""
+    sizes = {"HEIGHT": height, "STAGES": stages, "MOST": CHAINED_PANELS}
+    return "chained.cu", {**sizes, "THREADS": WIDE_THREADS, **_curves(curved)}, ["chained"]
+
+
 def compact() -> Specialisation:
     """Return what counts samples and moves them together."""
     return "compact.cu", {}, ["census", "compact"]
@@ -74,7 +88,8 @@ def samples() -> Specialisation:
         {},
         [
             *("begin", "count_bright", "sum_bins", "place_samples"),
-            *("load_packed", "load_dense", "load_sparse", "mark", "store_rows", "apply_head"),
+            *("load_packed", "turn_bits", "load_dense", "load_sparse"),
+            *("mark", "store_rows", "apply_head"),
         ],
     )
 
@@ -90,5 +105,10 @@ def all_specialisations() -> list[Specialisation]:
             wide(height, stages, curved)
             for height in (1, *WIDE_TALL_EDGES)
             for stages in WIDE_STAGES
+        ]
+        found += [
+            chained(height, stages, curved)
+            for height in WIDE_TALL_EDGES
+            for stages in CHAINED_STAGES
         ]
     return found

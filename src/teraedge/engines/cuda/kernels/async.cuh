@@ -28,6 +28,14 @@ __device__ __forceinline__ unsigned shared_address(const void *of, unsigned offs
     return static_cast<unsigned>(__cvta_generic_to_shared(of)) + offset;
 }
 
+// Copy 4, 8 or 16 bytes to such an address.
+template <int BYTES> __device__ __forceinline__ void copy_async_to(void *, unsigned address, const void *global) {
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(global), "n"(BYTES) : "memory");
+}
+
 // Read from and write to such an address.
 template <class T> __device__ __forceinline__ T load_shared(const void *of, unsigned address);
 template <> __device__ __forceinline__ float load_shared(const void *, unsigned address) {
@@ -53,6 +61,11 @@ __device__ __forceinline__ void store_shared(void *, unsigned address, float4 x)
                  : "memory");
 }
 
+// Write to global memory what the kernel does not read again: nothing waits for it, and no address is looked at.
+__device__ __forceinline__ void store_global(float4 *to, const float4 &x) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w));
+}
+
 // Nanoseconds of a clock that all blocks share.
 __device__ __forceinline__ unsigned long long nanoseconds() {
     unsigned long long now;
@@ -76,6 +89,10 @@ __device__ __forceinline__ void touch(const void *) {}
 
 inline unsigned shared_address(const void *, unsigned offset) { return offset; }
 
+template <int BYTES> inline void copy_async_to(void *of, unsigned address, const void *global) {
+    emulated_copy_async(static_cast<char *>(of) + address, global, BYTES);
+}
+
 template <class T> inline T load_shared(const void *of, unsigned address) {
     return *reinterpret_cast<const T *>(static_cast<const char *>(of) + address);
 }
@@ -83,6 +100,8 @@ template <class T> inline T load_shared(const void *of, unsigned address) {
 template <class T> inline void store_shared(void *of, unsigned address, T x) {
     *reinterpret_cast<T *>(static_cast<char *>(of) + address) = x;
 }
+
+inline void store_global(float4 *to, const float4 &x) { *to = x; }
 
 __device__ __forceinline__ unsigned long long nanoseconds() { return emulated_nanoseconds(); }
 

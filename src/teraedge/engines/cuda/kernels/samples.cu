@@ -71,8 +71,12 @@ extern "C" __global__ void __launch_bounds__(256)
     const i64 bytes = (n + 7) / 8, warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
     for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples; sample += warps) {
         unsigned bright = 0;
-        for (i64 byte = lane; byte < bytes; byte += 32)
-            bright += __popc(bits[sample * stride + byte]);
+        const unsigned char *from = bits + sample * stride;
+        const i64 whole = (reinterpret_cast<u64>(from) & 3) == 0 ? bytes / 4 : 0; // words
+        for (i64 word = lane; word < whole; word += 32)
+            bright += __popc(reinterpret_cast<const unsigned *>(from)[word]);
+        for (i64 byte = whole * 4 + lane; byte < bytes; byte += 32)
+            bright += __popc(from[byte]);
         for (int step = 16; step; step >>= 1)
             bright += __shfl_xor_sync(ALL_LANES, bright, step);
         const i64 share = bright * static_cast<i64>(BINS - 1) / n;
@@ -125,6 +129,55 @@ extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i6
         float *target = rows + place(slot, byte * 8, n);
         for (int k = 0; k < 8 && byte * 8 + k < n; k++)
             target[k * COLUMNS] = static_cast<float>(eight >> (7 - k) & 1);
+    }
+}
+
+// Packed features turned, a bit a sample: [tile][neuron] of 64 bits where rows would lie. A warp takes 128
+// neurons of a tile.
+extern "C" __global__ void __launch_bounds__(256)
+    turn_bits(const unsigned char *bits, i64 stride, i64 samples, i64 n, const State *state) {
+    constexpr i64 SIZE = 16; // bytes of a sample that a lane takes
+    uint2 *turned = reinterpret_cast<uint2 *>(state->rows[0]);
+    const int lane = threadIdx.x % 32;
+    const i64 bytes = (n + 7) / 8, groups = (bytes + SIZE - 1) / SIZE, tiles = (samples + COLUMNS - 1) / COLUMNS;
+    const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    const bool aligned = (reinterpret_cast<u64>(bits) | static_cast<u64>(stride)) % SIZE == 0;
+    for (i64 item = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; item < tiles * groups; item += warps) {
+        const i64 tile = item / groups, first = item % groups * SIZE;
+        unsigned given[2][SIZE / 4] = {}; // words of this lane's samples
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const i64 slot = tile * COLUMNS + half * WORD + lane;
+            if (slot >= samples)
+                continue;
+            const unsigned char *from = bits + (state->ids[0][slot] - state->first) * stride + first;
+            if (aligned && first + SIZE <= bytes) {
+                const uint4 all = *reinterpret_cast<const uint4 *>(from);
+                given[half][0] = all.x, given[half][1] = all.y, given[half][2] = all.z, given[half][3] = all.w;
+            } else {
+#pragma unroll
+                for (int k = 0; k < SIZE; k++)
+                    given[half][k / 4] |= first + k < bytes ? static_cast<unsigned>(from[k]) << k % 4 * 8 : 0;
+            }
+        }
+#pragma unroll 1
+        for (int word = 0; word < SIZE / 4; word++) {
+            uint2 found = make_uint2(0, 0); // of the neuron of this lane
+#pragma unroll
+            for (int k = 0; k < WORD; k++) {
+                const int shift = k / 8 * 8 + 7 - k % 8; // the first neuron is in the highest bit of its byte
+                const unsigned low = __ballot_sync(ALL_LANES, given[0][0] >> shift & 1);
+                const unsigned high = __ballot_sync(ALL_LANES, given[1][0] >> shift & 1);
+                if (lane == k)
+                    found = make_uint2(low, high);
+            }
+#pragma unroll
+            for (int k = 0; k + 1 < SIZE / 4; k++) // the next word, without an address
+                given[0][k] = given[0][k + 1], given[1][k] = given[1][k + 1];
+            const i64 neuron = (first + word * 4) * 8 + lane;
+            if (neuron < n)
+                turned[tile * n + neuron] = found;
+        }
     }
 }
 
