@@ -4,11 +4,13 @@ from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
+    DENSE_THREADS,
     WIDE_STAGES,
     WIDE_THREADS,
     block,
     block_threads,
     compact,
+    dense,
     resident,
     staged,
     wide,
@@ -29,6 +31,7 @@ class Launcher:
         self._device = device
         self._resident: dict[tuple[int, bool], Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
+        self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
@@ -40,6 +43,8 @@ class Launcher:
             self._resident_kernel(segment)
         elif segment.block is not None:
             self._block_kernel(segment.block)
+        elif segment.kernel == "dense":
+            self._dense_kernel(segment)
         elif segment.kernel == "staged":
             self._staged_kernel(segment)
         else:
@@ -76,7 +81,11 @@ class Launcher:
                 number == 0, segment.tile, segment.head,
             )  # fmt: skip
             return
-        if segment.kernel == "staged":
+        if segment.kernel == "dense":
+            kernel, shared = self._dense_kernel(segment), segment.shared
+            grid = self._blocks(kernel, DENSE_THREADS, shared)
+            stream.launch(kernel, grid, DENSE_THREADS, shared, layers, state.struct, number)
+        elif segment.kernel == "staged":
             kernel, shared = self._staged_kernel(segment), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
             stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
@@ -114,6 +123,13 @@ class Launcher:
             file, defines, names = block(kind)
             self._block[kind] = self._device.kernels(file, defines, names)[names[0]]
         return self._block[kind]
+
+    def _dense_kernel(self, segment: Segment) -> Kernel:
+        key = segment.terms, segment.curved
+        if key not in self._dense:
+            file, defines, names = dense(*key)
+            self._dense[key] = self._device.kernels(file, defines, names)[names[0]]
+        return self._dense[key]
 
     def _staged_kernel(self, segment: Segment) -> Kernel:
         key = segment.buffers, segment.curved

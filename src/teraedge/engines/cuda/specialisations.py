@@ -1,6 +1,8 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
+from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
+from teraedge.plan.dense import dense_stages
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
 from teraedge.plan.gpu import SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES
@@ -15,6 +17,7 @@ WIDE_STAGES = (3, 2)
 """Pieces in the ring of a warp: three on GPUs with room for them in shared memory, else two."""
 WIDE_EDGES = 8
 """Edges of a piece."""
+DENSE_THREADS = 256
 CENSUS_THREADS = 512
 
 
@@ -45,6 +48,12 @@ def block(kind: BlockKind) -> Specialisation:
 def block_threads(kind: BlockKind) -> int:
     """Return the threads of a block of the block kernel: one more warp for errands, if it fits."""
     return THREADS if kind.held or kind.terms else THREADS + LANES
+
+
+def dense(terms: int, curved: bool) -> Specialisation:
+    """Return the dense kernel for weights of so many terms."""
+    sizes: dict[str, int | str] = {"TERMS": terms, "STAGES": dense_stages(terms)}
+    return "dense.cu", {**sizes, **_curves(curved)}, ["dense"]
 
 
 def wide_shared(height: int, stages: int) -> int:
@@ -81,6 +90,7 @@ def all_specialisations() -> list[Specialisation]:
     found = [compact(), samples(), *map(block, KINDS)]
     for curved in (False, True):
         found += [resident(count, curved) for count in SAMPLES]
+        found += [dense(terms, curved) for terms in range(1, MOST_TERMS + 1)]
         found += [staged(buffers, curved) for buffers in (1, 2)]
         found += [
             wide(height, stages, curved)

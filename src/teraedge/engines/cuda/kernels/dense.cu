@@ -1,0 +1,227 @@
+// One layer of all (or nearly all) edges as a product of matrices on tensor cores.
+//
+// A block takes 128 neurons, a warp all of them for 32 samples, half of a tile: 8 x 4 fragments of 16
+// neurons by 8 samples, whose fp32 sums stay in registers. Weights, split into bf16 terms by the host and in
+// the order in which lanes read them, come into shared memory through a ring, for all warps. Activations go
+// from global memory to registers, a step of 16 inputs ahead, and are split there; no other warp of the
+// block needs them. Which of its samples a column stands for is free: a lane's four columns, one of each
+// fragment, are four neighbours, one load.
+//
+// Tensor cores cut sums off where fp32 rounds, so they only sum the products of a step; that is added to the
+// sums as fp32 adds. With few samples, 2 or 4 warps share the inputs of the same samples.
+//
+// Specialised by: TERMS (of a weight), STAGES.
+#include "mma.cuh"
+
+constexpr int WARPS = 8, THREADS = WARPS * 32;
+constexpr int FRAGMENTS = 8;                         // of 16 neurons
+constexpr int HEIGHT = FRAGMENTS * 16;               // neurons of a block
+constexpr int STEP = 16;                             // inputs of a product
+constexpr int ROUND = 4;                             // steps that come together
+constexpr int SLAB = FRAGMENTS * TERMS * 32;         // weights of a step, in 16 bytes
+constexpr int STAGE = ROUND * SLAB;
+constexpr int PARTS = 4;                             // fragments of 8 samples
+
+
+extern __shared__ uint4 ring[]; // [STAGES][STAGE]
+
+// The sums of a warp; of a lane: neurons g and g + 8 of each fragment, samples 2 q and 2 q + 1 of each part.
+typedef float Sums[FRAGMENTS][PARTS][4];
+
+// Four neighbouring samples of the inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of a step.
+struct Inputs {
+    float4 x[4];
+};
+
+__device__ __forceinline__ Inputs load_inputs(const float *rows, i64 step, i64 n_in, int quarter) {
+    Inputs in;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const i64 row = step * STEP + 2 * quarter + k % 2 + k / 2 * 8;
+        in.x[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        if (row < n_in)
+            in.x[k] = *reinterpret_cast<const float4 *>(rows + row * COLUMNS);
+    }
+    return in;
+}
+
+// Terms of inputs as tensor cores read them.
+struct Terms {
+    unsigned low[3][PARTS], high[3][PARTS];
+};
+
+__device__ __forceinline__ Terms terms_of(const Inputs &in) {
+    Terms b;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        auto at = [&](int k) {
+            return part == 0 ? in.x[k].x : part == 1 ? in.x[k].y : part == 2 ? in.x[k].z : in.x[k].w;
+        };
+        split(at(0), at(1), b.low[0][part], b.low[1][part], b.low[2][part]);
+        split(at(2), at(3), b.high[0][part], b.high[1][part], b.high[2][part]);
+    }
+    return b;
+}
+
+// Add the products of one step; the small ones are summed first.
+__device__ __forceinline__ void multiply(const uint4 *weights, const Terms &b, Sums &sums) {
+    constexpr int WEIGHT[6] = {2, 1, 0, 1, 0, 0}, INPUT[6] = {0, 1, 2, 0, 1, 0};
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; f++) {
+        uint4 a[TERMS];
+#pragma unroll
+        for (int t = 0; t < TERMS; t++)
+            a[t] = weights[(f * TERMS + t) * 32];
+        float now[PARTS][4] = {};
+#pragma unroll
+        for (int p = 0; p < 6; p++)
+            if (WEIGHT[p] < TERMS)
+#pragma unroll
+                for (int part = 0; part < PARTS; part++)
+                    multiply_add(now[part], a[WEIGHT[p]], b.low[INPUT[p]][part], b.high[INPUT[p]][part]);
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                sums[f][part][k] += now[part][k];
+    }
+}
+
+// Sum up what `splits` warps have of the same samples, in the first of them. All warps call it.
+__device__ __forceinline__ void gather_sums(Sums &sums, int splits, int warp, int lane) {
+    float *room = reinterpret_cast<float *>(ring);
+    constexpr int COUNT = FRAGMENTS * PARTS * 4;
+    const int across = WARPS / splits;
+    __syncthreads(); // all have read the weights
+    if (warp >= across)
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+            room[((warp - across) * COUNT + k) * 32 + lane] = sums[k / 16][k / 4 % 4][k % 4];
+    __syncthreads();
+    if (warp < across)
+#pragma unroll 1
+        for (int other = warp; other < WARPS - across; other += across)
+#pragma unroll
+            for (int k = 0; k < COUNT; k++)
+                sums[k / 16][k / 4 % 4][k % 4] += room[(other * COUNT + k) * 32 + lane];
+}
+
+// Bias, activation, and out. `out` is where the lane's eight samples of neuron 0 are; returns which of
+// these have a nonzero output.
+__device__ __forceinline__ unsigned finish(const Layer &layer, const Target *targets, float *out,
+                                           const Sums &sums) {
+    unsigned nonzero = 0;
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+        for (int below = 0; below < 2; below++) {
+            const Target target = targets[f * 16 + below * 8];
+            if (target.output < 0)
+                continue;
+            float y[8];
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                y[k] = activate(layer, sums[f][k % 4][below * 2 + k / 4], target.bias);
+                nonzero |= (y[k] != 0.0f ? 1u : 0u) << k;
+            }
+            float4 *to = reinterpret_cast<float4 *>(out + static_cast<i64>(target.output) * COLUMNS);
+            to[0] = make_float4(y[0], y[1], y[2], y[3]);
+            to[1] = make_float4(y[4], y[5], y[6], y[7]);
+        }
+    return nonzero;
+}
+
+// Every second of eight bits.
+__device__ __forceinline__ unsigned every_second(unsigned bits) {
+    return (bits & 1) | (bits >> 1 & 2) | (bits >> 2 & 4) | (bits >> 3 & 8);
+}
+
+// Add to the samples with a nonzero output, as the wide kernel does: of each tile, a word of even columns and
+// one of odd ones.
+__device__ __forceinline__ void mark(unsigned *words, unsigned half, int lane, unsigned nonzero) {
+    const int shift = half * 16 + lane % 4 * 4;
+    const unsigned even = or_over_warp(every_second(nonzero) << shift);
+    const unsigned odd = or_over_warp(every_second(nonzero >> 1) << shift);
+    if (lane == 0 && (even & ~words[0]))
+        atomicOr(words, even);
+    if (lane == 0 && (odd & ~words[1]))
+        atomicOr(words + 1, odd);
+}
+
+// Queue the copy of a round's weights.
+__device__ __forceinline__ void bring(const uint4 *weights, int round, int rounds) {
+    if (round < rounds)
+#pragma unroll
+        for (int k = 0; k < STAGE / THREADS; k++)
+            copy_async(ring + round % STAGES * STAGE + k * THREADS + threadIdx.x,
+                       weights + static_cast<i64>(round) * STAGE + k * THREADS + threadIdx.x);
+    end_group(); // also where there is nothing: groups are counted
+}
+
+// The sums of a warp over its share of the steps.
+__device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const float *rows, i64 n_in, bool live,
+                                       int split, int splits, int lane, Sums &sums) {
+    const i64 steps = (n_in + STEP - 1) / STEP;
+    for (int k = 0; k < STAGES - 1; k++)
+        bring(weights, k, rounds);
+    Inputs next = {};
+    if (live)
+        next = load_inputs(rows, split, n_in, lane % 4);
+#pragma unroll 1
+    for (int round = 0; round < rounds; round++) {
+        wait_for_groups<STAGES - 2>();
+        __syncthreads(); // what others copied is there, and all have read what the next copy replaces
+        bring(weights, round + STAGES - 1, rounds);
+        if (live)
+#pragma unroll 1
+            for (int k = split; k < ROUND; k += splits) {
+                const i64 step = static_cast<i64>(round) * ROUND + k;
+                if (step >= steps)
+                    break;
+                const Terms b = terms_of(next);
+                next = load_inputs(rows, step + splits, n_in, lane % 4);
+                multiply(ring + round % STAGES * STAGE + k * SLAB + lane, b, sums);
+            }
+    }
+}
+
+// Run a layer, number `segment` of the segments, over all tiles with a live sample.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    dense(const Layer *shared_layer, const State *shared_state, i64 segment) {
+    const Layer &layer = *shared_layer;
+    const State &state = *shared_state;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, from = state.buffer[segment];
+    const i64 words = words_of(state.slots[segment]), panels = layer.tall.count;
+    const unsigned *masks = state.masks + segment * state.words;
+    const int rounds = layer.tall.lists[0].length; // of every panel
+    int splits = 1; // warps that share the inputs of the same samples
+    while (splits < ROUND && (words * splits + WARPS - 1) / WARPS * panels * 2 <= gridDim.x)
+        splits *= 2;
+    const int across = WARPS / splits;
+    const i64 items = (words + across - 1) / across * panels;
+    note_begin(state, segment);
+#pragma unroll 1
+    for (i64 item = blockIdx.x; item < items; item += gridDim.x) {
+        const i64 panel = item % panels, begin = item / panels * across, word = begin + warp % across;
+        unsigned any = 0;
+        for (i64 k = begin; k < begin + across && k < words; k++)
+            any |= masks[k];
+        if (any == 0)
+            continue; // for the whole block
+        const bool live = word < words && masks[word] != 0;
+        Sums sums = {};
+        __syncthreads(); // all are done with the shared memory
+        const i64 column = word % 2 * WORD + lane / 4 * 4;
+        add_up(reinterpret_cast<const uint4 *>(layer.tall.weights) + panel * rounds * STAGE, rounds,
+               state.rows[from] + word / 2 * layer.n_in * COLUMNS + column, layer.n_in, live, warp / across,
+               splits, lane, sums);
+        if (splits > 1)
+            gather_sums(sums, splits, warp, lane);
+        if (!live || warp >= across)
+            continue;
+        float *out = state.rows[1 - from] + word / 2 * layer.n_out * COLUMNS + word % 2 * WORD + lane % 4 * 8;
+        const unsigned nonzero = finish(layer, layer.tall.targets + panel * HEIGHT + lane / 4, out, sums);
+        if (layer.droppable)
+            mark(state.nonzero + segment * state.words + word / 2 * 2, word % 2, lane, nonzero);
+    }
+}
