@@ -9,7 +9,7 @@ from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
 from teraedge.plan.device import TARGET, DeviceLayer, DevicePanels, list_table
 from teraedge.plan.explain import Choice
 
-HEIGHT = 128
+HEIGHT = 96
 """Neurons of a panel: of a block."""
 STEP = 16
 """Inputs of a product."""

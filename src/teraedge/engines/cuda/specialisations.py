@@ -2,7 +2,7 @@
 
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
-from teraedge.plan.dense import dense_stages
+from teraedge.plan import dense as dense_layout
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
 from teraedge.plan.gpu import SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES
@@ -52,7 +52,8 @@ def block_threads(kind: BlockKind) -> int:
 
 def dense(terms: int, curved: bool) -> Specialisation:
     """Return the dense kernel for weights of so many terms."""
-    sizes: dict[str, int | str] = {"TERMS": terms, "STAGES": dense_stages(terms)}
+    fragments, stages = dense_layout.HEIGHT // 16, dense_layout.dense_stages(terms)
+    sizes = {"FRAGMENTS": fragments, "TERMS": terms, "STAGES": stages}
     return "dense.cu", {**sizes, **_curves(curved)}, ["dense"]
 
 

@@ -1,6 +1,6 @@
 // One layer of all (or nearly all) edges as a product of matrices on tensor cores.
 //
-// A block takes 128 neurons, a warp all of them for 32 samples, half of a tile: 8 x 4 fragments of 16
+// A block takes 96 neurons, a warp all of them for 32 samples, half of a tile: 6 x 4 fragments of 16
 // neurons by 8 samples, whose fp32 sums stay in registers. Weights, split into bf16 terms by the host and in
 // the order in which lanes read them, come into shared memory through a ring, for all warps. Activations go
 // from global memory to registers, a step of 16 inputs ahead, and are split there; no other warp of the
@@ -10,11 +10,10 @@
 // Tensor cores cut sums off where fp32 rounds, so they only sum the products of a step; that is added to the
 // sums as fp32 adds. With few samples, 2 or 4 warps share the inputs of the same samples.
 //
-// Specialised by: TERMS (of a weight), STAGES.
+// Specialised by: FRAGMENTS, TERMS (of a weight), STAGES.
 #include "mma.cuh"
 
 constexpr int WARPS = 8, THREADS = WARPS * 32;
-constexpr int FRAGMENTS = 8;                         // of 16 neurons
 constexpr int HEIGHT = FRAGMENTS * 16;               // neurons of a block
 constexpr int STEP = 16;                             // inputs of a product
 constexpr int ROUND = 4;                             // steps that come together
@@ -28,19 +27,18 @@ extern __shared__ uint4 ring[]; // [STAGES][STAGE]
 // The sums of a warp; of a lane: neurons g and g + 8 of each fragment, samples 2 q and 2 q + 1 of each part.
 typedef float Sums[FRAGMENTS][PARTS][4];
 
-// Four neighbouring samples of the inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of a step.
+// Four neighbouring samples of the inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of a step; beyond the last input its
+// values once more, for weights that are zero.
 struct Inputs {
     float4 x[4];
 };
 
-__device__ __forceinline__ Inputs load_inputs(const float *rows, i64 step, i64 n_in, int quarter) {
+__device__ __forceinline__ Inputs load_inputs(const float *rows, int step, int n_in, int quarter) {
     Inputs in;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
-        const i64 row = step * STEP + 2 * quarter + k % 2 + k / 2 * 8;
-        in.x[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        if (row < n_in)
-            in.x[k] = *reinterpret_cast<const float4 *>(rows + row * COLUMNS);
+        const int row = step * STEP + 2 * quarter + k % 2 + k / 2 * 8;
+        in.x[k] = *reinterpret_cast<const float4 *>(rows + static_cast<i64>(row < n_in ? row : n_in - 1) * COLUMNS);
     }
     return in;
 }
@@ -64,14 +62,21 @@ __device__ __forceinline__ Terms terms_of(const Inputs &in) {
 }
 
 // Add the products of one step; the small ones are summed first.
-__device__ __forceinline__ void multiply(const uint4 *weights, const Terms &b, Sums &sums) {
+__device__ __forceinline__ void multiply(unsigned weights, const Terms &b, Sums &sums) {
     constexpr int WEIGHT[6] = {2, 1, 0, 1, 0, 0}, INPUT[6] = {0, 1, 2, 0, 1, 0};
+    uint4 following[TERMS];
+#pragma unroll
+    for (int t = 0; t < TERMS; t++)
+        following[t] = load_shared<uint4>(ring, weights + t * 512);
 #pragma unroll
     for (int f = 0; f < FRAGMENTS; f++) {
         uint4 a[TERMS];
 #pragma unroll
-        for (int t = 0; t < TERMS; t++)
-            a[t] = weights[(f * TERMS + t) * 32];
+        for (int t = 0; t < TERMS; t++) {
+            a[t] = following[t];
+            if (f + 1 < FRAGMENTS)
+                following[t] = load_shared<uint4>(ring, weights + ((f + 1) * TERMS + t) * 512);
+        }
         float now[PARTS][4] = {};
 #pragma unroll
         for (int p = 0; p < 6; p++)
@@ -159,9 +164,9 @@ __device__ __forceinline__ void bring(const uint4 *weights, int round, int round
 }
 
 // The sums of a warp over its share of the steps.
-__device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const float *rows, i64 n_in, bool live,
+__device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const float *rows, int n_in, bool live,
                                        int split, int splits, int lane, Sums &sums) {
-    const i64 steps = (n_in + STEP - 1) / STEP;
+    const int steps = (n_in + STEP - 1) / STEP;
     for (int k = 0; k < STAGES - 1; k++)
         bring(weights, k, rounds);
     Inputs next = {};
@@ -175,52 +180,81 @@ __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const f
         if (live)
 #pragma unroll 1
             for (int k = split; k < ROUND; k += splits) {
-                const i64 step = static_cast<i64>(round) * ROUND + k;
+                const int step = round * ROUND + k;
                 if (step >= steps)
                     break;
                 const Terms b = terms_of(next);
                 next = load_inputs(rows, step + splits, n_in, lane % 4);
-                multiply(ring + round % STAGES * STAGE + k * SLAB + lane, b, sums);
+                multiply(shared_address(ring, (round % STAGES * STAGE + k * SLAB + lane) * 16), b, sums);
             }
     }
+}
+
+// What a block works on; in shared memory, since all registers hold sums.
+struct Job {
+    i64 item, panel, word; // the first word of samples
+    int across, splits;    // words side by side, and warps that share the inputs of one
+    bool more;             // whether there is an item
+};
+
+// Choose how many warps share the inputs of the same samples.
+__device__ __forceinline__ void plan(Job &job, i64 words, i64 panels) {
+    job.splits = 1;
+    while (job.splits < ROUND && (words * job.splits + WARPS - 1) / WARPS * panels * 2 <= gridDim.x)
+        job.splits *= 2;
+    job.across = WARPS / job.splits;
+    job.item = static_cast<i64>(blockIdx.x) - gridDim.x;
+}
+
+// Turn to the next item with a live sample.
+__device__ __forceinline__ void advance(Job &job, const unsigned *masks, i64 words, i64 panels) {
+    const i64 items = (words + job.across - 1) / job.across * panels;
+    unsigned live = 0;
+    while (live == 0 && (job.item += gridDim.x) < items) {
+        job.panel = job.item % panels, job.word = job.item / panels * job.across;
+        for (i64 word = job.word; word < job.word + job.across && word < words; word++)
+            live |= masks[word];
+    }
+    job.more = live != 0;
 }
 
 // Run a layer, number `segment` of the segments, over all tiles with a live sample.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     dense(const Layer *shared_layer, const State *shared_state, i64 segment) {
+    __shared__ Job job;
     const Layer &layer = *shared_layer;
     const State &state = *shared_state;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, from = state.buffer[segment];
-    const i64 words = words_of(state.slots[segment]), panels = layer.tall.count;
-    const unsigned *masks = state.masks + segment * state.words;
-    const int rounds = layer.tall.lists[0].length; // of every panel
-    int splits = 1; // warps that share the inputs of the same samples
-    while (splits < ROUND && (words * splits + WARPS - 1) / WARPS * panels * 2 <= gridDim.x)
-        splits *= 2;
-    const int across = WARPS / splits;
-    const i64 items = (words + across - 1) / across * panels;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (threadIdx.x == 0)
+        plan(job, words_of(state.slots[segment]), layer.tall.count);
     note_begin(state, segment);
 #pragma unroll 1
-    for (i64 item = blockIdx.x; item < items; item += gridDim.x) {
-        const i64 panel = item % panels, begin = item / panels * across, word = begin + warp % across;
-        unsigned any = 0;
-        for (i64 k = begin; k < begin + across && k < words; k++)
-            any |= masks[k];
-        if (any == 0)
-            continue; // for the whole block
-        const bool live = word < words && masks[word] != 0;
-        Sums sums = {};
+    for (;;) {
         __syncthreads(); // all are done with the shared memory
-        const i64 column = word % 2 * WORD + lane / 4 * 4;
-        add_up(reinterpret_cast<const uint4 *>(layer.tall.weights) + panel * rounds * STAGE, rounds,
-               state.rows[from] + word / 2 * layer.n_in * COLUMNS + column, layer.n_in, live, warp / across,
-               splits, lane, sums);
-        if (splits > 1)
-            gather_sums(sums, splits, warp, lane);
-        if (!live || warp >= across)
+        if (threadIdx.x == 0)
+            advance(job, state.masks + segment * state.words, words_of(state.slots[segment]), layer.tall.count);
+        __syncthreads();
+        if (!job.more)
+            break;
+        Sums sums = {};
+        bool live;
+        {
+            const i64 word = job.word + warp % job.across;
+            const int rounds = layer.tall.lists[0].length; // of every panel
+            const i64 column = word % 2 * WORD + lane / 4 * 4;
+            live = word < words_of(state.slots[segment]) && state.masks[segment * state.words + word] != 0;
+            add_up(reinterpret_cast<const uint4 *>(layer.tall.weights) + job.panel * rounds * STAGE, rounds,
+                   state.rows[state.buffer[segment]] + word / 2 * layer.n_in * COLUMNS + column,
+                   static_cast<int>(layer.n_in), live, warp / job.across, job.splits, lane, sums);
+        }
+        if (job.splits > 1)
+            gather_sums(sums, job.splits, warp, lane);
+        if (!live || warp >= job.across)
             continue;
-        float *out = state.rows[1 - from] + word / 2 * layer.n_out * COLUMNS + word % 2 * WORD + lane % 4 * 8;
-        const unsigned nonzero = finish(layer, layer.tall.targets + panel * HEIGHT + lane / 4, out, sums);
+        const i64 word = job.word + warp;
+        float *out = state.rows[1 - state.buffer[segment]] + word / 2 * layer.n_out * COLUMNS;
+        const unsigned nonzero = finish(layer, layer.tall.targets + job.panel * HEIGHT + lane / 4,
+                                        out + word % 2 * WORD + lane % 4 * 8, sums);
         if (layer.droppable)
             mark(state.nonzero + segment * state.words + word / 2 * 2, word % 2, lane, nonzero);
     }
