@@ -44,7 +44,8 @@ class DevicePanels:
         neurons. Block: none.
     weights : ndarray of float32, or empty
         As `in_words` orders them. Wide: (edges, height). Block: bits of bf16, as uint16,
-        [fragment][term][lane][8]; dense: those of a panel after another. Empty where all weights of the layer are equal.
+        [fragment][term][lane][8]; dense: panel by panel.
+        Empty where all weights of the layer are equal.
     targets : ndarray of `TARGET`
         The neurons, -1 where there is none, and their biases: (slices * lanes, height). Wide:
         (count, height).

@@ -6,7 +6,8 @@ or in the *staged* kernel (`plan.staged`), which brings rows into shared memory 
 better where neurons share no inputs and lists are not too short. Where most edges exist, all run,
 as a product of matrices on tensor cores (`plan.dense`). `plan.rates` tells which.
 
-All but that work on panels (`plan.panels`): neurons that read the same inputs. The resident kernel reads
+All but that work on panels (`plan.panels`): neurons that read the same inputs. The resident kernel
+reads
 slices of 32 tall panels, one a lane, or of 32 single neurons for each 32 sums that a lane can keep,
 in sliced ELL (Monakov et al., 2010): the k-th edges of all lie side by side. Panels are sorted by
 length, so that little is padded, and their edges are ordered for the banks of shared memory

@@ -1,8 +1,8 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
+from teraedge.plan import dense as dense_layout
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
-from teraedge.plan import dense as dense_layout
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
 from teraedge.plan.gpu import SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES

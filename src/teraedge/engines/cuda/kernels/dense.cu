@@ -22,6 +22,13 @@ constexpr int STAGE = ROUND * SLAB;
 constexpr int PARTS = 4;                             // fragments of 8 samples
 
 
+// Inputs are loaded a step ahead; code for older GPUs has no registers for that.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool AHEAD = false;
+#else
+constexpr bool AHEAD = true;
+#endif
+
 extern __shared__ uint4 ring[]; // [STAGES][STAGE]
 
 // The sums of a warp; of a lane: neurons g and g + 8 of each fragment, samples 2 q and 2 q + 1 of each part.
@@ -170,7 +177,7 @@ __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const f
     for (int k = 0; k < STAGES - 1; k++)
         bring(weights, k, rounds);
     Inputs next = {};
-    if (live)
+    if (live && AHEAD)
         next = load_inputs(rows, split, n_in, lane % 4);
 #pragma unroll 1
     for (int round = 0; round < rounds; round++) {
@@ -183,8 +190,11 @@ __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const f
                 const int step = round * ROUND + k;
                 if (step >= steps)
                     break;
+                if (!AHEAD)
+                    next = load_inputs(rows, step, n_in, lane % 4);
                 const Terms b = terms_of(next);
-                next = load_inputs(rows, step + splits, n_in, lane % 4);
+                if (AHEAD)
+                    next = load_inputs(rows, step + splits, n_in, lane % 4);
                 multiply(shared_address(ring, (round % STAGES * STAGE + k * SLAB + lane) * 16), b, sums);
             }
     }
