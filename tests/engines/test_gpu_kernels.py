@@ -43,12 +43,15 @@ def device(request):
         *(("resident", samples) for samples in (16, 8, 4)),
         *(("block", samples, tiles) for samples, tiles in ((16, 2), (8, 2), (8, 1))),
         ("wide", 0),
+        ("dense", 0),
     ],
     ids=lambda kernel: "-".join(map(str, kernel)),
 )
 def kernel(request, monkeypatch):
     """Let every layer run in one kernel, in tiles of so many samples."""
     name, samples, *tiles = request.param
+    dense = name == "dense"
+    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: -1.0 if dense else np.inf)
     if name == "block":
         monkeypatch.setattr(rates, "block_seconds", lambda layer: -1.0)
         monkeypatch.setattr(rates, "block_at_best", lambda layer: -1.0)
@@ -71,6 +74,8 @@ def test_equals_reference(device, kernel, name):
         for mode in "ac":
             with teraedge.compile(network, device, Options.mode(mode)) as engine:
                 assert {layer.samples for layer in engine._plan.resident} == {kernel}
+                dense = {layer.kernel == "dense" for layer in engine._plan.resident}
+                assert len(dense) == 1
                 for _ in range(2):  # the second from the graph
                     result = engine.run(features)
                     np.testing.assert_array_equal(result.outputs, expected.outputs)

@@ -10,7 +10,7 @@ from teraedge.plan import banks
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 
-Kernel = Literal["resident", "block", "staged", "wide", "chained"]
+Kernel = Literal["resident", "block", "dense", "staged", "wide", "chained"]
 THREADS = 512
 WARPS = THREADS // 32
 ZERO_ROWS = 8
@@ -44,7 +44,8 @@ class DevicePanels:
         neurons. Block: none.
     weights : ndarray of float32, or empty
         As `in_words` orders them. Wide: (edges, height). Block: bits of bf16, as uint16,
-        [fragment][term][lane][8]. Empty where all weights of the layer are equal.
+        [fragment][term][lane][8]; dense: panel by panel.
+        Empty where all weights of the layer are equal.
     targets : ndarray of `TARGET`
         The neurons, -1 where there is none, and their biases: (slices * lanes, height). Wide:
         (count, height).
@@ -175,7 +176,7 @@ class DeviceLayer:
 
     Attributes
     ----------
-    kernel : {"resident", "block", "staged", "wide", "chained"}
+    kernel : {"resident", "block", "dense", "staged", "wide", "chained"}
     n_in, n_out, edges : int
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
@@ -195,6 +196,8 @@ class DeviceLayer:
     block : BlockParts or None
     places : ndarray of int32, shape (n_in,), or None
         Where the chained kernel would best have the row of each input.
+    terms : int
+        Of bf16 that a weight is the sum of (dense).
     nbytes : int
         Bytes on the device.
     """
@@ -217,6 +220,7 @@ class DeviceLayer:
     buffers: int = 0
     block: BlockParts | None = None
     places: NDArray[np.int32] | None = None
+    terms: int = 0
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -14,15 +14,15 @@ from teraedge.plan.rates import (
     BORDER,
     L2_BYTES,
     PIECE_SECONDS,
+    PRODUCTS,
     SPEED,
     block_seconds,
+    dense_seconds,
     gathered_seconds,
 )
 from teraedge.plan.staged import SLICES
 
 MULTIPLY_ADDS = SPEED * 128
-PRODUCTS = (3, 3, 5, 6)
-"""Products on tensor cores for 16 neurons by 16 inputs, by the terms of weights."""
 PRODUCT_CLOCKS = 6.2
 """Clocks that one of eight samples takes, measured: 2048 multiply-adds."""
 HBM_BYTES = 4.25e12
@@ -42,6 +42,8 @@ def predicted(layer: DeviceLayer, speed: float) -> DeviceLayer:
     """
     if layer.block is not None:
         seconds, limit = _multiplied(layer, layer.block)
+    elif layer.kernel == "dense":
+        seconds, limit = _dense(layer)
     else:
         wide = layer.kernel in ("wide", "chained")
         seconds, limit = _wide(layer) if wide else _gathered(layer)
@@ -90,6 +92,13 @@ def _multiplied(layer: DeviceLayer, block: BlockParts) -> tuple[float, Limit]:
     clocks = fragments * PRODUCTS[block.kind.terms] * PRODUCT_CLOCKS / 8  # samples of a product
     limit = Limit("tensor", clocks / 4 / SPEED)  # of four tensor cores
     return max(block_seconds(layer), limit.seconds), limit
+
+
+def _dense(layer: DeviceLayer) -> tuple[float, Limit]:
+    """Return the time of the dense kernel a sample, and its limit."""
+    clocks = layer.tall.slots * PRODUCTS[layer.terms] / 2048 * PRODUCT_CLOCKS
+    limit = Limit("tensor", clocks / 4 / SPEED)
+    return max(dense_seconds(layer.tall.slots, layer.terms), limit.seconds), limit
 
 
 def _wide(layer: DeviceLayer) -> tuple[float, Limit]:

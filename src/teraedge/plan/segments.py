@@ -14,7 +14,7 @@ class Segment:
     ----------
     first, count : int
         Its layers.
-    kernel : {"resident", "block", "staged", "wide", "chained"}
+    kernel : {"resident", "block", "dense", "staged", "wide", "chained"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     buffers : int
@@ -25,6 +25,8 @@ class Segment:
         Whether samples may die in it, so that those left are moved together at its end.
     block : BlockKind or None
         What the block kernel is specialised by.
+    terms : int
+        Of a weight, in the dense kernel.
     tile, head : int
         Bytes of shared memory for a tile and for a head, in the block kernel.
     heights : tuple of int
@@ -44,6 +46,7 @@ class Segment:
     shared: int
     moves: bool
     block: BlockKind | None
+    terms: int
     tile: int
     head: int
     heights: tuple[int, ...]
@@ -100,6 +103,7 @@ def segments(
                 shared=shared,
                 moves=dies,
                 block=kind,
+                terms=layer.terms,
                 tile=most[0],
                 head=most[1],
                 heights=heights,

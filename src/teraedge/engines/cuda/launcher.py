@@ -7,6 +7,7 @@ from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
     CHAINED_STAGES,
+    DENSE_THREADS,
     WIDE_STAGES,
     WIDE_THREADS,
     block,
@@ -14,6 +15,7 @@ from teraedge.engines.cuda.specialisations import (
     chained,
     chained_shared,
     compact,
+    dense,
     resident,
     staged,
     wide,
@@ -36,6 +38,7 @@ class Launcher:
         self._device = device
         self._resident: dict[tuple[int, bool, bool], Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
+        self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
         self._chained: dict[tuple[int, bool], tuple[Kernel, int]] = {}
@@ -48,6 +51,8 @@ class Launcher:
             self._resident_kernel(segment)
         elif segment.block is not None:
             self._block_kernel(segment.block)
+        elif segment.kernel == "dense":
+            self._dense_kernel(segment)
         elif segment.kernel == "staged":
             self._staged_kernel(segment)
         elif segment.kernel == "chained":
@@ -87,7 +92,11 @@ class Launcher:
             )  # fmt: skip
             return
         limit = LEAVE_BELOW if segment.leaves else MOVE_BELOW
-        if segment.kernel == "staged":
+        if segment.kernel == "dense":
+            kernel, shared = self._dense_kernel(segment), segment.shared
+            grid = self._blocks(kernel, DENSE_THREADS, shared)
+            stream.launch(kernel, grid, DENSE_THREADS, shared, layers, state.struct, number)
+        elif segment.kernel == "staged":
             kernel, shared = self._staged_kernel(segment), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
             stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
@@ -132,6 +141,13 @@ class Launcher:
             file, defines, names = block(kind)
             self._block[kind] = self._device.kernels(file, defines, names)[names[0]]
         return self._block[kind]
+
+    def _dense_kernel(self, segment: Segment) -> Kernel:
+        key = segment.terms, segment.curved
+        if key not in self._dense:
+            file, defines, names = dense(*key)
+            self._dense[key] = self._device.kernels(file, defines, names)[names[0]]
+        return self._dense[key]
 
     def _staged_kernel(self, segment: Segment) -> Kernel:
         key = segment.buffers, segment.curved

@@ -1,5 +1,7 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
+from teraedge.plan import dense as dense_layout
+from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
 from teraedge.plan.gpu import RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
@@ -17,6 +19,7 @@ CHAINED_PANELS = 16
 """Panels that a warp of the chained kernel takes in a run, at most."""
 WIDE_EDGES = 8
 """Edges of a piece."""
+DENSE_THREADS = 256
 CENSUS_THREADS = 512
 
 
@@ -50,6 +53,13 @@ def block(kind: BlockKind) -> Specialisation:
 def block_threads(kind: BlockKind) -> int:
     """Return the threads of a block of the block kernel: one more warp for errands, if it fits."""
     return THREADS if kind.held or kind.terms else THREADS + LANES
+
+
+def dense(terms: int, curved: bool) -> Specialisation:
+    """Return the dense kernel for weights of so many terms."""
+    fragments, stages = dense_layout.HEIGHT // 16, dense_layout.dense_stages(terms)
+    sizes = {"FRAGMENTS": fragments, "TERMS": terms, "STAGES": stages}
+    return "dense.cu", {**sizes, **_curves(curved)}, ["dense"]
 
 
 def wide_shared(height: int, stages: int) -> int:
@@ -100,6 +110,7 @@ def all_specialisations() -> list[Specialisation]:
     for curved in (False, True):
         found += [resident(count, True, curved) for count in SAMPLES]
         found.append(resident(32, False, curved))
+        found += [dense(terms, curved) for terms in range(1, MOST_TERMS + 1)]
         found += [staged(buffers, curved) for buffers in (1, 2)]
         found += [
             wide(height, stages, curved)

@@ -53,6 +53,13 @@ template <> __device__ __forceinline__ uint2 load_shared(const void *, unsigned 
     asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x.x), "=r"(x.y) : "r"(address));
     return x;
 }
+template <> __device__ __forceinline__ uint4 load_shared(const void *, unsigned address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address));
+    return x;
+}
 __device__ __forceinline__ void store_shared(void *, unsigned address, float2 x) {
     asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(x.x), "f"(x.y) : "memory");
 }
