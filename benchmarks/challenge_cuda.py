@@ -37,7 +37,7 @@ WARM_COMPILE = 5.0
 """Seconds up to which a network is compiled a second time, for the time with a warm cache."""
 
 
-WIDE = {"wide", "staged"}
+WIDE = {"wide", "chained", "staged"}
 """Kernels whose activations go through device memory after every layer."""
 
 

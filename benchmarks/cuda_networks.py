@@ -21,6 +21,8 @@ FAN_IN = 32
 WORK = 4e10
 """Executed edges that a run is to have: 5 ms at the fastest rate there may be."""
 MAX_LAYERS = 64
+LARGE = 20_000_000
+"""Edges of a layer from which on one is enough: they take long to draw and to lay out."""
 MAX_EDGES = 50_000_000
 """Of a layer: more take minutes to draw and lay out."""
 
@@ -97,10 +99,11 @@ def depth(neurons: int, fan_in: int, samples: int) -> int:
 
     Examples
     --------
-    >>> depth(1024, 32, 60_000), depth(65536, 32, 10_000), depth(1024, 5, 60_000)
-    (21, 2, 64)
+    >>> depth(1024, 32, 60_000), depth(65536, 32, 10_000), depth(65536, 328, 10_000)
+    (21, 2, 1)
     """
-    return min(max(ceil(WORK / (neurons * fan_in * samples)), 2), MAX_LAYERS)
+    least = 2 if neurons * fan_in < LARGE else 1
+    return min(max(ceil(WORK / (neurons * fan_in * samples)), least), MAX_LAYERS)
 
 
 def radix_width(neurons: int, fan_in: int = FAN_IN) -> int:

@@ -7,13 +7,21 @@ A wide random network runs in mode A, once with all the memory there is and once
 the layers out and packs them into page-locked memory; the runs after it, which are measured, copy
 from there. Both answers must be equal bit for bit. With few samples a run takes as long as its
 copies, and shows what the bus gives.
+
+    python benchmarks/stream_cuda.py --official 65536-1920 --memory 400MB --output ...
+
+runs an official network in mode B on a host that may keep no packed layers: all that do not fit
+are generated, laid out and packed anew, behind the run. Memory is read all the time.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
+from threading import Event, Thread
 from typing import Any
 
 import numpy as np
@@ -21,12 +29,15 @@ from cuda_networks import Case, random_layer
 from general_cuda import draw_features, rows_of
 
 import teraedge
+from teraedge import Options
 from teraedge.bench import session as sessions
 from teraedge.bench.gpu import peaks
 from teraedge.bench.machine import peak_memory_bytes
 from teraedge.bench.record import row
 from teraedge.bench.session import Session
+from teraedge.datasets import challenge
 from teraedge.engines.cuda import driver
+from teraedge.engines.cuda import engine as engines
 
 DISTINCT = 8
 """Layers that are drawn; the network repeats them, and the engine does not know."""
@@ -157,6 +168,66 @@ def _copies(engine: Any, label: str, seconds: float, limits: dict[str, float]) -
     }
 
 
+@contextmanager
+def watched(gpu: Any, seconds: float = 0.5) -> Iterator[list[tuple[float, int, int]]]:
+    """Note time, resident memory of the process and used memory of the device, again and again."""
+    notes: list[tuple[float, int, int]] = []
+    stop, begin, page = Event(), time.perf_counter(), 4096
+
+    def note() -> None:
+        while not stop.wait(seconds):
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            used = gpu.memory_bytes - gpu.free_bytes()
+            notes.append((time.perf_counter() - begin, pages * page, used))
+
+    thread = Thread(target=note)
+    thread.start()
+    try:
+        yield notes
+    finally:
+        stop.set()
+        thread.join()
+
+
+def official(
+    name: str, memory: str, gpu: Any, samples: int | None, seconds: float = 0.5
+) -> dict[str, Any]:
+    """Return the row of one streamed run of an official network, with the memory it took.
+
+    Memory is read every so many `seconds`.
+    """
+    neurons, layers = map(int, name.split("-"))
+    network = challenge.network(neurons, layers)
+    features = challenge.features(neurons, samples)
+    expected = challenge.categories(neurons)
+    expected = expected[expected < len(features)]
+    engines.HOST_SHARE = 2**60  # nothing may stay packed on the host
+    options = Options(prune=True, merge=False, passes=False, memory=memory)
+    with teraedge.compile(network, "cuda", options) as engine:
+        with watched(gpu, seconds) as notes:
+            begin = time.perf_counter()
+            ids = engine.run(features).live
+            taken = time.perf_counter() - begin
+        if not np.array_equal(ids, expected):
+            raise FailedError(f"{len(ids)} ids, {len(expected)} expected")
+        fields = _copies(engine, "streamed", taken, {})
+        steady = notes[len(notes) // 10 :]  # buffers are there
+        found = row(
+            name, [taken], mode="b", nominal_edges=network.edges * len(features),
+            samples=len(features), device=gpu.name, gpus=1, label="streamed anew", passed=True,
+            memory=memory, compile_seconds=engine.compile_seconds,
+            peak_memory_bytes=peak_memory_bytes(),
+            host_bytes=[min(n[1] for n in steady), max(n[1] for n in steady)],
+            device_bytes=[min(n[2] for n in steady), max(n[2] for n in steady)],
+            memory_over_time=[[round(t, 1), host, used] for t, host, used in notes[::4]], **fields,
+        )  # fmt: skip
+    for key in ("host_bytes", "device_bytes"):
+        low, high = found[key]
+        print(f"{key}: {low / 1e9:.3f} to {high / 1e9:.3f} GB")
+    print(f"{name}, {memory}: {taken:.1f} s, {fields['resident_layers']} layers resident, PASSED")
+    return found
+
+
 def line(found: dict[str, Any]) -> str:
     """Return a row for people."""
     seconds = found["seconds"]
@@ -178,6 +249,8 @@ def main() -> int:
     parser.add_argument("--neurons", type=int, default=16384)
     parser.add_argument("--layers", type=int, default=120)
     parser.add_argument("--samples", type=int, default=1024)
+    parser.add_argument("--official", help="an official network instead, as 65536-1920")
+    parser.add_argument("--memory", default="400MB", help="Options.memory of an official one")
     arguments = parser.parse_args()
     name = f"random-{arguments.neurons}-32-repeated"
     case = Case(name, arguments.neurons, 32, arguments.layers, arguments.samples)
@@ -186,6 +259,10 @@ def main() -> int:
     limits = peaks(gpu)
     session = Session.of(arguments, gpu, peaks=limits)
     print(f"{gpu!r}: {', '.join(f'{key} {value:.4g}' for key, value in limits.items())}")
+    if arguments.official:
+        few = arguments.samples if arguments.samples != parser.get_default("samples") else None
+        session.add(official(arguments.official, arguments.memory, gpu, few))
+        return 0
     if not session.starts(name):
         return 1
     try:

@@ -92,3 +92,15 @@ def test_stream(gpu):
     assert few["limit"] == "copy from the host"
     assert resident["streamed_bytes"] == 0
     assert resident["resident_layers"] == 40
+
+
+def test_an_official_network_streams(gpu, monkeypatch):
+    import stream_cuda
+
+    from teraedge.engines.cuda import engine
+
+    monkeypatch.setattr(engine, "HOST_SHARE", engine.HOST_SHARE)  # the benchmark changes it
+    found = stream_cuda.official("1024-120", "300KB", gpu, 33, seconds=0.05)
+    assert found["passed"]
+    assert found["streamed_bytes"] > 0
+    assert 0 < found["host_bytes"][0] <= found["host_bytes"][1]

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from cuda_emulator import build
 from cuda_emulator.device import EmulatedDevice
-from engines_networks import NETWORKS, make_features
+from engines_networks import NETWORKS, chain, make_features
 
 import teraedge
-from teraedge import Options
+from teraedge import ClippedReLU, Options
 from teraedge.engines.cuda import driver
 from teraedge.plan import block, gpu, rates
 
@@ -43,12 +43,15 @@ def device(request):
         *(("resident", samples) for samples in (16, 8, 4)),
         *(("block", samples, tiles) for samples, tiles in ((16, 2), (8, 2), (8, 1))),
         ("wide", 0),
+        ("dense", 0),
     ],
     ids=lambda kernel: "-".join(map(str, kernel)),
 )
 def kernel(request, monkeypatch):
     """Let every layer run in one kernel, in tiles of so many samples."""
     name, samples, *tiles = request.param
+    dense = name == "dense"
+    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: -1.0 if dense else np.inf)
     if name == "block":
         monkeypatch.setattr(rates, "block_seconds", lambda layer: -1.0)
         monkeypatch.setattr(rates, "block_at_best", lambda layer: -1.0)
@@ -71,6 +74,8 @@ def test_equals_reference(device, kernel, name):
         for mode in "ac":
             with teraedge.compile(network, device, Options.mode(mode)) as engine:
                 assert {layer.samples for layer in engine._plan.resident} == {kernel}
+                dense = {layer.kernel == "dense" for layer in engine._plan.resident}
+                assert len(dense) == 1
                 for _ in range(2):  # the second from the graph
                     result = engine.run(features)
                     np.testing.assert_array_equal(result.outputs, expected.outputs)
@@ -127,3 +132,15 @@ def test_results_outlive_later_runs_and_the_engine(device, name):
         expected = teraedge.reference.run(network, features)
         np.testing.assert_array_equal(result.live, expected.live)
         np.testing.assert_array_equal(result.outputs, expected.outputs)
+
+
+def test_results_that_are_put_aside(device):
+    """35 tasks for 16 warps: some have a third one, whose result registers do not hold."""
+    rng = np.random.default_rng(6)
+    network = chain(rng, [900, 1100, 1100, 40], -1, ClippedReLU(9), density=0.02)
+    features = make_features(network, 40)
+    expected = teraedge.reference.run(network, features).outputs
+    with teraedge.compile(network, device, Options.mode("a")) as engine:
+        layer = engine._plan.resident[1]
+        assert (layer.samples, layer.tall.count, layer.single.count) == (32, 0, 35)
+        np.testing.assert_array_equal(engine.run(features).outputs, expected)

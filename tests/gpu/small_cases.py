@@ -7,25 +7,47 @@ import numpy as np
 
 import teraedge
 from teraedge import Options
+from teraedge.plan import gpu, rates, staged
 
 NAMES = ["rectangular", "most die", "shared inputs", "empty rows and columns", "dense"]
 OPTIONS = [Options.mode("a"), Options.mode("b"), Options.mode("c"), Options(memory=3000)]
 
 
-def main():
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+def run_all(numbers, options):
     from engines_networks import NETWORKS, make_features
 
     for name in NAMES:
         network = NETWORKS[name]
-        for samples in (1, 33, 150):
+        for samples in numbers:
             features = make_features(network, samples)
             expected = teraedge.reference.run(network, features)
-            for options in OPTIONS:
-                with teraedge.compile(network, "cuda", options) as engine:
+            for chosen in options:
+                with teraedge.compile(network, "cuda", chosen) as engine:
                     result = engine.run(features)
+                    yield {layer.kernel for layer in engine._plan.resident}
                 np.testing.assert_array_equal(result.outputs, expected.outputs)
                 np.testing.assert_array_equal(result.live, expected.live)
+
+
+def stage(layer, room, seconds):
+    return staged.settled(staged.staging(layer, 24 * 32 * 2, 2) or staged.staging(layer, room, 2))
+
+
+def main():
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    assert set().union(*run_all((1, 33, 150), OPTIONS)) == {"resident"}
+    # The other kernels would not get such small layers.
+    real = rates.block_seconds, rates.block_at_best
+    rates.block_seconds = rates.block_at_best = lambda layer: -1.0
+    assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"block"}
+    rates.block_seconds, rates.block_at_best = real
+    gpu.SAMPLES = ()
+    rates.staged_at_best = lambda layer: np.inf
+    assert set().union(*run_all((150,), OPTIONS[:2])) == {"wide"}
+    rates.staged_at_best = lambda layer: 0.0
+    rates.wide_seconds = lambda layer, tall_edge: np.inf
+    gpu._best_staging = stage
+    assert set().union(*run_all((150,), OPTIONS[:2])) == {"staged"}
 
 
 if __name__ == "__main__":

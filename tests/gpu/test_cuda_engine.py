@@ -70,10 +70,10 @@ def test_an_error_in_a_run_gives_memory_back(device):
     with pytest.raises(RuntimeError, match="stop here"):
         run_and_fail()
     before = free_bytes(device)
-    for _ in range(5):
+    for _ in range(20):
         with pytest.raises(RuntimeError, match="stop here"):
             run_and_fail()
-    assert free_bytes(device) >= before
+    assert free_bytes(device) >= before - 4 * 2**20  # as above
 
 
 def test_out_of_memory_is_one_clear_line(device):

@@ -76,7 +76,11 @@ def _software() -> Iterator[Finding]:
 def _extras() -> dict[str, list[str]]:
     """Return the packages of each optional extra, from the metadata of our own installation."""
     extras: dict[str, list[str]] = {}
-    for line in metadata.requires("teraedge") or []:
+    try:
+        lines = metadata.requires("teraedge") or []
+    except metadata.PackageNotFoundError:  # run from its source tree
+        return extras
+    for line in lines:
         match = re.match(r"([\w.-]+)[^;]*;\s*extra\s*==\s*['\"](\w+)['\"]", line)
         if match and match[2] not in ("dev", "cuda12", "cuda13"):  # these have their own lines
             extras.setdefault(match[2], []).append(match[1])

@@ -19,6 +19,10 @@ WINDOW = 64
 """Panels looked at for each place of a group."""
 SHORTER = 1
 """How many edges fewer than the first of its group a panel may have."""
+SWEEPS = 3
+"""Times that panels are looked at to be swapped with others."""
+NEAR = 512
+"""How far away in the order those others are, at most."""
 FREE = -1
 
 _i64, _ints, _tables = types.int64, types.int64[::1], types.int64[:, ::1]
@@ -45,6 +49,65 @@ def residue_counts(starts, indices, size):
         for edge in range(starts[panel], starts[panel + 1]):
             counts[panel, indices[edge] % size] += 1
     return counts
+
+
+@jit(types.void(_ints, _ints, _ints, _i64, _tables))
+def swap_between_groups(groups, starts, indices, size, counts):
+    """Swap panels between groups where that makes residues more evenly frequent in both.
+
+    A group needs as many steps as its longest panel has edges, and more where a residue is more
+    frequent than that. Panels of such groups are swapped with others that are not far away, and no
+    longer, where the sum of the squares of the frequencies falls. Groups with panels that read the
+    same inputs stay as they are.
+
+    Parameters
+    ----------
+    groups : ndarray of int64, shape (panels,)
+        The panels, group after group; changed in place.
+    starts, indices : ndarray of int64
+        Inputs of each panel.
+    size : int
+        Panels of a group.
+    counts : ndarray of int64, shape (panels, size)
+        As of `residue_counts`.
+    """
+    number = len(groups) // size
+    load = np.zeros((number, size), np.int64)
+    steps = np.zeros(number, np.int64)  # of the longest panel; 0 for groups that stay
+    for group in range(number):
+        for k in range(group * size, group * size + size):
+            load[group] += counts[groups[k]]
+            steps[group] = max(steps[group], starts[groups[k] + 1] - starts[groups[k]])
+        for k in range(group * size + 1, group * size + size):
+            if same_inputs(starts, indices, groups[k], groups[k - 1]):
+                steps[group] = 0
+    for _ in range(SWEEPS):
+        for one in range(number * size):
+            mine = one // size
+            most = load[mine].max()
+            for away in range(size, NEAR):
+                if most <= steps[mine] or steps[mine] == 0:
+                    break
+                other = (one + away) % (number * size)
+                theirs = other // size
+                first, second = groups[one], groups[other]
+                if (
+                    mine == theirs
+                    or starts[second + 1] - starts[second] > steps[mine]
+                    or starts[first + 1] - starts[first] > steps[theirs]
+                ):
+                    continue
+                change = np.int64(0)  # of half the sum of squares
+                for k in range(size):
+                    more = counts[second, k] - counts[first, k]
+                    change += more * (load[mine, k] - load[theirs, k] + more)
+                if change < 0:
+                    for k in range(size):
+                        more = counts[second, k] - counts[first, k]
+                        load[mine, k] += more
+                        load[theirs, k] -= more
+                    groups[one], groups[other] = second, first
+                    most = load[mine].max()
 
 
 @jit(_ints(_ints, _ints, _ints, _i64))
@@ -100,8 +163,15 @@ def balanced_groups(order, starts, indices, size):
                 following[best_before] = following[best]
             groups[filled] = panel
             filled += 1
-        if filled % size == 0:
-            length[filled // size - 1] = max(longest, load.max())
+    swap_between_groups(groups, starts, indices, size, counts)
+    for group in range(panels // size):
+        load[:] = 0
+        longest = 0
+        for k in range(group * size, group * size + size):
+            longest = max(longest, starts[groups[k] + 1] - starts[groups[k]])
+            if k == group * size or not same_inputs(starts, indices, groups[k], groups[k - 1]):
+                load += counts[groups[k]]
+        length[group] = max(longest, load.max())
     longest_first = np.argsort(-length, kind="mergesort")
     result = np.empty(panels, np.int64)
     filled = 0

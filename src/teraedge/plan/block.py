@@ -10,8 +10,9 @@ which is a step for each of those panels. What is left over of all classes that 
 read by that panel alone. Panels that share blocks follow each other (`plan.chains`).
 
 **Places.** A row of the tile is at a *place*, and eight rows that are read, or written, at the same
-time lie in different banks of shared memory if their places differ modulo 8. Which neuron is at which
-place is free, so blocks have places in eights, one of each residue. What is left over may meet.
+time lie in different banks of shared memory if their places differ modulo 8. Which neuron is at
+which place is free, so blocks have places in eights, one of each residue. What is left over may
+meet.
 """
 
 from collections.abc import Iterator

@@ -1,6 +1,6 @@
 """What the CUDA kernels read of a layer, whichever kernel it is."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,7 +10,7 @@ from teraedge.plan import banks
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 
-Kernel = Literal["resident", "block", "staged", "wide"]
+Kernel = Literal["resident", "block", "dense", "staged", "wide", "chained"]
 THREADS = 512
 WARPS = THREADS // 32
 ZERO_ROWS = 8
@@ -20,7 +20,7 @@ COLUMNS = 64
 STATIC_SHARED = 1536
 """Shared memory that kernels declare themselves, and the driver's own, in bytes, at most."""
 
-LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("", "V4")])
+LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("shared", np.int32)])
 """`struct List` of kernels/common.cuh."""
 TARGET = np.dtype([("output", np.int32), ("bias", np.float32)])
 """`struct Target`."""
@@ -48,7 +48,8 @@ class DevicePanels:
         neurons. Block: none.
     weights : ndarray of float32, or empty
         As `in_words` orders them. Wide: (edges, height). Block: bits of bf16, as uint16,
-        [fragment][term][lane][8]. Empty where all weights of the layer are equal.
+        [fragment][term][lane][8]; dense: panel by panel.
+        Empty where all weights of the layer are equal.
     targets : ndarray of `TARGET`
         The neurons, -1 where there is none, and their biases: (slices * lanes, height). Wide:
         (count, height).
@@ -160,10 +161,11 @@ class BlockParts(NamedTuple):
     @property
     def record_bytes(self) -> int:
         """Bytes of what there is to know of a panel."""
-        return _record(self.steps).itemsize
+        size: int = _record(self.steps).itemsize
+        return size
 
     def records(self, following: "BlockParts | None") -> NDArray[np.uint8]:
-        """Return what there is to know of each panel; outputs go to the places of the next layer."""
+        """Return what there is to know of each panel; outputs go to places of the next layer."""
         outputs = self.outputs
         after = self.ends if following is None else following.places
         places = after.astype(np.int32)[outputs]
@@ -200,7 +202,7 @@ class DeviceLayer:
 
     Attributes
     ----------
-    kernel : {"resident", "block", "staged", "wide"}
+    kernel : {"resident", "block", "dense", "staged", "wide", "chained"}
     n_in, n_out, edges : int
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
@@ -218,6 +220,10 @@ class DeviceLayer:
         Parts of the inputs, rows of a part, and how many parts there is room for at a time
         (staged).
     block : BlockParts or None
+    places : ndarray of int32, shape (n_in,), or None
+        Where the chained kernel would best have the row of each input.
+    terms : int
+        Of bf16 that a weight is the sum of (dense).
     nbytes : int
         Bytes on the device.
     """
@@ -239,6 +245,8 @@ class DeviceLayer:
     part_rows: int = 0
     buffers: int = 0
     block: BlockParts | None = None
+    places: NDArray[np.int32] | None = None
+    terms: int = 0
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -248,14 +256,30 @@ class DeviceLayer:
     @property
     def arrays(self) -> tuple[NDArray[Any], ...]:
         """What goes to the device."""
-        return self.arrays_before(None)
+        return self.arrays_between(None, None)
 
-    def arrays_before(self, following: "DeviceLayer | None") -> tuple[NDArray[Any], ...]:
-        """Return what goes to the device, where the outputs stay in shared memory for a layer."""
-        arrays = *self.tall.arrays, *self.single.arrays
+    def arrays_between(
+        self, before: "DeviceLayer | None", after: "DeviceLayer | None"
+    ) -> tuple[NDArray[Any], ...]:
+        """Return what goes to the device.
+
+        Parameters
+        ----------
+        before, after : DeviceLayer or None
+            The layers before and after it, if nobody else sees what passes between: those of a
+            segment of the block kernel, or two that run in the chained kernel.
+        """
+        tall = self.tall
+        if before is not None and self.places is not None:
+            tall = replace(tall, indices=self.places[tall.indices].astype(tall.indices.dtype))
+        if after is not None and after.places is not None:
+            targets = tall.targets.copy()
+            targets["output"] = after.places[targets["output"]]
+            tall = replace(tall, targets=targets)
+        arrays = *tall.arrays, *self.single.arrays
         if self.block is None:
             return arrays
-        records = self.block.records(None if following is None else following.block)
+        records = self.block.records(None if after is None else after.block)
         return *arrays, self.block.places_and_order, self.block.ends, records
 
     @property
@@ -289,10 +313,12 @@ def in_words(values: NDArray[Any]) -> NDArray[Any]:
     return np.ascontiguousarray(loads.transpose(0, 1, 2, 4, 3)).ravel()
 
 
-def list_table(begin: NDArray[np.int64], length: NDArray[np.int64]) -> NDArray[Any]:
+def list_table(
+    begin: NDArray[np.int64], length: NDArray[np.int64], shared: NDArray[np.int64] | int = 0
+) -> NDArray[Any]:
     """Return a table of `LIST`."""
     table = np.zeros(len(begin), LIST)
-    table["begin"], table["length"] = begin, length
+    table["begin"], table["length"], table["shared"] = begin, length, shared
     return table
 
 

@@ -2,10 +2,13 @@
 
 A layer that fits runs in the *resident* kernel, which keeps a tile of 4 to 32 samples of all its
 neurons in shared memory. One that does not runs in the *wide* kernel, which gathers rows from L2,
+in the *chained* kernel (`plan.chained`), where panels share many inputs with their neighbours,
 or in the *staged* kernel (`plan.staged`), which brings rows into shared memory part after part:
-better where neurons share no inputs and lists are not too short. `plan.rates` tells which.
+better where neurons share no inputs and lists are not too short. Where most edges exist, all run,
+as a product of matrices on tensor cores (`plan.dense`). `plan.rates` tells which.
 
-All work on panels (`plan.panels`): neurons that read the same inputs. The resident kernel reads
+All but that work on panels (`plan.panels`): neurons that read the same inputs. The resident kernel
+reads
 slices of 32 tall panels, one a lane, or of 32 single neurons for each 32 sums that a lane can keep,
 in sliced ELL (Monakov et al., 2010): the k-th edges of all lie side by side. Panels are sorted by
 length, so that little is padded, and their edges are ordered for the banks of shared memory
@@ -18,9 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.network import Layer
-from teraedge.plan import banks, rates
+from teraedge.plan import banks, predict, rates
 from teraedge.plan.block import PANEL, lay_out_block
+from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
 from teraedge.plan.cost import Constants
+from teraedge.plan.dense import dense_edges, dense_shared, dense_terms, lay_out_dense
 from teraedge.plan.device import (
     COLUMNS,
     LANES,
@@ -29,6 +34,7 @@ from teraedge.plan.device import (
     ZERO_ROWS,
     DeviceLayer,
     DevicePanels,
+    Kernel,
     in_group_order,
     lanes_of,
     list_table,
@@ -51,8 +57,6 @@ SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
-WIDE_ALIGN = 8
-"""Edges the wide kernel loads together."""
 
 
 def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> DeviceLayer:
@@ -72,6 +76,29 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
         If a weight or bias is too large for float32.
     """
     room = shared_bytes - STATIC_SHARED
+    terms = _dense_terms(layer, room) if tensor_cores else 0
+    if not terms:
+        return _lay_out_sparse(layer, room, tensor_cores)
+    seconds = rates.dense_seconds(dense_edges(layer), terms)
+    if seconds >= layer.edges / rates.FASTEST:
+        sparse = _lay_out_sparse(layer, room, tensor_cores)
+        found = predict.predicted(sparse, rates.SPEED).choice.seconds
+        if found is not None and found <= seconds:
+            return sparse
+    return lay_out_dense(layer, terms)
+
+
+def _dense_terms(layer: Layer, room: int) -> int:
+    """Return the terms of weights for the dense kernel, 0 where it is not worth a look."""
+    least = rates.dense_seconds(dense_edges(layer), 1)
+    if least >= layer.edges / rates.SLOWEST:
+        return 0
+    terms = dense_terms(layer)
+    return terms if dense_shared(terms) <= room else 0
+
+
+def _lay_out_sparse(layer: Layer, room: int, tensor_cores: bool) -> DeviceLayer:
+    """Lay a layer out for the fastest of the kernels that run the edges there are."""
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
     resident, seconds = None, np.inf
     if rows * min(SAMPLES, default=room) * 4 <= room:
@@ -229,28 +256,40 @@ def _lanes(
 
 
 def _wide(layer: PanelLayer) -> DeviceLayer:
+    """Lay a layer out for the wide kernel, or for the chained one if its panels share inputs."""
     index = np.uint16 if layer.n_in <= 2**16 else np.uint32
+    kernel: Kernel = "wide"
+    places = None
+    single = _lists(layer.single, layer, index)
+    if len(layer.tall.outputs) and not single.count:
+        found = chained(layer.tall, layer.n_in)
+        if found.pieces <= rates.CHAINED_PIECES * pieces(np.diff(layer.tall.starts)):
+            kernel = "chained"
+            tall, places = lay_out_chained(found, layer.tall, layer, index)
+    if kernel == "wide":
+        tall = _lists(layer.tall, layer, index)
     return DeviceLayer(
-        kernel="wide",
+        kernel=kernel,
         n_in=layer.n_in,
         n_out=layer.n_out,
         edges=layer.edges,
         samples=0,
         shared=0,
-        tall=_lists(layer.tall, layer, index),
-        single=_lists(layer.single, layer, index),
+        tall=tall,
+        single=single,
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
         curve=layer.curve,
-        choice=layer.choice.without_times("wide"),
+        choice=layer.choice.without_times(kernel),
+        places=places,
     )
 
 
 def _lists(panels: Panels, layer: PanelLayer, index: Any) -> DevicePanels:
-    """Lay panels out one after the other, each from a multiple of `WIDE_ALIGN` on."""
+    """Lay panels out one after the other, each from a multiple of `ALIGN` on."""
     counts = np.diff(panels.starts)
-    room = -(-counts // WIDE_ALIGN) * WIDE_ALIGN
+    room = -(-counts // ALIGN) * ALIGN
     starts = np.cumsum(room) - room
     place = np.arange(len(panels.indices)) + np.repeat(starts - panels.starts[:-1], counts)
     indices = np.zeros(int(room.sum()), index)

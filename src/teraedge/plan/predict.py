@@ -14,15 +14,15 @@ from teraedge.plan.rates import (
     BORDER,
     L2_BYTES,
     PIECE_SECONDS,
+    PRODUCTS,
     SPEED,
     block_seconds,
+    dense_seconds,
     gathered_seconds,
 )
 from teraedge.plan.staged import SLICES
 
 MULTIPLY_ADDS = SPEED * 128
-PRODUCTS = (3, 3, 5, 6)
-"""Products on tensor cores for 16 neurons by 16 inputs, by the terms of weights."""
 PRODUCT_CLOCKS = 6.2
 """Clocks that one of eight samples takes, measured: 2048 multiply-adds."""
 HBM_BYTES = 4.25e12
@@ -42,8 +42,11 @@ def predicted(layer: DeviceLayer, speed: float) -> DeviceLayer:
     """
     if layer.block is not None:
         seconds, limit = _multiplied(layer, layer.block)
+    elif layer.kernel == "dense":
+        seconds, limit = _dense(layer)
     else:
-        seconds, limit = _wide(layer) if layer.kernel == "wide" else _gathered(layer)
+        wide = layer.kernel in ("wide", "chained")
+        seconds, limit = _wide(layer) if wide else _gathered(layer)
     scale = SPEED / speed
     limit = Limit(limit.name, limit.seconds * scale)
     return replace(layer, choice=replace(layer.choice, seconds=seconds * scale, limit=limit))
@@ -91,9 +94,18 @@ def _multiplied(layer: DeviceLayer, block: BlockParts) -> tuple[float, Limit]:
     return max(block_seconds(layer), limit.seconds), limit
 
 
+def _dense(layer: DeviceLayer) -> tuple[float, Limit]:
+    """Return the time of the dense kernel a sample, and its limit."""
+    clocks = layer.tall.slots * PRODUCTS[layer.terms] / 2048 * PRODUCT_CLOCKS
+    limit = Limit("tensor", clocks / 4 / SPEED)
+    return max(dense_seconds(layer.tall.slots, layer.terms), limit.seconds), limit
+
+
 def _wide(layer: DeviceLayer) -> tuple[float, Limit]:
-    """Return the time of the wide kernel a sample, and its limit."""
+    """Return the time of the wide or chained kernel a sample, and its limit."""
     reads = layer.tall.slots / layer.tall.height + layer.single.slots
+    if layer.kernel == "chained":
+        reads = float(layer.tall.lists["length"].sum() + layer.tall.lists["shared"].sum())
     rows = reads * 4 / L2_BYTES
     activations = 4 * (layer.n_in + layer.n_out) / HBM_BYTES
     limit = Limit("L2", rows) if rows > activations else Limit("HBM", activations)

@@ -23,6 +23,12 @@ BLOCK_FRAGMENT = (1.24e-11, 1.5e-11, 1.64e-11, 1.78e-11)
 """What the block kernel takes for 16 neurons by 16 inputs, by the terms of their weights."""
 HELD_FRAGMENT = 1.34
 """How much longer it takes where outputs overwrite inputs."""
+PRODUCTS = (3, 3, 5, 6)
+"""Products on tensor cores for each multiply-add, by the terms of weights."""
+DENSE_RATE = 2e14
+"""Products of single numbers a second in the dense kernel."""
+FASTEST, SLOWEST = 2.1e13, 1e12
+"""Edges a second beyond which no other kernel gets, and below which all are."""
 BORDER = 3e-6
 """Seconds that a block of the resident kernel waits at the border of two layers."""
 SWITCH = 1e-9
@@ -32,6 +38,9 @@ STAGED_BYTES = 5e12
 PIECE_SECONDS = 5e-6 / 132
 """What the staged kernel takes for each part and output block besides, spread over 132 blocks that
 run at once: the wait for its first rows and lists, and two barriers."""
+CHAINED_PIECES = 0.65
+"""Of the pieces that the wide kernel reads, what the chained one may read to be the faster: it has
+more to do for each, as it takes 64 samples at a time and not 128."""
 RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""
@@ -75,6 +84,11 @@ def block_seconds(layer: DeviceLayer) -> float:
     kind = layer.block.kind
     slower = HELD_FRAGMENT if kind.held else 1.0
     return layer.tall.slots / (PANEL * STEP) * BLOCK_FRAGMENT[kind.terms] * slower
+
+
+def dense_seconds(edges: int, terms: int) -> float:
+    """Return what the dense kernel takes for so many edges, padding included."""
+    return edges * PRODUCTS[terms] / DENSE_RATE
 
 
 def block_at_best(layer: PanelLayer) -> float:

@@ -14,7 +14,7 @@ class Segment:
     ----------
     first, count : int
         Its layers.
-    kernel : {"resident", "block", "staged", "wide"}
+    kernel : {"resident", "block", "dense", "staged", "wide", "chained"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     buffers : int
@@ -25,14 +25,20 @@ class Segment:
         Whether samples may die in it, so that those left are moved together at its end.
     block : BlockKind or None
         What the block kernel is specialised by.
+    terms : int
+        Of a weight, in the dense kernel.
     plane, record : int
         Bytes of shared memory for a plane of a tile and for a record, in the block kernel.
     takes_samples, gives_samples : bool
-        Whether the rows before and after it lie sample by sample, as only the block kernel has them.
+        Whether the rows before and after it lie sample by sample, which only the block kernel
+        knows.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
     curved : bool
         Whether a layer has a smooth activation, which takes kernels that know them.
+    leaves : bool
+        Whether samples that are put together after it may be left where they lie: the next segment
+        is of the chained kernel, which finds them there.
     """
 
     first: int
@@ -43,12 +49,14 @@ class Segment:
     shared: int
     moves: bool
     block: BlockKind | None
+    terms: int
     plane: int
     record: int
     takes_samples: bool
     gives_samples: bool
     heights: tuple[int, ...]
     curved: bool
+    leaves: bool
 
 
 def segments(
@@ -92,7 +100,8 @@ def segments(
             # Rows are written as wholes of 16 bytes.
             following = None if last else layers[end].block
             gives_samples = bool(kind and following and layer.n_out % 4 == 0)
-            heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
+            panels = (part for found in layers[begin:end] for part in (found.tall, found.single))
+            heights = tuple(dict.fromkeys(part.height for part in panels if part.count))
             yield Segment(
                 first=first + begin,
                 count=end - begin,
@@ -102,12 +111,14 @@ def segments(
                 shared=shared,
                 moves=dies,
                 block=kind,
+                terms=layer.terms,
                 plane=most[0],
                 record=most[1],
                 takes_samples=takes_samples,
                 gives_samples=gives_samples,
                 heights=heights,
                 curved=any(part.curve for part in layers[begin:end]),
+                leaves=not last and layers[end].kernel == "chained",
             )
             begin, most, takes_samples = end, (0, 0), gives_samples
 

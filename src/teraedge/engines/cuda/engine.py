@@ -292,10 +292,15 @@ class CudaEngine(Engine):
         """Take some samples through all layers; returns what was counted."""
         state.clear(self._stream)
         layers = self._plan.resident
-        spreads = bool(layers) and layers[0].kernel == "block"
-        sorts = bool(self._plan.droppable.any())
         kept = self._loader.load(
-            features, first, last, self.n_in, state, spreads=spreads, sorts=sorts
+            features,
+            first,
+            last,
+            self.n_in,
+            state,
+            spreads=bool(layers) and layers[0].kernel == "block",
+            turned=bool(layers) and layers[0].kernel == "chained",
+            sorts=bool(self._plan.droppable.any()),
         )
         self._ran = []
         if self._chunk is not None:

@@ -96,12 +96,13 @@ class Loader:
         state: RunState,
         *,
         spreads: bool,
+        turned: bool,
         sorts: bool,
     ) -> Any:
         """Queue samples `first` to `last` as the samples of a run.
 
-        Packed ones stay as they are if the first layer `spreads` them itself, and are sorted by
-        brightness where samples may die (`sorts`).
+        Packed ones stay as they are if the first layer `spreads` them itself, are turned if it
+        wants bits `turned`, and are sorted by brightness where samples may die (`sorts`).
 
         Returns
         -------
@@ -117,7 +118,7 @@ class Loader:
             address = features.address + first * features.strides[0] * itemsize
             if features.packed:
                 bits = address, features.strides[0]
-                self._packed(bits, count, first, n, state, spreads, sorts)
+                self._packed(bits, count, first, n, state, spreads, turned, sorts)
             else:
                 self._begin(state, count, first)
                 self._dense(address, features.dtype, features.strides, count, n, state)
@@ -128,7 +129,7 @@ class Loader:
             memory = state.rows[0 if spreads else 1]  # the one that is not written next
             self._stream.to_device(memory, packed)
             bits = memory.address, packed.shape[1]
-            self._packed(bits, count, first, n, state, spreads, sorts)
+            self._packed(bits, count, first, n, state, spreads, turned, sorts)
             return packed
         self._begin(state, count, first)
         if isinstance(piece, sp.csr_array):
@@ -165,16 +166,18 @@ class Loader:
         n: int,
         state: RunState,
         spreads: bool,
+        turned: bool,
         sorts: bool,
     ) -> None:
         """Have a run begin with packed features, from their address and the bytes of each."""
-        self._begin(state, count, first, *bits if spreads else (0, 0))
+        self._begin(state, count, first, *bits if spreads or turned else (0, 0))
         if sorts:
             self._launch("count_bright", *bits, count, n, state.struct)
             self._stream.launch(self._kernels["sum_bins"], 1, BINS, 0, state.struct)
             self._launch("place_samples", state.struct, count)
         if not spreads:
-            self._launch("load_packed", *bits, count, n, state.struct)
+            name = "turn_bits" if turned else "load_packed"
+            self._launch(name, *bits, count, n, state.struct)
 
     def _dense(
         self,

@@ -1,13 +1,20 @@
 """Which kernels a segment launches, and with what grid."""
 
+from collections.abc import Callable
+
 from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
     CENSUS_THREADS,
+    CHAINED_STAGES,
+    DENSE_THREADS,
     WIDE_STAGES,
     WIDE_THREADS,
     block,
+    chained,
+    chained_shared,
     compact,
+    dense,
     resident,
     staged,
     wide,
@@ -19,6 +26,8 @@ from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 144
 """Live columns of 256 at which samples are moved together: moving costs a layer or two."""
+LEAVE_BELOW = 250
+"""The same where the next layer takes them from where they lie, which costs little."""
 
 
 class Launcher:
@@ -26,10 +35,12 @@ class Launcher:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._resident: dict[tuple[int, bool], Kernel] = {}
+        self._resident: dict[tuple[int, bool, bool], Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
+        self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
+        self._chained: dict[tuple[int, bool], tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact())
         self._grids: dict[tuple[int, int, int], int] = {}
 
@@ -39,8 +50,12 @@ class Launcher:
             self._resident_kernel(segment)
         elif segment.block is not None:
             self._block_kernel(segment.block)
+        elif segment.kernel == "dense":
+            self._dense_kernel(segment)
         elif segment.kernel == "staged":
             self._staged_kernel(segment)
+        elif segment.kernel == "chained":
+            self._chained_kernel(segment.heights[0], segment.curved)
         else:
             for height in segment.heights:
                 self._wide_kernel(height, segment.curved)
@@ -72,23 +87,36 @@ class Launcher:
             stream.launch(
                 kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
-                number == 0, segment.takes_samples, segment.gives_samples, segment.plane, segment.record,
+                number == 0, segment.takes_samples, segment.gives_samples,
+                segment.plane, segment.record,
             )  # fmt: skip
             return
-        if segment.kernel == "staged":
+        limit = LEAVE_BELOW if segment.leaves else MOVE_BELOW
+        if segment.kernel == "dense":
+            kernel, shared = self._dense_kernel(segment), segment.shared
+            grid = self._blocks(kernel, DENSE_THREADS, shared)
+            stream.launch(kernel, grid, DENSE_THREADS, shared, layers, state.struct, number)
+        elif segment.kernel == "staged":
             kernel, shared = self._staged_kernel(segment), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
             stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
+        elif segment.kernel == "chained":
+            kernel, shared = self._chained_kernel(segment.heights[0], segment.curved)
+            stream.launch(
+                kernel, self._blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
+                layers, state.struct, number, number == 0, segment.first, limit, segment.leaves,
+            )  # fmt: skip
         else:
             for height in segment.heights:
                 kernel, shared = self._wide_kernel(height, segment.curved)
                 grid = self._blocks(kernel, WIDE_THREADS, shared)
                 stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
-        stream.launch(
-            self._compact["census"], 1, CENSUS_THREADS, 0,
-            layers, segment.first, state.struct, number, MOVE_BELOW,
-        )  # fmt: skip
-        if segment.moves:
+        if segment.kernel != "chained":  # which does it itself
+            stream.launch(
+                self._compact["census"], 1, CENSUS_THREADS, 0,
+                layers, segment.first, state.struct, number, limit, segment.leaves,
+            )  # fmt: skip
+        if segment.moves and not segment.leaves:
             grid = self._blocks(self._compact["compact"], 256, 0)
             stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)
 
@@ -102,7 +130,7 @@ class Launcher:
         return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)
 
     def _resident_kernel(self, segment: Segment) -> Kernel:
-        key = segment.samples, segment.curved
+        key = segment.samples, max(segment.heights, default=1) > 1, segment.curved
         if key not in self._resident:
             file, defines, names = resident(*key)
             self._resident[key] = self._device.kernels(file, defines, names)[names[0]]
@@ -113,6 +141,13 @@ class Launcher:
             file, defines, names = block(kind)
             self._block[kind] = self._device.kernels(file, defines, names)[names[0]]
         return self._block[kind]
+
+    def _dense_kernel(self, segment: Segment) -> Kernel:
+        key = segment.terms, segment.curved
+        if key not in self._dense:
+            file, defines, names = dense(*key)
+            self._dense[key] = self._device.kernels(file, defines, names)[names[0]]
+        return self._dense[key]
 
     def _staged_kernel(self, segment: Segment) -> Kernel:
         key = segment.buffers, segment.curved
@@ -125,12 +160,28 @@ class Launcher:
         """Return the wide kernel for a height of panels, and its dynamic shared memory."""
         key = height, curved
         if key not in self._wide:
-            room = self._device.shared_bytes - STATIC_SHARED
-            stages = next(n for n in WIDE_STAGES if wide_shared(height, n) <= room or n == 2)
+            stages = self._stages(WIDE_STAGES, wide_shared, height)
             file, defines, names = wide(height, stages, curved)
             kernel = self._device.kernels(file, defines, names)[names[0]]
             self._wide[key] = kernel, wide_shared(height, stages)
         return self._wide[key]
+
+    def _chained_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
+        """Return the chained kernel for a height of panels, and its dynamic shared memory."""
+        key = height, curved
+        if key not in self._chained:
+            stages = self._stages(CHAINED_STAGES, chained_shared, height)
+            file, defines, names = chained(height, stages, curved)
+            kernel = self._device.kernels(file, defines, names)[names[0]]
+            self._chained[key] = kernel, chained_shared(height, stages)
+        return self._chained[key]
+
+    def _stages(
+        self, counts: tuple[int, ...], nbytes: Callable[[int, int], int], height: int
+    ) -> int:
+        """Return the most stages that there is room for, or the least that there are."""
+        room = self._device.shared_bytes - STATIC_SHARED
+        return next((n for n in counts if nbytes(height, n) <= room), counts[-1])
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""

@@ -73,10 +73,10 @@ def pack(
     """
     table = np.zeros(len(layers), LAYER)
     offset = _aligned(table.nbytes)
-    following = _following(layers, parts)
-    for row, layer, drop, after in zip(table, layers, droppable, following, strict=True):
+    pairs = _neighbours(layers, parts)
+    for row, layer, drop, (before, after) in zip(table, layers, droppable, pairs, strict=True):
         addresses = []
-        for array in layer.arrays_before(after):
+        for array in layer.arrays_between(before, after):
             addresses.append(address + offset)
             target[offset : offset + array.nbytes] = array.reshape(-1).view(np.uint8)
             offset += _aligned(array.nbytes)
@@ -97,12 +97,18 @@ def pack(
     target[: table.nbytes] = table.view(np.uint8)
 
 
-def _following(layers: Sequence[DeviceLayer], parts: Sequence[Segment]) -> list[DeviceLayer | None]:
-    """Return the layer after each in the same segment."""
-    following: list[DeviceLayer | None] = [*layers[1:], None]
+def _neighbours(
+    layers: Sequence[DeviceLayer], parts: Sequence[Segment]
+) -> list[tuple[DeviceLayer | None, DeviceLayer | None]]:
+    """Return the layers before and after each, if nobody else sees what passes between."""
+    after: list[DeviceLayer | None] = [*layers[1:], None]
     for part in parts:
-        following[part.first + part.count - 1 - parts[0].first] = None
-    return following
+        if not (part.kernel == "chained" and part.leaves):
+            after[part.first + part.count - 1 - parts[0].first] = None
+    before: list[DeviceLayer | None] = [None]
+    for layer, one in zip(layers, after, strict=True):
+        before.append(None if one is None else layer)
+    return list(zip(before[:-1], after, strict=True))
 
 
 def _aligned(nbytes: int) -> int:

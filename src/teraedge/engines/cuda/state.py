@@ -21,7 +21,7 @@ STATE = np.dtype(
         *[
             (name, np.uint64)
             for name in (
-                *("slots", "buffer", "order", "masks", "nonzero", "starts", "leaving", "compacts"),
+                *("slots", "buffer", "order", "masks", "nonzero", "starts", "sources", "compacts"),
                 *("tickets", "live", "ran", "nanos", "began", "invalid", "bins", "alive", "bits"),
             )
         ],
@@ -73,7 +73,7 @@ def _counter_type(layers: int) -> np.dtype[Any]:
 
 def bytes_a_sample(width: int, segments: int) -> float:
     """Return the device memory that a sample takes."""
-    return 2 * width * 4 + 2 * 4 + (2 * (segments + 1) + 3) * 4 / LANES
+    return 2 * width * 4 + 3 * 4 + (2 * (segments + 1) + 2) * 4 / LANES
 
 
 class RunState:
@@ -122,7 +122,8 @@ class RunState:
         try:
             self.rows = tuple(self._allocate(device, tiles * COLUMNS * width * 4) for _ in range(2))
             self.ids = tuple(self._allocate(device, tiles * COLUMNS * 4) for _ in range(2))
-            starts, leaving = (self._allocate(device, words * 4) for _ in range(2))
+            starts = self._allocate(device, words * 4)
+            sources = self._allocate(device, tiles * COLUMNS * 4)
             # One piece, so that one fill clears it.
             self._cleared = self._allocate(device, begin + 2 * bits)
             self.struct = self._allocate(device, STATE.itemsize)
@@ -134,7 +135,7 @@ class RunState:
         table = np.zeros((), STATE)
         table["rows"] = [memory.address for memory in self.rows]
         table["ids"] = [memory.address for memory in self.ids]
-        table["starts"], table["leaving"] = starts.address, leaving.address
+        table["starts"], table["sources"] = starts.address, sources.address
         table["alive"] = self._cleared.address + alive
         table["bins"] = self._cleared.address + bins
         table["masks"] = self._cleared.address + self._masks

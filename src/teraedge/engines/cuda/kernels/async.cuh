@@ -28,9 +28,12 @@ __device__ __forceinline__ unsigned shared_address(const void *of, unsigned offs
     return static_cast<unsigned>(__cvta_generic_to_shared(of)) + offset;
 }
 
-// Copy 16 bytes from global memory to such an address, without a register and without waiting.
-__device__ __forceinline__ void copy_async(const void *, unsigned address, const void *global) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+// Copy 4, 8 or 16 bytes to such an address.
+template <int BYTES> __device__ __forceinline__ void copy_async_to(void *, unsigned address, const void *global) {
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(address), "l"(global), "n"(BYTES) : "memory");
 }
 
 // Read from such an address.
@@ -50,6 +53,13 @@ template <> __device__ __forceinline__ unsigned short load_shared(const void *, 
     asm volatile("ld.shared.u16 %0, [%1];" : "=h"(x) : "r"(address));
     return x;
 }
+template <> __device__ __forceinline__ uint4 load_shared(const void *, unsigned address) {
+    uint4 x;
+    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+                 : "r"(address));
+    return x;
+}
 
 // Write to one.
 __device__ __forceinline__ void store_shared(void *, unsigned address, unsigned x) {
@@ -58,6 +68,17 @@ __device__ __forceinline__ void store_shared(void *, unsigned address, unsigned 
 
 __device__ __forceinline__ void store_shared(void *, unsigned address, unsigned short x) {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(x) : "memory");
+}
+
+// Write to global memory what the kernel does not read again: nothing waits for it, and no address is looked at.
+__device__ __forceinline__ void store_global(float4 *to, const float4 &x) {
+    asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w));
+}
+
+// The same value, of which nothing is computed ahead of a loop: registers are short there.
+template <class T> __device__ __forceinline__ T opaque(T value) {
+    asm volatile("" : "+l"(value));
+    return value;
 }
 
 // Nanoseconds of a clock that all blocks share.
@@ -81,10 +102,12 @@ template <int LEFT> __device__ __forceinline__ void wait_for_groups() { emulated
 
 __device__ __forceinline__ void touch(const void *) {}
 
+template <class T> T opaque(T value) { return value; }
+
 inline unsigned shared_address(const void *, unsigned offset) { return offset; }
 
-inline void copy_async(const void *of, unsigned address, const void *global) {
-    copy_async(const_cast<char *>(static_cast<const char *>(of)) + address, global);
+template <int BYTES> inline void copy_async_to(void *of, unsigned address, const void *global) {
+    emulated_copy_async(static_cast<char *>(of) + address, global, BYTES);
 }
 
 template <class T> inline T load_shared(const void *of, unsigned address) {
@@ -94,6 +117,8 @@ template <class T> inline T load_shared(const void *of, unsigned address) {
 template <class T> inline void store_shared(void *of, unsigned address, T x) {
     *reinterpret_cast<T *>(static_cast<char *>(of) + address) = x;
 }
+
+inline void store_global(float4 *to, const float4 &x) { *to = x; }
 
 __device__ __forceinline__ unsigned long long nanoseconds() { return emulated_nanoseconds(); }
 

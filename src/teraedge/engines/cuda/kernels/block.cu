@@ -26,10 +26,15 @@
 struct Segment {
     const Layer *layers;
     i64 first, number; // of its layers in the network, and its own
-    int count;         // of layers
-    bool moves;        // dead samples are dropped at the end
-    bool takes_samples, gives_samples; // each in one piece
+    i64 count;         // of layers
+    i64 moves;         // whether dead samples are dropped at the end
+    i64 takes_bits, takes_samples, gives_samples; // whether inputs may be packed features, samples each in one piece
 };
+
+// Tell whether a segment begins with packed features.
+__device__ __forceinline__ bool packed(const State &state, const Segment &segment) {
+    return segment.takes_bits && state.bits;
+}
 
 // Take the tile through a layer, number `number` of the segment, by a warp that computes; ors the samples with
 // a nonzero output into now.nonzero[number % 3].
@@ -57,48 +62,49 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Areas &areas
         atomicOr(now.nonzero + number % 3, live);
 }
 
-// Take a tile of WIDTH samples that is there through layers, as long as some live; returns which do. `bits`: the first
-// reads features of one term.
+// Take a tile of WIDTH samples that is there through layers, as long as some live; returns which do.
 template <int WIDTH>
-__device__ __forceinline__ unsigned run_layers(const State &state, const Segment &segment, bool bits, const Areas &areas,
+__device__ __forceinline__ unsigned run_layers(const State &state, const Segment &segment, const Areas &areas,
                                                Records &records, Weights &weights, Tile &now) {
     constexpr int PLACES = LAYERS_AHEAD + 1;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     Panel panel;
     panel.read(records.take(now.layers[0]));
-    unsigned running = now.running;
+    unsigned ran = now.before[0];
 #pragma unroll 1
-    for (int done = 0; done < segment.count && running; done++) {
+    for (int done = 0; done < segment.count && ran; done++) {
         const Layer &layer = now.layers[done % PLACES];
-        const bool droppable = layer.droppable; // a later layer may take its place after this one
         const bool errands = warp == done % WARPS;
         if (errands) { // the copies join the group of the next records
             if (done + LAYERS_AHEAD < segment.count)
                 load_layer(now.layers + (done + LAYERS_AHEAD) % PLACES, segment.layers + done + LAYERS_AHEAD, lane);
             if (lane == 0)
                 now.nonzero[(done + 1) % 3] = 0; // read last before the barrier before this layer
-            if (bits && done < 2)
+            if (done < 2 && packed(state, segment))
                 touch_bits<WIDTH>(state, static_cast<int>(now.slot + gridDim.x * WIDTH), done, layer.n_in);
         }
-        if (bits && done == 0)
+        if (ONE_TERM && done == 0 && packed(state, segment))
             run_layer<WIDTH, 1>(layer, areas, records, weights, panel, done, now);
         else
             run_layer<WIDTH, PLANES>(layer, areas, records, weights, panel, done, now);
         if (done + 1 < segment.count)
             weights.begin(now.layers[(done + 1) % PLACES]);
+        const bool droppable = layer.droppable; // a later layer may take its place from here on
         __syncthreads(); // every output has been written, and nonzero samples are known
-        const unsigned ran = running;
-        if (droppable)
-            running &= now.nonzero[done % 3];
-        if (errands && lane == 0)
-            count(state, segment.first + done, ran, running, now);
+        ran = now.before[done % 2];
+        const unsigned live = droppable ? ran & now.nonzero[done % 3] : ran;
+        if (errands && lane == 0) {
+            count(state, segment.first + done, ran, live, now);
+            now.before[(done + 1) % 2] = live; // read after the next barrier
+        }
+        ran = live;
     }
-    return running;
+    return ran;
 }
 
 // Take all tiles of WIDTH samples through the segment, by turns with other blocks: all tiles take about as long.
 template <int WIDTH>
-__device__ __forceinline__ void run_tiles(const State &state, const Segment &segment, bool bits, const Areas &areas,
+__device__ __forceinline__ void run_tiles(const State &state, const Segment &segment, const Areas &areas,
                                           Asked *asked, Tile &now) {
     const int stride = static_cast<int>(gridDim.x) * WIDTH;
     if (threadIdx.x == 0) // kept in shared memory: layers need all registers
@@ -106,35 +112,35 @@ __device__ __forceinline__ void run_tiles(const State &state, const Segment &seg
     for (;;) {
         __syncthreads(); // all are done with the tile before
         int slot = static_cast<int>(now.slot);
-        const unsigned running = next_tile<WIDTH>(state, segment.number, stride, slot);
+        const unsigned running = next_tile<WIDTH>(state, opaque(segment.number), stride, slot);
         if (running == 0)
             break;
         for (int k = 0; k < LAYERS_AHEAD && k < segment.count; k++)
-            load_layer(now.layers + k, segment.layers + k, threadIdx.x);
+            load_layer(now.layers + k, opaque(segment.layers) + k, threadIdx.x);
         wait_for_copies();
         __syncthreads();
         Records records(areas, now.layers, segment.count, asked[threadIdx.x / 32]);
         Weights weights;
         weights.begin(now.layers[0]);
-        if (bits)
+        if (packed(state, segment))
             load_bits<WIDTH>(state, areas, slot, segment.layers[0]);
         else if (segment.takes_samples)
             load_samples<WIDTH>(state.rows[state.buffer[segment.number]], areas, slot, segment.layers[0]);
         else
             load_rows<WIDTH>(state.rows[state.buffer[segment.number]], areas, slot, segment.layers[0]);
         if (threadIdx.x == 0) {
-            now.slot = slot, now.running = running, now.began = nanoseconds();
+            now.slot = slot, now.before[0] = running, now.began = nanoseconds();
             now.nonzero[0] = now.nonzero[1] = now.nonzero[2] = 0;
         }
         __syncthreads();
-        const unsigned live = run_layers<WIDTH>(state, segment, bits, areas, records, weights, now);
+        const unsigned live = run_layers<WIDTH>(state, segment, areas, records, weights, now);
         wait_for_copies(); // for layers that nobody lived to see
         if (live == 0)
             continue;
         if (threadIdx.x == 0)
             now.running = live;
         __syncwarp();
-        claim_slots(state, segment.number, now, WIDTH, segment.moves);
+        claim_slots(state, opaque(segment.number), now, WIDTH, segment.moves);
         __syncthreads();
         float *rows = state.rows[1 - state.buffer[segment.number]];
         const Layer &last = segment.layers[segment.count - 1];
@@ -155,16 +161,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __shared__ Tile now;
     __shared__ Asked asked[WARPS];
     const State &state = *shared_state;
-    const Segment own = {layers, first, segment, static_cast<int>(layer_count), moves != 0,
-                         takes_samples != 0, gives_samples != 0};
+    // Arguments are kept as they are: they cost no registers.
+    const Segment own = {layers, first, segment, layer_count, moves, takes_bits, takes_samples, gives_samples};
     const Areas areas = {static_cast<int>(plane_bytes), static_cast<int>(record_bytes)};
-    const bool bits = takes_bits && state.bits;
     if (blockIdx.x == 0 && threadIdx.x == 0)
         describe_next(state, segment, moves);
     if (threadIdx.x < 32)
         clear_zero_rows(areas);
     if (SAMPLES > 8 && state.slots[segment] > gridDim.x * 8)
-        run_tiles<SAMPLES>(state, own, bits, areas, asked, now);
+        run_tiles<SAMPLES>(state, own, areas, asked, now);
     else
-        run_tiles<8>(state, own, bits, areas, asked, now);
+        run_tiles<8>(state, own, areas, asked, now);
 }

@@ -79,7 +79,7 @@ struct Records {
         const unsigned into = slot(now.place) + mine;
 #pragma unroll 1
         for (int at = 0; at + mine < all; at += 512)
-            copy_async(shared, into + at, now.next + mine + at);
+            copy_async_to<16>(shared, into + at, now.next + mine + at);
         end_group();
         now.next += all, now.left -= now.coming, now.place ^= 1;
         __syncwarp(); // all have read it
@@ -108,7 +108,7 @@ struct Records {
 };
 
 // The weights of a warp, pieces of 16 neurons times 16 inputs, read ahead.
-constexpr int PIECES_AHEAD = HELD || TERMS == 0 || TERMS > 2 ? 1 : 2; // as registers allow
+constexpr int PIECES_AHEAD = HELD || TERMS != 1 ? 1 : 2; // as registers allow
 constexpr int PIECE = TERMS ? TERMS : 1;               // words of a lane
 
 struct Weights {
@@ -172,10 +172,9 @@ template <int TILES> struct Task {
     unsigned from, to; // where the lane's part of the tiles of inputs and of outputs begins,
     unsigned chunk;    // and its chunk of a row
     unsigned plane_bytes;
-    float lower, upper; // bounds of the activation
 
     __device__ __forceinline__ Task(const Layer &layer, Weights &weights, const Areas &areas, int number)
-        : layer(layer), weights(weights), plane_bytes(areas.plane_bytes), lower(layer.lower), upper(layer.upper) {
+        : layer(layer), weights(weights), plane_bytes(areas.plane_bytes) {
         // Lanes 16 and following say where the second chunk is, or, where there is one, that of the second plane.
         const unsigned upper = threadIdx.x % 32 / 16;
         chunk = upper;
@@ -252,11 +251,12 @@ __device__ __forceinline__ void sum_panel(const Task<TILES> &task, Panel &panel,
 template <int TILES>
 __device__ __forceinline__ void activate_panel(const Task<TILES> &task, const float (&bias)[2],
                                                float (&outputs)[TILES][4]) {
+    const float lower = task.layer.lower, upper = task.layer.upper;
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            outputs[t][k] = fminf(fmaxf(outputs[t][k] + bias[k / 2], task.lower), task.upper);
+            outputs[t][k] = fminf(fmaxf(outputs[t][k] + bias[k / 2], lower), upper);
 }
 
 // Split and write a panel to the rows of these units; ors into `some` the bits of each sample's values.
@@ -330,7 +330,7 @@ __device__ __forceinline__ void run_held_panels(const Task<TILES> &task, Records
                                                 unsigned (&some)[TILES][2]) {
     constexpr int APART = 4, GROUPS = HELD > 0 ? (HELD + APART - 1) / APART : 1;
     const int rounds = task.layer.rounds, lane = threadIdx.x % 32;
-    float held[GROUPS * APART][TILES][4];
+    float held[GROUPS * APART][TILES][4] = {}; // zeros need no registers before
     unsigned units[GROUPS][APART / 4];
     Sums<TILES> sums[2]; // by turns
     sums[0].clear();

@@ -15,6 +15,7 @@ constexpr int PANEL = 16, STEP = 16;
 constexpr int PLANES = 3;       // terms of an activation
 constexpr int FIRST_PLACE = 16; // of a neuron; rows before it are zero, or are written for nobody
 constexpr int TILE_COUNT = HELD ? 1 : 2;
+constexpr bool ONE_TERM = !HELD && TERMS < 2; // whether there is code for features of one: registers are short
 
 extern __shared__ __align__(128) float4 shared[]; // tiles [plane][place][WIDTH], records of all warps
 
@@ -150,7 +151,7 @@ __device__ __forceinline__ void store_samples(float *rows, const Areas &areas, i
 }
 
 // Spread packed 0/1 features of the samples from `slot` on into the tile: into the first plane, as they have
-// one term. A thread takes four neurons of eight samples.
+// one term; others are cleared if they are read. A thread takes four neurons of eight samples.
 template <int WIDTH>
 __device__ __forceinline__ void load_bits(const State &state, const Areas &areas, int slot, const Layer &layer) {
     const int lane = threadIdx.x % 32, neurons = static_cast<int>(layer.n_in);
@@ -179,9 +180,13 @@ __device__ __forceinline__ void load_bits(const State &state, const Areas &areas
             for (int pair = 0; pair < 4; pair++)
                 ones[pair] = (both[pair] >> shift & 0x10001u) * 0x3f80u;
             const unsigned at = (bit < 2 ? pairs.x : pairs.y) >> bit % 2 * 16 & 0xffff;
-            if (half * 4 + bit < neurons)
-                *reinterpret_cast<uint4 *>(areas.plane(0, 0) + chunk_at<WIDTH>(unit_of(at), chunk)) =
-                    make_uint4(ones[0], ones[1], ones[2], ones[3]);
+            if (half * 4 + bit >= neurons)
+                continue;
+            const unsigned to = chunk_at<WIDTH>(unit_of(at), chunk);
+            *reinterpret_cast<uint4 *>(areas.plane(0, 0) + to) = make_uint4(ones[0], ones[1], ones[2], ones[3]);
+#pragma unroll
+            for (int plane = 1; plane < (ONE_TERM ? 1 : PLANES); plane++)
+                *reinterpret_cast<uint4 *>(areas.plane(0, plane) + to) = make_uint4(0, 0, 0, 0);
         }
     }
 }

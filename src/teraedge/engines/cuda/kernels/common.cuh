@@ -22,9 +22,9 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // The edges of a slice or a panel.
 struct List {
-    i64 begin; // in pairs of edges (resident and staged kernel), or in edges (wide kernel)
+    i64 begin; // in pairs of edges (resident and staged kernel), or in edges (wide and chained kernel)
     int length;
-    int unused;
+    int shared; // edges that follow, which the next panel reads too (chained kernel)
 };
 
 struct Target {
@@ -34,7 +34,7 @@ struct Target {
 
 // Panels of one height: neurons of a panel read the same inputs.
 struct Panels {
-    i64 count;             // slices (resident kernel), [part][slice] (staged kernel), or panels (wide kernel)
+    i64 count;             // slices (resident kernel), [part][slice] (staged kernel), or panels (wide, chained)
     const List *lists;     // device, count
     const void *indices;   // device: the inputs, 2 or 4 bytes each
     const float *weights;  // device, `height` an edge; absent where all weights of the layer are equal
@@ -59,6 +59,10 @@ struct alignas(16) Layer {
 
 static_assert(sizeof(Layer) % 16 == 0, "whole copies of 16 bytes");
 
+// How live samples get to their slots after a segment: they stay, `compact` moves their rows, or rows are left
+// where they lie, and the next layer looks them up in State.sources.
+enum Moves { STAY, MOVED, LEFT };
+
 // What a run keeps on the device. The arrays over segments have one entry more than segments.
 struct State {
     float *rows[2];     // activations, before and after a segment in turn
@@ -69,8 +73,8 @@ struct State {
     unsigned *masks;    // [segment][words] live samples before it
     unsigned *nonzero;  // [segment][words] samples with a nonzero in the rows it wrote
     unsigned *starts;   // [words] where compacting puts the first live sample of each word
-    unsigned *leaving;  // [words] the live samples that compacting moves
-    int *compacts;      // [segment] whether the samples after it are moved together
+    int *sources;       // [slots] where the sample of each slot lay before samples were put together; -1: none
+    int *compacts;      // [segment] enum Moves: whether the samples after it are put together
     unsigned *tickets;  // [segment] pieces of work taken so far
     u64 *live, *ran;    // [layer] samples live after it, and that went into it
     u64 *nanos;         // [layer] time spent in it; by the resident kernel, that of all blocks

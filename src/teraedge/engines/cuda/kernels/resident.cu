@@ -4,27 +4,35 @@
 // and takes them through layer after layer; only weights and indices stream in from L2. What a lane
 // gathers: see gather.cuh.
 //
-// Results overwrite the tile once every lane has read its last input. Those of the last task of each
-// warp wait in registers, those of the tasks before it in shared memory behind the tile (*aside*).
+// Results overwrite the tile once every lane has read its last input. Those of the last HELD tasks of each
+// warp wait in registers, those of the tasks before them in shared memory behind the tile (*aside*).
 //
-// Specialised by: SAMPLES (4, 8, 16, 32), THREADS.
+// Specialised by: SAMPLES (4, 8, 16, 32), TALL (4, or 0 for layers without tall panels), THREADS.
 #include "gather.cuh"
 
 constexpr int LAYERS_AHEAD = 1;
 #include "tiles.cuh"
 
 constexpr int WARPS = THREADS / 32;
-constexpr int TALL = 4;
 constexpr int TOTALS = SAMPLES < 8 ? 16 : 32; // sums a lane keeps for a task
 constexpr int LISTS = TOTALS / SAMPLES; // single neurons of a lane in a task
-constexpr int OUTPUTS = LISTS > TALL ? LISTS : TALL; // neurons of a lane in a task
+constexpr int OUTPUTS = TALL ? TALL : LISTS == 2 ? 4 : LISTS; // room for the neurons of a lane in a task
+constexpr int FOURS = (TOTALS + OUTPUTS + 3) / 4;    // what is put aside of a task
+// Other GPUs have too few registers for the results of two tasks, and so have panels and lists side by side.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ == 900
+constexpr int HELD = TALL == 0 && LISTS == 1 && !CURVES ? 2 : 1;
+#else
+constexpr int HELD = 1;
+#endif
 constexpr int TALL_CHUNKS = CHUNKS < 2 ? 1 : 2;
 constexpr int TALL_SPLITS = CHUNKS / TALL_CHUNKS; // tasks a slice of tall panels makes
 static_assert(SAMPLES % 4 == 0 && TOTALS % SAMPLES == 0, "a row is whole chunks, a task whole rows");
 
-extern __shared__ float4 tile[]; // [n + ZERO_ROWS][CHUNKS], then aside [task][(TOTALS + OUTPUTS) / 4][32]
+extern __shared__ float4 tile[]; // [n + ZERO_ROWS][CHUNKS], then aside [task][FOURS][32]
 
-__device__ __forceinline__ int tall_tasks(const Layer &layer) { return static_cast<int>(layer.tall.count) * TALL_SPLITS; }
+__device__ __forceinline__ int tall_tasks(const Layer &layer) {
+    return TALL ? static_cast<int>(layer.tall.count) * TALL_SPLITS : 0;
+}
 
 __device__ __forceinline__ int task_count(const Layer &layer) {
     return tall_tasks(layer) + static_cast<int>(layer.single.count);
@@ -63,12 +71,12 @@ __device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int a
     for (int k = 0; k < OUTPUTS; k++)
         outputs[k] = -1;
     const int talls = tall_tasks(layer);
-    if (task < talls) {
+    if (TALL && task < talls) {
         const int first = task % TALL_SPLITS * TALL_CHUNKS;
         const int slice = task / TALL_SPLITS;
         const Target *targets = layer.tall.targets + (slice * 32 + lane) * TALL;
         touch(targets);
-        gather<1, TALL, TALL_CHUNKS, EQUAL>(tile, layer.tall, slice, lane, first, layer.value, totals);
+        gather<1, TALL ? TALL : 1, TALL_CHUNKS, EQUAL>(tile, layer.tall, slice, lane, first, layer.value, totals);
         touch_task(layer, after, lane);
 #pragma unroll
         for (int h = 0; h < TALL; h++) {
@@ -99,9 +107,10 @@ __device__ __forceinline__ unsigned run_task(const Layer &layer, int task, int a
 }
 
 // Write the rows of one task.
-__device__ __forceinline__ void write_task(bool tall, int first, int lane, const float *totals, const int *outputs) {
+__device__ __forceinline__ void write_task(int task, int talls, int lane, const float *totals, const int *outputs) {
     const int own = lane & (CHUNKS - 1);
-    if (tall) {
+    if (TALL && task < talls) {
+        const int first = task % TALL_SPLITS * TALL_CHUNKS;
 #pragma unroll
         for (int h = 0; h < TALL; h++)
             if (outputs[h] >= 0)
@@ -127,6 +136,8 @@ __device__ __forceinline__ void put_aside(float4 *place, const float *totals, co
     for (int k = 0; k < TOTALS / 4; k++)
         place[k * 32] = make_float4(totals[4 * k], totals[4 * k + 1], totals[4 * k + 2], totals[4 * k + 3]);
     int4 *more = reinterpret_cast<int4 *>(place + TOTALS / 4 * 32);
+    if (OUTPUTS < 4)
+        more->x = outputs[0];
 #pragma unroll
     for (int k = 0; k < OUTPUTS / 4; k++)
         more[k * 32] = make_int4(outputs[4 * k], outputs[4 * k + 1], outputs[4 * k + 2], outputs[4 * k + 3]);
@@ -139,6 +150,8 @@ __device__ __forceinline__ void take_back(const float4 *place, float *totals, in
         totals[4 * k] = four.x, totals[4 * k + 1] = four.y, totals[4 * k + 2] = four.z, totals[4 * k + 3] = four.w;
     }
     const int4 *more = reinterpret_cast<const int4 *>(place + TOTALS / 4 * 32);
+    if (OUTPUTS < 4)
+        outputs[0] = more->x;
 #pragma unroll
     for (int k = 0; k < OUTPUTS / 4; k++) {
         const int4 four = more[k * 32];
@@ -150,21 +163,25 @@ __device__ __forceinline__ void take_back(const float4 *place, float *totals, in
 // the next layer, if there is one; it is there once every input has been read.
 template <bool EQUAL>
 __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *following, unsigned *live) {
-    constexpr int SIZE = (TOTALS + OUTPUTS) / 4 * 32;
+    constexpr int SIZE = FOURS * 32;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int tasks = task_count(layer), talls = tall_tasks(layer);
     const int rows = static_cast<int>(layer.n_in > layer.n_out ? layer.n_in : layer.n_out);
     float4 *aside = tile + (rows + ZERO_ROWS) * CHUNKS + lane;
-    float totals[TOTALS];
-    int outputs[OUTPUTS];
+    float totals[HELD][TOTALS];
+    int outputs[HELD][OUTPUTS];
     unsigned some = 0;
-    int round = 0;
+    int round = 0; // in the end, the first of those that are held, or the one after the only one
     for (; task_of(round, warp) < tasks; round++) {
-        const int after = task_of(round + 1, warp);
-        some |= run_task<EQUAL>(layer, task_of(round, warp), after, lane, totals, outputs);
+        const int after = task_of(round + HELD, warp); // will be held instead
+        some |= run_task<EQUAL>(layer, task_of(round, warp), task_of(round + 1, warp), lane, totals[0], outputs[0]);
+        if (!TALL && after >= tasks)
+            break;
         if (after < tasks)
-            put_aside(aside + (after - WARPS) * SIZE, totals, outputs);
+            put_aside(aside + (after - HELD * WARPS) * SIZE, totals[0], outputs[0]);
     }
+    if (HELD > 1 && task_of(round + 1, warp) < tasks)
+        some |= run_task<EQUAL>(layer, task_of(round + 1, warp), tasks, lane, totals[HELD - 1], outputs[HELD - 1]);
     if (layer.droppable) {
         some = or_over_warp(some);
         if (lane == 0 && some)
@@ -174,12 +191,23 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Layer *follo
     __syncthreads(); // every input has been read
     if (following)
         touch_task(*following, warp, lane);
-    while (round > 0) {
+    if (!TALL) {
+#pragma unroll
+        for (int h = HELD - 1; h >= 0; h--)
+            if (task_of(round + h, warp) < tasks)
+                write_task(task_of(round + h, warp), talls, lane, totals[h], outputs[h]);
+        while (round > 0) {
+            round--;
+            take_back(aside + (task_of(round + HELD, warp) - HELD * WARPS) * SIZE, totals[0], outputs[0]);
+            write_task(task_of(round, warp), talls, lane, totals[0], outputs[0]);
+        }
+        return;
+    }
+    while (round > 0) { // the same for one task that is held, in a way that takes fewer registers
         const int task = task_of(--round, warp);
-        const int first = task % TALL_SPLITS * TALL_CHUNKS;
-        write_task(task < talls, first, lane, totals, outputs);
+        write_task(task, talls, lane, totals[0], outputs[0]);
         if (round > 0)
-            take_back(aside + (task - WARPS) * SIZE, totals, outputs);
+            take_back(aside + (task - WARPS) * SIZE, totals[0], outputs[0]);
     }
 }
 

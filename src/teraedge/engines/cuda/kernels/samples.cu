@@ -6,29 +6,43 @@ constexpr int ROWS_A_BLOCK = 8; // warps of a block
 // The kinds of feature elements, as the host numbers them.
 enum Kind { F32, F64, F16, U8, I8, I16, U16, I32, U32, I64, U64 };
 
-__device__ __forceinline__ float half_value(unsigned short bits) {
-    const unsigned exponent = bits >> 10 & 31, fraction = bits & 1023;
-    const float sign = bits >> 15 ? -1.0f : 1.0f;
-    if (exponent == 0)
-        return sign * fraction * 5.9604644775390625e-8f; // 2^-24
-    if (exponent == 31)
-        return fraction ? __int_as_float(0x7fc00000) : sign * __int_as_float(0x7f800000);
-    return __int_as_float((bits >> 15) << 31 | (exponent + 112) << 23 | fraction << 13);
+struct Half {
+    unsigned short bits;
+
+    __device__ __forceinline__ operator float() const {
+        const unsigned exponent = bits >> 10 & 31, fraction = bits & 1023;
+        const float sign = bits >> 15 ? -1.0f : 1.0f;
+        if (exponent == 0)
+            return sign * fraction * 5.9604644775390625e-8f; // 2^-24
+        if (exponent == 31)
+            return fraction ? __int_as_float(0x7fc00000) : sign * __int_as_float(0x7f800000);
+        return __int_as_float((bits >> 15) << 31 | (exponent + 112) << 23 | fraction << 13);
+    }
+};
+
+// Read COUNT elements, `stride` apart, all of one kind; zero where one is not `there`.
+template <int COUNT, class T, class There>
+__device__ __forceinline__ void read_all(const T *from, i64 stride, There there, float *values) {
+#pragma unroll
+    for (int k = 0; k < COUNT; k++)
+        values[k] = there(k) ? static_cast<float>(from[k * stride]) : 0.0f;
 }
 
-__device__ __forceinline__ float read_element(const void *data, i64 kind, i64 at) {
+template <int COUNT, class There>
+__device__ __forceinline__ void read_elements(const void *data, i64 kind, i64 at, i64 stride, There there,
+                                              float *values) {
     switch (kind) {
-    case F32: return static_cast<const float *>(data)[at];
-    case F64: return static_cast<const double *>(data)[at];
-    case F16: return half_value(static_cast<const unsigned short *>(data)[at]);
-    case U8: return static_cast<const unsigned char *>(data)[at];
-    case I8: return static_cast<const signed char *>(data)[at];
-    case I16: return static_cast<const short *>(data)[at];
-    case U16: return static_cast<const unsigned short *>(data)[at];
-    case I32: return static_cast<const int *>(data)[at];
-    case U32: return static_cast<const unsigned *>(data)[at];
-    case I64: return static_cast<const i64 *>(data)[at];
-    default: return static_cast<const u64 *>(data)[at];
+    case F32: return read_all<COUNT>(static_cast<const float *>(data) + at, stride, there, values);
+    case F64: return read_all<COUNT>(static_cast<const double *>(data) + at, stride, there, values);
+    case F16: return read_all<COUNT>(static_cast<const Half *>(data) + at, stride, there, values);
+    case U8: return read_all<COUNT>(static_cast<const unsigned char *>(data) + at, stride, there, values);
+    case I8: return read_all<COUNT>(static_cast<const signed char *>(data) + at, stride, there, values);
+    case I16: return read_all<COUNT>(static_cast<const short *>(data) + at, stride, there, values);
+    case U16: return read_all<COUNT>(static_cast<const unsigned short *>(data) + at, stride, there, values);
+    case I32: return read_all<COUNT>(static_cast<const int *>(data) + at, stride, there, values);
+    case U32: return read_all<COUNT>(static_cast<const unsigned *>(data) + at, stride, there, values);
+    case I64: return read_all<COUNT>(static_cast<const i64 *>(data) + at, stride, there, values);
+    default: return read_all<COUNT>(static_cast<const u64 *>(data) + at, stride, there, values);
     }
 }
 
@@ -57,8 +71,12 @@ extern "C" __global__ void __launch_bounds__(256)
     const i64 bytes = (n + 7) / 8, warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
     for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples; sample += warps) {
         unsigned bright = 0;
-        for (i64 byte = lane; byte < bytes; byte += 32)
-            bright += __popc(bits[sample * stride + byte]);
+        const unsigned char *from = bits + sample * stride;
+        const i64 whole = (reinterpret_cast<u64>(from) & 3) == 0 ? bytes / 4 : 0; // words
+        for (i64 word = lane; word < whole; word += 32)
+            bright += __popc(reinterpret_cast<const unsigned *>(from)[word]);
+        for (i64 byte = whole * 4 + lane; byte < bytes; byte += 32)
+            bright += __popc(from[byte]);
         for (int step = 16; step; step >>= 1)
             bright += __shfl_xor_sync(ALL_LANES, bright, step);
         const i64 share = bright * static_cast<i64>(BINS - 1) / n;
@@ -114,29 +132,81 @@ extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i6
     }
 }
 
-// A dense matrix of any strides, in elements. A block takes 32 neurons of 32 samples, through
-// shared memory, so that both its reads (along neurons) and its writes (along samples) are whole lines.
+// Packed features turned, a bit a sample: [tile][neuron] of 64 bits where rows would lie. A warp takes 128
+// neurons of a tile.
+extern "C" __global__ void __launch_bounds__(256)
+    turn_bits(const unsigned char *bits, i64 stride, i64 samples, i64 n, const State *state) {
+    constexpr i64 SIZE = 16; // bytes of a sample that a lane takes
+    uint2 *turned = reinterpret_cast<uint2 *>(state->rows[0]);
+    const int lane = threadIdx.x % 32;
+    const i64 bytes = (n + 7) / 8, groups = (bytes + SIZE - 1) / SIZE, tiles = (samples + COLUMNS - 1) / COLUMNS;
+    const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    const bool aligned = (reinterpret_cast<u64>(bits) | static_cast<u64>(stride)) % SIZE == 0;
+    for (i64 item = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; item < tiles * groups; item += warps) {
+        const i64 tile = item / groups, first = item % groups * SIZE;
+        unsigned given[2][SIZE / 4] = {}; // words of this lane's samples
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            const i64 slot = tile * COLUMNS + half * WORD + lane;
+            if (slot >= samples)
+                continue;
+            const unsigned char *from = bits + (state->ids[0][slot] - state->first) * stride + first;
+            if (aligned && first + SIZE <= bytes) {
+                const uint4 all = *reinterpret_cast<const uint4 *>(from);
+                given[half][0] = all.x, given[half][1] = all.y, given[half][2] = all.z, given[half][3] = all.w;
+            } else {
+#pragma unroll
+                for (int k = 0; k < SIZE; k++)
+                    given[half][k / 4] |= first + k < bytes ? static_cast<unsigned>(from[k]) << k % 4 * 8 : 0;
+            }
+        }
+#pragma unroll 1
+        for (int word = 0; word < SIZE / 4; word++) {
+            uint2 found = make_uint2(0, 0); // of the neuron of this lane
+#pragma unroll
+            for (int k = 0; k < WORD; k++) {
+                const int shift = k / 8 * 8 + 7 - k % 8; // the first neuron is in the highest bit of its byte
+                const unsigned low = __ballot_sync(ALL_LANES, given[0][0] >> shift & 1);
+                const unsigned high = __ballot_sync(ALL_LANES, given[1][0] >> shift & 1);
+                if (lane == k)
+                    found = make_uint2(low, high);
+            }
+#pragma unroll
+            for (int k = 0; k + 1 < SIZE / 4; k++) // the next word, without an address
+                given[0][k] = given[0][k + 1], given[1][k] = given[1][k + 1];
+            const i64 neuron = (first + word * 4) * 8 + lane;
+            if (neuron < n)
+                turned[tile * n + neuron] = found;
+        }
+    }
+}
+
+// A dense matrix of any strides, in elements. A block takes 32 neurons of a tile of samples, through
+// shared memory, so that both its reads (along neurons) and its writes (along samples) are whole lines. What
+// a thread reads is on its way at the same time.
 extern "C" __global__ void __launch_bounds__(256)
     load_dense(const void *data, i64 kind, i64 sample_stride, i64 neuron_stride, i64 samples, i64 n,
                const State *state) {
-    __shared__ float square[WORD][WORD + 1];
+    __shared__ float square[WORD][COLUMNS + 1]; // [neuron][sample]
+    constexpr int READS = COLUMNS / ROWS_A_BLOCK;
     float *rows = state->rows[0];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    const i64 words = words_of(static_cast<unsigned>(samples)), parts = (n + WORD - 1) / WORD;
-    for (i64 item = blockIdx.x; item < words * parts; item += gridDim.x) {
-        const i64 begin = item / parts * WORD, first = item % parts * WORD;
-        for (int k = warp; k < WORD; k += ROWS_A_BLOCK) {
-            const i64 sample = begin + k, neuron = first + lane;
-            float value = 0.0f;
-            if (sample < samples && neuron < n)
-                value = read_element(data, kind, sample * sample_stride + neuron * neuron_stride);
-            if (!(fabsf(value) <= 3.402823466e38f))
+    const i64 tiles = (samples + COLUMNS - 1) / COLUMNS, parts = (n + WORD - 1) / WORD;
+    for (i64 item = blockIdx.x; item < tiles * parts; item += gridDim.x) {
+        const i64 begin = item / parts * COLUMNS, first = item % parts * WORD;
+        float values[READS];
+        const auto there = [&](int k) { return begin + warp + k * ROWS_A_BLOCK < samples && first + lane < n; };
+        read_elements<READS>(data, kind, (begin + warp) * sample_stride + (first + lane) * neuron_stride,
+                             ROWS_A_BLOCK * sample_stride, there, values);
+#pragma unroll
+        for (int k = 0; k < READS; k++) {
+            if (!(fabsf(values[k]) <= 3.402823466e38f))
                 *state->invalid = 1;
-            square[lane][k] = value;
+            square[lane][warp + k * ROWS_A_BLOCK] = values[k];
         }
         __syncthreads();
-        for (int k = warp; k < WORD && first + k < n; k += ROWS_A_BLOCK)
-            rows[place(begin + lane, first + k, n)] = square[k][lane];
+        for (int k = threadIdx.x; k < WORD * COLUMNS && first + k / COLUMNS < n; k += ROWS_A_BLOCK * 32)
+            rows[place(begin, first + k / COLUMNS, n) + k % COLUMNS] = square[k / COLUMNS][k % COLUMNS];
         __syncthreads();
     }
 }
@@ -178,11 +248,18 @@ extern "C" __global__ void __launch_bounds__(256)
         const i64 word = item / parts, begin = word * WORD, first = item % parts * WORD;
         const unsigned mask = state.masks[segment * state.words + word];
         const int *ids = state.ids[state.order[segment]] + begin;
+        constexpr int READS = WORD / ROWS_A_BLOCK;
+        float values[READS];
         unsigned some = 0;
-        for (int k = warp; k < WORD && first + k < n; k += ROWS_A_BLOCK) {
-            const float value = rows[place(begin + lane, first + k, n)];
-            some |= nonzero_lanes(value);
-            square[k][lane] = value;
+#pragma unroll
+        for (int k = 0; k < READS; k++) {
+            const i64 neuron = first + warp + k * ROWS_A_BLOCK;
+            values[k] = neuron < n ? rows[place(begin + lane, neuron, n)] : 0.0f;
+        }
+#pragma unroll
+        for (int k = 0; k < READS; k++) {
+            some |= nonzero_lanes(values[k]);
+            square[warp + k * ROWS_A_BLOCK][lane] = values[k];
         }
         unsigned *seen = state.nonzero + segment * state.words + word;
         if (lane == 0 && (some & mask & ~*seen))

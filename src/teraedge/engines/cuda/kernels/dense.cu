@@ -1,0 +1,271 @@
+// One layer of all (or nearly all) edges as a product of matrices on tensor cores.
+//
+// A block takes 96 neurons, a warp all of them for 32 samples, half of a tile: 6 x 4 fragments of 16
+// neurons by 8 samples, whose fp32 sums stay in registers. Weights, split into bf16 terms by the host and in
+// the order in which lanes read them, come into shared memory through a ring, for all warps. Activations go
+// from global memory to registers, a step of 16 inputs ahead, and are split there; no other warp of the
+// block needs them. Which of its samples a column stands for is free: a lane's four columns, one of each
+// fragment, are four neighbours, one load.
+//
+// Tensor cores cut sums off where fp32 rounds, so they only sum the products of a step; that is added to the
+// sums as fp32 adds. With few samples, 2 or 4 warps share the inputs of the same samples.
+//
+// Specialised by: FRAGMENTS, TERMS (of a weight), STAGES.
+#include "mma.cuh"
+
+constexpr int WARPS = 8, THREADS = WARPS * 32;
+constexpr int HEIGHT = FRAGMENTS * 16;               // neurons of a block
+constexpr int STEP = 16;                             // inputs of a product
+constexpr int ROUND = 4;                             // steps that come together
+constexpr int SLAB = FRAGMENTS * TERMS * 32;         // weights of a step, in 16 bytes
+constexpr int STAGE = ROUND * SLAB;
+constexpr int PARTS = 4;                             // fragments of 8 samples
+
+
+// Inputs are loaded a step ahead; code for older GPUs has no registers for that.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr bool AHEAD = false;
+#else
+constexpr bool AHEAD = true;
+#endif
+
+extern __shared__ uint4 ring[]; // [STAGES][STAGE]
+
+// The sums of a warp; of a lane: neurons g and g + 8 of each fragment, samples 2 q and 2 q + 1 of each part.
+typedef float Sums[FRAGMENTS][PARTS][4];
+
+// Four neighbouring samples of the inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of a step; beyond the last input its
+// values once more, for weights that are zero.
+struct Inputs {
+    float4 x[4];
+};
+
+__device__ __forceinline__ Inputs load_inputs(const float *rows, int step, int n_in, int quarter) {
+    Inputs in;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const int row = step * STEP + 2 * quarter + k % 2 + k / 2 * 8;
+        in.x[k] = *reinterpret_cast<const float4 *>(rows + static_cast<i64>(row < n_in ? row : n_in - 1) * COLUMNS);
+    }
+    return in;
+}
+
+// Terms of inputs as tensor cores read them.
+struct Terms {
+    unsigned low[3][PARTS], high[3][PARTS];
+};
+
+__device__ __forceinline__ Terms terms_of(const Inputs &in) {
+    Terms b;
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) {
+        auto at = [&](int k) {
+            return part == 0 ? in.x[k].x : part == 1 ? in.x[k].y : part == 2 ? in.x[k].z : in.x[k].w;
+        };
+        split(at(0), at(1), b.low[0][part], b.low[1][part], b.low[2][part]);
+        split(at(2), at(3), b.high[0][part], b.high[1][part], b.high[2][part]);
+    }
+    return b;
+}
+
+// Add the products of one step; the small ones are summed first.
+__device__ __forceinline__ void multiply(unsigned weights, const Terms &b, Sums &sums) {
+    constexpr int WEIGHT[6] = {2, 1, 0, 1, 0, 0}, INPUT[6] = {0, 1, 2, 0, 1, 0};
+    uint4 following[TERMS];
+#pragma unroll
+    for (int t = 0; t < TERMS; t++)
+        following[t] = load_shared<uint4>(ring, weights + t * 512);
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; f++) {
+        uint4 a[TERMS];
+#pragma unroll
+        for (int t = 0; t < TERMS; t++) {
+            a[t] = following[t];
+            if (f + 1 < FRAGMENTS)
+                following[t] = load_shared<uint4>(ring, weights + ((f + 1) * TERMS + t) * 512);
+        }
+        float now[PARTS][4] = {};
+#pragma unroll
+        for (int p = 0; p < 6; p++)
+            if (WEIGHT[p] < TERMS)
+#pragma unroll
+                for (int part = 0; part < PARTS; part++)
+                    multiply_add(now[part], a[WEIGHT[p]], b.low[INPUT[p]][part], b.high[INPUT[p]][part]);
+#pragma unroll
+        for (int part = 0; part < PARTS; part++)
+#pragma unroll
+            for (int k = 0; k < 4; k++)
+                sums[f][part][k] += now[part][k];
+    }
+}
+
+// Sum up what `splits` warps have of the same samples, in the first of them. All warps call it.
+__device__ __forceinline__ void gather_sums(Sums &sums, int splits, int warp, int lane) {
+    float *room = reinterpret_cast<float *>(ring);
+    constexpr int COUNT = FRAGMENTS * PARTS * 4;
+    const int across = WARPS / splits;
+    __syncthreads(); // all have read the weights
+    if (warp >= across)
+#pragma unroll
+        for (int k = 0; k < COUNT; k++)
+            room[((warp - across) * COUNT + k) * 32 + lane] = sums[k / 16][k / 4 % 4][k % 4];
+    __syncthreads();
+    if (warp < across)
+#pragma unroll 1
+        for (int other = warp; other < WARPS - across; other += across)
+#pragma unroll
+            for (int k = 0; k < COUNT; k++)
+                sums[k / 16][k / 4 % 4][k % 4] += room[(other * COUNT + k) * 32 + lane];
+}
+
+// Bias, activation, and out. `out` is where the lane's eight samples of neuron 0 are; returns which of
+// these have a nonzero output.
+__device__ __forceinline__ unsigned finish(const Layer &layer, const Target *targets, float *out,
+                                           const Sums &sums) {
+    unsigned nonzero = 0;
+#pragma unroll
+    for (int f = 0; f < FRAGMENTS; f++)
+#pragma unroll
+        for (int below = 0; below < 2; below++) {
+            const Target target = targets[f * 16 + below * 8];
+            if (target.output < 0)
+                continue;
+            float y[8];
+#pragma unroll
+            for (int k = 0; k < 8; k++) {
+                y[k] = activate(layer, sums[f][k % 4][below * 2 + k / 4], target.bias);
+                nonzero |= (y[k] != 0.0f ? 1u : 0u) << k;
+            }
+            float4 *to = reinterpret_cast<float4 *>(out + static_cast<i64>(target.output) * COLUMNS);
+            to[0] = make_float4(y[0], y[1], y[2], y[3]);
+            to[1] = make_float4(y[4], y[5], y[6], y[7]);
+        }
+    return nonzero;
+}
+
+// Every second of eight bits.
+__device__ __forceinline__ unsigned every_second(unsigned bits) {
+    return (bits & 1) | (bits >> 1 & 2) | (bits >> 2 & 4) | (bits >> 3 & 8);
+}
+
+// Add to the samples with a nonzero output, as the wide kernel does: of each tile, a word of even columns and
+// one of odd ones.
+__device__ __forceinline__ void mark(unsigned *words, unsigned half, int lane, unsigned nonzero) {
+    const int shift = half * 16 + lane % 4 * 4;
+    const unsigned even = or_over_warp(every_second(nonzero) << shift);
+    const unsigned odd = or_over_warp(every_second(nonzero >> 1) << shift);
+    if (lane == 0 && (even & ~words[0]))
+        atomicOr(words, even);
+    if (lane == 0 && (odd & ~words[1]))
+        atomicOr(words + 1, odd);
+}
+
+// Queue the copy of a round's weights.
+__device__ __forceinline__ void bring(const uint4 *weights, int round, int rounds) {
+    if (round < rounds)
+#pragma unroll
+        for (int k = 0; k < STAGE / THREADS; k++)
+            copy_async(ring + round % STAGES * STAGE + k * THREADS + threadIdx.x,
+                       weights + static_cast<i64>(round) * STAGE + k * THREADS + threadIdx.x);
+    end_group(); // also where there is nothing: groups are counted
+}
+
+// The sums of a warp over its share of the steps.
+__device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const float *rows, int n_in, bool live,
+                                       int split, int splits, int lane, Sums &sums) {
+    const int steps = (n_in + STEP - 1) / STEP;
+    for (int k = 0; k < STAGES - 1; k++)
+        bring(weights, k, rounds);
+    Inputs next = {};
+    if (live && AHEAD)
+        next = load_inputs(rows, split, n_in, lane % 4);
+#pragma unroll 1
+    for (int round = 0; round < rounds; round++) {
+        wait_for_groups<STAGES - 2>();
+        __syncthreads(); // what others copied is there, and all have read what the next copy replaces
+        bring(weights, round + STAGES - 1, rounds);
+        if (live)
+#pragma unroll 1
+            for (int k = split; k < ROUND; k += splits) {
+                const int step = round * ROUND + k;
+                if (step >= steps)
+                    break;
+                if (!AHEAD)
+                    next = load_inputs(rows, step, n_in, lane % 4);
+                const Terms b = terms_of(next);
+                if (AHEAD)
+                    next = load_inputs(rows, step + splits, n_in, lane % 4);
+                multiply(shared_address(ring, (round % STAGES * STAGE + k * SLAB + lane) * 16), b, sums);
+            }
+    }
+}
+
+// What a block works on; in shared memory, since all registers hold sums.
+struct Job {
+    i64 item, panel, word; // the first word of samples
+    int across, splits;    // words side by side, and warps that share the inputs of one
+    bool more;             // whether there is an item
+};
+
+// Choose how many warps share the inputs of the same samples.
+__device__ __forceinline__ void plan(Job &job, i64 words, i64 panels) {
+    job.splits = 1;
+    while (job.splits < ROUND && (words * job.splits + WARPS - 1) / WARPS * panels * 2 <= gridDim.x)
+        job.splits *= 2;
+    job.across = WARPS / job.splits;
+    job.item = static_cast<i64>(blockIdx.x) - gridDim.x;
+}
+
+// Turn to the next item with a live sample.
+__device__ __forceinline__ void advance(Job &job, const unsigned *masks, i64 words, i64 panels) {
+    const i64 items = (words + job.across - 1) / job.across * panels;
+    unsigned live = 0;
+    while (live == 0 && (job.item += gridDim.x) < items) {
+        job.panel = job.item % panels, job.word = job.item / panels * job.across;
+        for (i64 word = job.word; word < job.word + job.across && word < words; word++)
+            live |= masks[word];
+    }
+    job.more = live != 0;
+}
+
+// Run a layer, number `segment` of the segments, over all tiles with a live sample.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+    dense(const Layer *shared_layer, const State *shared_state, i64 segment) {
+    __shared__ Job job;
+    const Layer &layer = *shared_layer;
+    const State &state = *shared_state;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (threadIdx.x == 0)
+        plan(job, words_of(state.slots[segment]), layer.tall.count);
+    note_begin(state, segment);
+#pragma unroll 1
+    for (;;) {
+        __syncthreads(); // all are done with the shared memory
+        if (threadIdx.x == 0)
+            advance(job, state.masks + segment * state.words, words_of(state.slots[segment]), layer.tall.count);
+        __syncthreads();
+        if (!job.more)
+            break;
+        Sums sums = {};
+        bool live;
+        {
+            const i64 word = job.word + warp % job.across;
+            const int rounds = layer.tall.lists[0].length; // of every panel
+            const i64 column = word % 2 * WORD + lane / 4 * 4;
+            live = word < words_of(state.slots[segment]) && state.masks[segment * state.words + word] != 0;
+            add_up(reinterpret_cast<const uint4 *>(layer.tall.weights) + job.panel * rounds * STAGE, rounds,
+                   state.rows[state.buffer[segment]] + word / 2 * layer.n_in * COLUMNS + column,
+                   static_cast<int>(layer.n_in), live, warp / job.across, job.splits, lane, sums);
+        }
+        if (job.splits > 1)
+            gather_sums(sums, job.splits, warp, lane);
+        if (!live || warp >= job.across)
+            continue;
+        const i64 word = job.word + warp;
+        float *out = state.rows[1 - state.buffer[segment]] + word / 2 * layer.n_out * COLUMNS;
+        const unsigned nonzero = finish(layer, layer.tall.targets + job.panel * HEIGHT + lane / 4,
+                                        out + word % 2 * WORD + lane % 4 * 8, sums);
+        if (layer.droppable)
+            mark(state.nonzero + segment * state.words + word / 2 * 2, word % 2, lane, nonzero);
+    }
+}

@@ -1,0 +1,116 @@
+"""Layers as the dense kernel reads them: all edges, zeros too, as fragments for tensor cores."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teraedge.errors import ModelError
+from teraedge.network import Layer
+from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
+from teraedge.plan.device import TARGET, DeviceLayer, DevicePanels, list_table
+from teraedge.plan.explain import Choice
+
+HEIGHT = 96
+"""Neurons of a panel: of a block."""
+STEP = 16
+"""Inputs of a product."""
+ROUND = 4 * STEP
+"""Inputs whose weights come into shared memory together."""
+WHY = "dense enough that all edges, zeros included, are faster on tensor cores"
+
+
+def dense_terms(layer: Layer) -> int:
+    """Return how many bf16 terms hold every weight of a layer."""
+    return len(bf16_terms(_float32(layer.weights.data, "weight")))
+
+
+def dense_edges(layer: Layer) -> int:
+    """Return the edges that the dense kernel runs, padding included."""
+    return -(-layer.n_in // STEP) * STEP * (-(-layer.n_out // HEIGHT) * HEIGHT)
+
+
+def dense_stages(terms: int) -> int:
+    """Return the rounds in the ring of a block."""
+    return max(3, 2 * MOST_TERMS // terms)
+
+
+def dense_shared(terms: int) -> int:
+    """Return the shared memory of a block, in bytes; sums of three warps of four fit, too."""
+    return dense_stages(terms) * ROUND * HEIGHT * 2 * terms
+
+
+def lay_out_dense(layer: Layer, terms: int) -> DeviceLayer:
+    """Lay a layer out for the dense kernel.
+
+    Parameters
+    ----------
+    layer : Layer
+    terms : int
+        As `dense_terms` returns.
+
+    Raises
+    ------
+    ModelError
+        If a weight or bias is too large for float32.
+    """
+    columns = layer.weights.tocsc()
+    panels, rounds = -(-layer.n_out // HEIGHT), -(-layer.n_in // ROUND)
+    weights = np.zeros((panels, rounds * ROUND * HEIGHT * terms), np.uint16)
+    for panel in range(panels):
+        some = columns[:, panel * HEIGHT : (panel + 1) * HEIGHT].toarray()
+        full = np.zeros((rounds * ROUND, HEIGHT), np.float32)
+        full[: some.shape[0], : some.shape[1]] = _float32(some, "weight")
+        weights[panel] = _fragments(full, terms)
+    bias = np.zeros(layer.n_out, np.float32)
+    if layer.bias is not None:
+        bias = np.ascontiguousarray(_float32(np.asarray(layer.bias), "bias"))
+    targets = np.zeros(panels * HEIGHT, TARGET)
+    targets["output"] = -1
+    targets["output"][: layer.n_out] = np.arange(layer.n_out)
+    targets["bias"][: layer.n_out] = bias
+    tall = DevicePanels(
+        height=HEIGHT,
+        lists=list_table(
+            np.arange(panels, dtype=np.int64) * rounds, np.full(panels, rounds, np.int64)
+        ),
+        indices=np.empty(0, np.uint16),
+        weights=weights.ravel(),
+        targets=targets.reshape(panels, HEIGHT),
+        slots=dense_edges(layer),
+    )
+    return DeviceLayer(
+        kernel="dense",
+        n_in=layer.n_in,
+        n_out=layer.n_out,
+        edges=layer.edges,
+        samples=0,
+        shared=dense_shared(terms),
+        tall=tall,
+        single=DevicePanels.none(),
+        value=None,
+        bias=bias,
+        clamp=layer.activation.clamp,
+        choice=Choice("dense", "dense", None, None, WHY),
+        curve=layer.activation.curve,
+        terms=terms,
+    )
+
+
+def _fragments(full: NDArray[np.float32], terms: int) -> NDArray[np.uint16]:
+    """Return weights, (inputs, neurons), as [step][fragment][term][lane][8] bits of bf16.
+
+    Lane 4 g + q has of neurons g and g + 8, inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as
+    ``mma.m16n8k16`` reads its first matrix.
+    """
+    found = bf16_terms(full)
+    found += [np.zeros_like(found[0])] * (terms - len(found))
+    parts = np.stack(found)  # [term][step, half, q, low][fragment, half, g]
+    parts = parts.reshape(terms, -1, 2, 4, 2, HEIGHT // 16, 2, 8)
+    return np.ascontiguousarray(parts.transpose(1, 5, 0, 7, 3, 2, 6, 4)).ravel()
+
+
+def _float32(values: NDArray[np.generic], what: str) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        single = values.astype(np.float32, copy=False)
+    if not np.isfinite(single).all():
+        raise ModelError(f"a {what} is too large for fp32; scale the layer to within 3.4e38")
+    return single

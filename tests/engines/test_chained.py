@@ -1,0 +1,104 @@
+"""The chained kernel over networks that share inputs, from any features, as samples die."""
+
+import engine_devices
+import numpy as np
+import pytest
+
+import teraedge
+from teraedge import Layer, Network, Options, PackedFeatures
+from teraedge.datasets import radixnet
+from teraedge.plan import gpu, rates
+
+
+@pytest.fixture(params=engine_devices.DEVICES[1:])
+def device(request, monkeypatch):
+    """Let layers run in the chained kernel, or in the wide one."""
+    monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(gpu, "SAMPLES", ())
+    name, undo = engine_devices.opened(request.param)
+    yield name
+    undo()
+
+
+def network(weights, activation=None):
+    """Return a RadiX-Net in which samples die, or, with a curve, one in which none does."""
+    made = radixnet.uniform(
+        1024,
+        32,
+        5,
+        width=16,
+        weights=weights,
+        bias=-0.3,
+        activation=activation or teraedge.ClippedReLU(32),
+        relabel=True,
+    )
+    return Network(list(made))
+
+
+def bits(samples, neurons=1024):
+    rng = np.random.default_rng(samples)
+    ones = np.linspace(0.02, 0.4, samples)[rng.permutation(samples)]
+    return (rng.random((samples, neurons)) < ones[:, None]).astype(np.float32)
+
+
+WEIGHTS = {"equal": 1 / 16, "random": lambda rng, edges: rng.integers(-2, 9, edges) / 64}
+
+
+@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("mode", ["a", "b"])
+def test_equals_reference(device, weights, packed, mode):
+    net = network(WEIGHTS[weights])
+    with teraedge.compile(net, device, Options.mode(mode)) as engine:
+        assert {layer.kernel for layer in engine._plan.resident} == {"chained"}
+        for samples in (1, 33, 150):
+            features = bits(samples)
+            expected = teraedge.reference.run(net, features)
+            given = PackedFeatures.from_dense(features) if packed else features
+            for _ in range(2):  # the second from the graph
+                result = engine.run(given)
+                np.testing.assert_allclose(result.outputs, expected.outputs, rtol=0, atol=4e-5)
+                np.testing.assert_array_equal(result.live, expected.live)
+        if mode == "b":
+            live = [layer.live for layer in result.trace]
+            assert live[-1] < 150
+            assert engine._state.counters.compacts.any()
+
+
+def test_smooth_activations(device):
+    net = network(WEIGHTS["random"], teraedge.Tanh())
+    features = bits(70)
+    with teraedge.compile(net, device) as engine:
+        outputs = engine.run(features).outputs
+    expected = teraedge.reference.run(net, features).outputs
+    np.testing.assert_allclose(outputs, expected, rtol=0, atol=1e-5)
+
+
+def test_a_sample_alone_has_the_same_bits(device):
+    """How many panels a warp takes in a run depends on how many samples there are."""
+    net, features = network(WEIGHTS["random"]), bits(150)
+    with teraedge.compile(net, device, Options.mode("a")) as engine:
+        outputs = engine.run(features).outputs
+        for k in (0, 77, 149):
+            alone = engine.run(features[k : k + 1]).outputs
+            np.testing.assert_array_equal(alone[0], outputs[k])
+
+
+def test_beyond_two_byte_indices_and_before_other_kernels(device):
+    rng = np.random.default_rng(0)
+    wide = np.zeros((70_000, 64), np.float32)
+    wide[69_000:69_032] = rng.integers(1, 9, (32, 64)) / 64
+    narrow = np.zeros((64, 40), np.float32)
+    narrow[:, :20] = rng.random((64, 20)) < 0.05  # no panels: the wide kernel
+    relu = teraedge.ReLU()
+    net = Network([Layer(wide, -1.0, relu), Layer(narrow, -0.5, relu)])
+    features = np.zeros((100, 70_000), np.float32)
+    features[:, 69_000:69_032] = rng.random((100, 32)) < np.linspace(0, 0.5, 100)[:, None]
+    expected = teraedge.reference.run(net, features)
+    for given in (features, PackedFeatures.from_dense(features)):
+        with teraedge.compile(net, device, Options.mode("b")) as engine:
+            assert [part.kernel for part in engine._plan.resident] == ["chained", "wide"]
+            result = engine.run(given)
+        np.testing.assert_allclose(result.outputs, expected.outputs, rtol=0, atol=1e-5)
+        np.testing.assert_array_equal(result.live, expected.live)
