@@ -156,13 +156,12 @@ class BlockParts(NamedTuple):
     @property
     def steps(self) -> int:
         """Steps of a panel, at most."""
-        return self.units.shape[2]
+        return int(self.units.shape[2])
 
     @property
     def record_bytes(self) -> int:
         """Bytes of what there is to know of a panel."""
-        size: int = _record(self.steps).itemsize
-        return size
+        return _record(self.steps).itemsize
 
     def records(self, following: "BlockParts | None") -> NDArray[np.uint8]:
         """Return what there is to know of each panel; outputs go to places of the next layer."""
