@@ -10,7 +10,7 @@ from teraedge.engines.cuda.bindings import Context, Entered
 from teraedge.engines.cuda.memory import Block, Memory
 from teraedge.errors import DeviceError
 
-_DEFAULT_SHARED = 48 * 2**10  # what a kernel gets without asking
+_DEFAULT_SHARED = 48 * 2**10  # what a kernel gets without asking, with what it declares itself
 
 Grid = int | tuple[int, ...]
 """Blocks: a number, or up to three."""
@@ -31,8 +31,9 @@ class Kernel:
     def __init__(self, context: Context, ordinal: int, name: str, handle: Any) -> None:
         self._context, self._device = context, context.driver.CUdevice(ordinal)
         self.name, self.handle = name, handle
-        self._shared = _DEFAULT_SHARED
         names = context.driver.CUfunction_attribute
+        declared = self._attribute(names.CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES)
+        self._shared = _DEFAULT_SHARED - declared
         self.registers = self._attribute(names.CU_FUNC_ATTRIBUTE_NUM_REGS)
         self.local_bytes = self._attribute(names.CU_FUNC_ATTRIBUTE_LOCAL_SIZE_BYTES)
         # Made once a shape: a config is checked when it is made, which costs more than a launch.
