@@ -86,7 +86,7 @@ def test_equals_reference(device, kernel, name):
 @pytest.mark.parametrize("kernel", [("block", 16, 2), ("block", 8, 1)], indirect=True, ids=str)
 @pytest.mark.parametrize("size", [64, 96, 104])
 def test_block_segments_hand_samples_on(device, kernel, size):
-    """Samples die within a segment, between two and not at all, and many tiles follow each other."""
+    """Samples die within a segment, between two and not at all; many tiles follow each other."""
     rng = np.random.default_rng(size)
     network = chain(rng, [size] * 15, -5, ClippedReLU(8), density=0.3)
     features = make_features(network, 1000)
