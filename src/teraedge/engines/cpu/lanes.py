@@ -57,6 +57,20 @@ def run_lanes(shared, index, number, samples):
 
 
 @inlined
+def lanes_to_rows(shared, index, number, samples):
+    """Write what part `number` of a layer has put out also as rows."""
+    layer, parts, turn = shared.panels[index], shared.layers[index].parts, index % 2
+    for panels, height in ((layer.tall, HEIGHT), (layer.single, 1)):
+        first, count = span(panels, number, parts)
+        outputs = carray(pointer(panels.outputs + first * height * 4, np.int32), (count * height,))
+        for sample in range(samples):
+            lanes = shared.lanes[1 - turn, sample // LANES, sample % LANES :]
+            values = shared.values[1 - turn, sample]
+            for neuron in outputs:
+                values[neuron] = lanes[neuron * LANES]
+
+
+@inlined
 def load_lanes(shared, features):
     """As `load_values`, for samples side by side; lanes without a sample are zero."""
     samples, neurons = features.shape
