@@ -108,7 +108,7 @@ class Options:
     def chosen_passes(self) -> tuple[str, ...]:
         """The names of the passes to run, in their order."""
         if isinstance(self.passes, bool):
-            names = PASSES if self.passes else ()
+            names: tuple[str, ...] = PASSES if self.passes else ()
         else:
             names = tuple(name for name in PASSES if name in self.passes)
         exact = self.precision == "fp32"

@@ -1,6 +1,6 @@
 """Which kernels a segment launches, and with what grid."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
@@ -21,6 +21,7 @@ from teraedge.engines.cuda.specialisations import (
     wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
+from teraedge.options import ITEMSIZE, Precision
 from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
 
@@ -33,15 +34,16 @@ LEAVE_BELOW = 250
 class Launcher:
     """Launches segments on a device; kernels are compiled when a segment first needs them."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, precision: Precision) -> None:
+        self._device, self._precision = device, precision
+        self._itemsize = ITEMSIZE[precision]
         self._resident: dict[tuple[int, bool, bool], Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
         self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
         self._chained: dict[tuple[int, bool], tuple[Kernel, int]] = {}
-        self._compact = device.kernels(*compact())
+        self._compact = device.kernels(*compact(precision))
         self._grids: dict[tuple[int, int, int], int] = {}
 
     def prepare(self, segment: Segment) -> None:
@@ -91,7 +93,9 @@ class Launcher:
                 segment.plane, segment.record,
             )  # fmt: skip
             return
-        limit = LEAVE_BELOW if segment.leaves else MOVE_BELOW
+        # Values of two bytes are not copied from anywhere without waiting for each.
+        leaves = segment.leaves and self._itemsize == 4
+        limit = LEAVE_BELOW if leaves else MOVE_BELOW
         if segment.kernel == "dense":
             kernel, shared = self._dense_kernel(segment), segment.shared
             grid = self._blocks(kernel, DENSE_THREADS, shared)
@@ -104,7 +108,7 @@ class Launcher:
             kernel, shared = self._chained_kernel(segment.heights[0], segment.curved)
             stream.launch(
                 kernel, self._blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
-                layers, state.struct, number, number == 0, segment.first, limit, segment.leaves,
+                layers, state.struct, number, number == 0, segment.first, limit, leaves,
             )  # fmt: skip
         else:
             for height in segment.heights:
@@ -114,9 +118,9 @@ class Launcher:
         if segment.kernel != "chained":  # which does it itself
             stream.launch(
                 self._compact["census"], 1, CENSUS_THREADS, 0,
-                layers, segment.first, state.struct, number, limit, segment.leaves,
+                layers, segment.first, state.struct, number, limit, leaves,
             )  # fmt: skip
-        if segment.moves and not segment.leaves:
+        if segment.moves and not leaves:
             grid = self._blocks(self._compact["compact"], 256, 0)
             stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)
 
@@ -132,7 +136,7 @@ class Launcher:
     def _resident_kernel(self, segment: Segment) -> Kernel:
         key = segment.samples, max(segment.heights, default=1) > 1, segment.curved
         if key not in self._resident:
-            file, defines, names = resident(*key)
+            file, defines, names = resident(*key, self._precision)
             self._resident[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[key]
 
@@ -145,7 +149,7 @@ class Launcher:
     def _dense_kernel(self, segment: Segment) -> Kernel:
         key = segment.terms, segment.curved
         if key not in self._dense:
-            file, defines, names = dense(*key)
+            file, defines, names = dense(*key, self._precision)
             self._dense[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._dense[key]
 
@@ -161,9 +165,9 @@ class Launcher:
         key = height, curved
         if key not in self._wide:
             stages = self._stages(WIDE_STAGES, wide_shared, height)
-            file, defines, names = wide(height, stages, curved)
+            file, defines, names = wide(height, stages, curved, self._precision)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._wide[key] = kernel, wide_shared(height, stages)
+            self._wide[key] = kernel, wide_shared(height, stages, self._itemsize)
         return self._wide[key]
 
     def _chained_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
@@ -171,17 +175,22 @@ class Launcher:
         key = height, curved
         if key not in self._chained:
             stages = self._stages(CHAINED_STAGES, chained_shared, height)
-            file, defines, names = chained(height, stages, curved)
+            file, defines, names = chained(height, stages, curved, self._precision)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._chained[key] = kernel, chained_shared(height, stages)
+            self._chained[key] = kernel, chained_shared(height, stages, self._itemsize)
         return self._chained[key]
 
     def _stages(
-        self, counts: tuple[int, ...], nbytes: Callable[[int, int], int], height: int
+        self,
+        counts: Mapping[int, tuple[int, ...]],
+        nbytes: Callable[[int, int, int], int],
+        height: int,
     ) -> int:
         """Return the most stages that there is room for, or the least that there are."""
         room = self._device.shared_bytes - STATIC_SHARED
-        return next((n for n in counts if nbytes(height, n) <= room), counts[-1])
+        size = self._itemsize
+        fit = (n for n in counts[size] if nbytes(height, n, size) <= room)
+        return next(fit, counts[size][-1])
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""

@@ -78,9 +78,9 @@ def _counter_type(layers: int) -> np.dtype[Any]:
     )
 
 
-def bytes_a_sample(width: int, segments: int) -> float:
-    """Return the device memory that a sample takes."""
-    return 2 * width * 4 + 3 * 4 + (2 * (segments + 1) + 2) * 4 / LANES
+def bytes_a_sample(rows: tuple[int, int], segments: int) -> float:
+    """Return the device memory that a sample takes, whose rows take so many bytes."""
+    return sum(rows) + 3 * 4 + (2 * (segments + 1) + 2) * 4 / LANES
 
 
 class RunState:
@@ -89,8 +89,8 @@ class RunState:
     Parameters
     ----------
     device : Device
-    width : int
-        The largest number of neurons before or after any layer.
+    row_bytes : (int, int)
+        Bytes of a sample's rows: before and after layers in turn.
     layers, segments : int
         Layers that run, and segments that they make at most.
     samples : int
@@ -110,7 +110,7 @@ class RunState:
     def __init__(
         self,
         device: Device,
-        width: int,
+        row_bytes: tuple[int, int],
         layers: int,
         segments: int,
         samples: int,
@@ -127,7 +127,7 @@ class RunState:
         bins = alive + -(-words * 4 // 256) * 256
         begin = bins + BINS * 4
         try:
-            self.rows = tuple(self._allocate(device, tiles * COLUMNS * width * 4) for _ in range(2))
+            self.rows = tuple(self._allocate(device, tiles * COLUMNS * each) for each in row_bytes)
             self.ids = tuple(self._allocate(device, tiles * COLUMNS * 4) for _ in range(2))
             starts = self._allocate(device, words * 4)
             sources = self._allocate(device, tiles * COLUMNS * 4)
