@@ -25,11 +25,6 @@ from teraedge.options import ITEMSIZE, Precision
 from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
 
-MOVE_BELOW = 144
-"""Live columns of 256 at which samples are moved together: moving costs a layer or two."""
-LEAVE_BELOW = 250
-"""The same where the next layer takes them from where they lie, which costs little."""
-
 
 class Launcher:
     """Launches segments on a device; kernels are compiled when a segment first needs them."""
@@ -95,7 +90,6 @@ class Launcher:
             return
         # Values of two bytes are not copied from anywhere without waiting for each.
         leaves = segment.leaves and self._itemsize == 4
-        limit = LEAVE_BELOW if leaves else MOVE_BELOW
         if segment.kernel == "dense":
             kernel, shared = self._dense_kernel(segment), segment.shared
             grid = self._blocks(kernel, DENSE_THREADS, shared)
@@ -108,7 +102,7 @@ class Launcher:
             kernel, shared = self._chained_kernel(segment.heights[0], segment.curved)
             stream.launch(
                 kernel, self._blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
-                layers, state.struct, number, number == 0, segment.first, limit, leaves,
+                layers, state.struct, number, number == 0, segment.first, leaves,
             )  # fmt: skip
         else:
             for height in segment.heights:
@@ -118,7 +112,7 @@ class Launcher:
         if segment.kernel != "chained":  # which does it itself
             stream.launch(
                 self._compact["census"], 1, CENSUS_THREADS, 0,
-                layers, segment.first, state.struct, number, limit, leaves,
+                layers, segment.first, state.struct, number, leaves,
             )  # fmt: skip
         if segment.moves and not leaves:
             grid = self._blocks(self._compact["compact"], 256, 0)

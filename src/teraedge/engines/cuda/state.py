@@ -30,7 +30,7 @@ STATE = np.dtype(
             (name, np.uint64)
             for name in (
                 *("slots", "buffer", "order", "masks", "nonzero", "starts", "sources", "compacts"),
-                *("tickets", "live", "ran", "nanos", "began", "invalid", "bins", "alive"),
+                *("tickets", "live", "ran", "nanos", "idle", "began", "invalid", "bins", "alive"),
             )
         ],
         *GIVEN,
@@ -50,12 +50,13 @@ class Counters(NamedTuple):
     slots, tickets : ndarray of uint32, shape (layers + 1,)
     buffer, order, compacts : ndarray of int32, shape (layers + 1,)
     invalid : ndarray of int32, shape (1,)
-    began : ndarray of uint64, shape (layers + 1,)
+    idle, began : ndarray of uint64, shape (layers + 1,)
     """
 
     live: NDArray[np.uint64]
     ran: NDArray[np.uint64]
     nanos: NDArray[np.uint64]
+    idle: NDArray[np.uint64]
     began: NDArray[np.uint64]
     slots: NDArray[np.uint32]
     tickets: NDArray[np.uint32]
@@ -70,7 +71,7 @@ def _counter_type(layers: int) -> np.dtype[Any]:
     return np.dtype(
         [
             *[(name, np.uint64, (layers,)) for name in ("live", "ran", "nanos")],
-            ("began", np.uint64, after),
+            *[(name, np.uint64, after) for name in ("idle", "began")],
             *[(name, np.uint32, after) for name in ("slots", "tickets")],
             *[(name, np.int32, after) for name in ("buffer", "order", "compacts")],
             ("invalid", np.int32, (1,)),

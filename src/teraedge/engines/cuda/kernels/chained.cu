@@ -99,17 +99,15 @@ template <bool EQUAL> __device__ __forceinline__ void run(Rows kind) {
 }
 
 // Not inlined either.
-__device__ __noinline__ void end_layer(const Layer &layer, i64 number, const State &state, i64 segment, i64 limit,
-                                       bool leaves) {
-    take_census<THREADS>(layer, number, state, segment, limit, leaves);
+__device__ __noinline__ void end_layer(const Layer &layer, i64 number, const State &state, i64 segment, bool leaves) {
+    take_census<THREADS>(layer, number, state, segment, leaves);
 }
 
 // Run a layer that has tall panels only, number `segment` of the segments, over all tiles with a live sample.
 // `takes_bits`: the inputs may be packed features. The last block takes the census of the layer, number
-// `number` of the network; `limit` and `leaves` are for that.
+// `number` of the network; `leaves` is for that.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits, i64 number, i64 limit,
-            i64 leaves) {
+    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits, i64 number, i64 leaves) {
     __shared__ bool last;
     const Layer &layer = *shared_layer;
     const State &state = *shared_state;
@@ -148,5 +146,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
     if (last)
-        end_layer(layer, number, state, segment, limit, leaves);
+        end_layer(layer, number, state, segment, leaves);
 }

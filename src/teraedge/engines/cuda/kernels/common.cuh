@@ -79,6 +79,7 @@ struct State {
     unsigned *tickets;  // [segment] pieces of work taken so far
     u64 *live, *ran;    // [layer] samples live after it, and that went into it
     u64 *nanos;         // [layer] time spent in it; by the resident kernel, that of all blocks
+    u64 *idle;          // [segment] dead samples that layers ran since samples were last put together
     u64 *began;         // [segment] when the wide or the staged kernel began
     int *invalid;       // set where a feature is not finite
     unsigned *bins;     // [BINS] samples by brightness, then where the next of each goes

@@ -14,8 +14,8 @@ __device__ __forceinline__ Stored read_once(const Stored *from) {
 
 // One block.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    census(const Layer *layer, i64 number, const State *state, i64 segment, i64 limit, i64 leaves) {
-    take_census<THREADS>(*layer, number, *state, segment, limit, leaves);
+    census(const Layer *layer, i64 number, const State *state, i64 segment, i64 leaves) {
+    take_census<THREADS>(*layer, number, *state, segment, leaves);
 }
 
 // Copy the live samples to their new slots, back into the buffer that the layer read. A warp takes some rows
