@@ -1,6 +1,7 @@
 """Which kernels a segment launches, and with what grid."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 
 from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
@@ -37,7 +38,7 @@ class Launcher:
         self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
-        self._chained: dict[tuple[int, bool], tuple[Kernel, int]] = {}
+        self._chained: dict[tuple[int, bool, bool], tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact(precision))
         self._grids: dict[tuple[int, int, int], int] = {}
 
@@ -52,7 +53,7 @@ class Launcher:
         elif segment.kernel == "staged":
             self._staged_kernel(segment)
         elif segment.kernel == "chained":
-            self._chained_kernel(segment.heights[0], segment.curved)
+            self._chained_kernel(segment)
         else:
             for height in segment.heights:
                 self._wide_kernel(height, segment.curved)
@@ -99,7 +100,7 @@ class Launcher:
             grid = self._blocks(kernel, THREADS, shared)
             stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
         elif segment.kernel == "chained":
-            kernel, shared = self._chained_kernel(segment.heights[0], segment.curved)
+            kernel, shared = self._chained_kernel(segment)
             stream.launch(
                 kernel, self._blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
                 layers, state.struct, number, number == 0, segment.first, leaves,
@@ -158,33 +159,29 @@ class Launcher:
         """Return the wide kernel for a height of panels, and its dynamic shared memory."""
         key = height, curved
         if key not in self._wide:
-            stages = self._stages(WIDE_STAGES, wide_shared, height)
+            nbytes = partial(wide_shared, height, itemsize=self._itemsize)
+            stages = self._stages(WIDE_STAGES[self._itemsize], nbytes)
             file, defines, names = wide(height, stages, curved, self._precision)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._wide[key] = kernel, wide_shared(height, stages, self._itemsize)
+            self._wide[key] = kernel, nbytes(stages)
         return self._wide[key]
 
-    def _chained_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
-        """Return the chained kernel for a height of panels, and its dynamic shared memory."""
-        key = height, curved
+    def _chained_kernel(self, segment: Segment) -> tuple[Kernel, int]:
+        """Return the chained kernel for a segment, and its dynamic shared memory."""
+        equal = segment.equal and (self._itemsize, True) in CHAINED_STAGES
+        key = height, curved, _ = segment.heights[0], segment.curved, equal
         if key not in self._chained:
-            stages = self._stages(CHAINED_STAGES, chained_shared, height)
-            file, defines, names = chained(height, stages, curved, self._precision)
+            nbytes = partial(chained_shared, height, itemsize=self._itemsize, equal_only=equal)
+            stages = self._stages(CHAINED_STAGES[self._itemsize, equal], nbytes)
+            file, defines, names = chained(height, stages, curved, self._precision, equal)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._chained[key] = kernel, chained_shared(height, stages, self._itemsize)
+            self._chained[key] = kernel, nbytes(stages)
         return self._chained[key]
 
-    def _stages(
-        self,
-        counts: Mapping[int, tuple[int, ...]],
-        nbytes: Callable[[int, int, int], int],
-        height: int,
-    ) -> int:
+    def _stages(self, counts: tuple[int, ...], nbytes: Callable[[int], int]) -> int:
         """Return the most stages that there is room for, or the least that there are."""
         room = self._device.shared_bytes - STATIC_SHARED
-        size = self._itemsize
-        fit = (n for n in counts[size] if nbytes(height, n, size) <= room)
-        return next(fit, counts[size][-1])
+        return next((n for n in counts if nbytes(n) <= room), counts[-1])
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""

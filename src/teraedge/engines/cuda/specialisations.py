@@ -14,11 +14,13 @@ Specialisation = tuple[str, dict[str, int | str], list[str]]
 
 WIDE_TILES, WIDE_THREADS = 2, 512
 """Tiles that a warp of the wide kernel takes at a time, and threads of a block."""
-WIDE_STAGES, CHAINED_STAGES = {4: (3, 2), 2: (5, 3)}, {4: (4, 3, 2), 2: (6, 3)}
+WIDE_STAGES = {4: (3, 2), 2: (5, 3)}
 """Pieces in the ring of a warp, as many as shared memory has room for; by the bytes of a value."""
+CHAINED_STAGES = {(4, False): (4, 3, 2), (2, False): (3, 2), (2, True): (6, 4)}
+"""The same, and by whether there is no room for weights, as all are equal."""
 CHAINED_PANELS = 16
 """Panels that a warp of the chained kernel takes in a run, at most."""
-WIDE_EDGES = 8
+WIDE_EDGES, CHAINED_EDGES = 8, {4: 8, 2: 16}
 """Edges of a piece."""
 DENSE_THREADS = 256
 CENSUS_THREADS = 512
@@ -81,18 +83,25 @@ def wide(
     return "wide.cu", {"HEIGHT": height, **sizes, **more}, ["wide"]
 
 
-def chained_shared(height: int, stages: int, itemsize: int) -> int:
+def chained_shared(height: int, stages: int, itemsize: int, equal_only: bool) -> int:
     """Return the dynamic shared memory of a block of the chained kernel, in bytes."""
-    piece = WIDE_EDGES * (COLUMNS * itemsize + 2 * height * 4) + height * 8
+    weights = 0 if equal_only else 2 * height * 4
+    piece = CHAINED_EDGES[itemsize] * (COLUMNS * itemsize + weights) + height * 8
     return WIDE_THREADS // 32 * (stages * (piece + 16) + (CHAINED_PANELS + 2) * 16)
 
 
 def chained(
-    height: int, stages: int, curved: bool, precision: Precision = "fp32"
+    height: int,
+    stages: int,
+    curved: bool,
+    precision: Precision = "fp32",
+    equal_only: bool = False,
 ) -> Specialisation:
-    """Return the chained kernel for panels of one height."""
+    """Return the chained kernel for panels of one height, perhaps without room for weights."""
     sizes = {"HEIGHT": height, "STAGES": stages, "MOST": CHAINED_PANELS}
     more = {"THREADS": WIDE_THREADS, **_curves(curved), **_stored(precision)}
+    if equal_only:
+        more["EQUAL_ONLY"] = 1
     return "chained.cu", {**sizes, **more}, ["chained"]
 
 
@@ -130,8 +139,10 @@ def all_specialisations() -> list[Specialisation]:
                 for stages in WIDE_STAGES[itemsize]
             ]
             found += [
-                chained(height, stages, curved, precision)
+                chained(height, stages, curved, precision, equal)
+                for (size, equal), counts in CHAINED_STAGES.items()
+                for stages in counts
                 for height in WIDE_TALL_EDGES
-                for stages in CHAINED_STAGES[itemsize]
+                if size == itemsize
             ]
     return found

@@ -14,7 +14,8 @@
 // has to be moved before it; not where values take two bytes, of which no copy in the background is made. The first layer may take packed features, turned so that 64 samples' bits
 // of a neuron lie side by side.
 //
-// Specialised by: HEIGHT (8, 16), STAGES, MOST (panels of a run), STORAGE, THREADS.
+// Specialised by: HEIGHT (8, 16), STAGES, MOST (panels of a run), STORAGE, EQUAL_ONLY
+// (without room for weights), THREADS.
 #if STORAGE
 #include "chained_mma.cuh"
 #else
@@ -134,10 +135,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     note_begin(state, segment);
     __syncthreads();
-    if (layer.equal)
+    if (EQUAL_ONLY || layer.equal)
         run<true>(shared_job.kind);
     else
-        run<false>(shared_job.kind);
+        run<EQUAL_ONLY>(shared_job.kind);
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence(); // what the block marked comes before its ticket

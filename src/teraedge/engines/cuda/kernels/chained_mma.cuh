@@ -1,5 +1,5 @@
-// How a warp of the chained kernel multiplies rows of fp16 or bf16: on tensor cores, eight edges at a time, a panel
-// of 16 neurons (of 8, the others are zero) by 64 samples.
+// How a warp of the chained kernel multiplies rows of fp16 or bf16: on tensor cores, 16 edges at a time, a
+// panel of 16 neurons (of 8, the others are zero) by 64 samples.
 //
 // Activations are what tensor cores take. Weights are split into TERMS of the same type, which hold those that the
 // host lets through to 21 bits or more; where all are equal, rows are summed and the sums are multiplied. Sums are
@@ -23,105 +23,88 @@ struct Seen {
     unsigned bits[PARTS];
 };
 
-// sums[16][8] += a[16][8] * b[8][8] by a warp, with a's rows g and g + 8, columns 2 q and 2 q + 1, and b's column g,
-// rows 2 q and 2 q + 1.
-#ifndef TERAEDGE_EMULATED
-__device__ __forceinline__ void multiply_add(float (&sums)[4], const uint2 &a, unsigned b) {
-#if STORAGE == 1
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-#else
-    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
-#endif
+// As `multiply_add`, of what is stored.
+__device__ __forceinline__ void multiply_stored(float (&sums)[4], const uint4 &a, unsigned low, unsigned high) {
+#if STORAGE == 2
+    multiply_add(sums, a, low, high);
+#elif !defined(TERAEDGE_EMULATED)
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a.x), "r"(a.y), "r"(b));
-}
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
 #else
-inline void multiply_add(float (&sums)[4], const uint2 &a, unsigned b) {
-    static unsigned given[32][32][3]; // of every lane of every warp of the block
-    unsigned(*mine)[3] = given[threadIdx.x / 32];
-    const int lane = threadIdx.x % 32;
-    mine[lane][0] = a.x, mine[lane][1] = a.y, mine[lane][2] = b;
-    __syncwarp();
-    auto value = [&](int from, int word, int half) {
-        return bits_loaded(static_cast<unsigned short>(mine[from][word] >> 16 * half));
-    };
-    for (int k = 0; k < 4; k++) {
-        double sum = sums[k];
-        for (int inner = 0; inner < 8; inner++)
-            sum += static_cast<double>(value(lane / 4 * 4 + inner / 2, k / 2, inner % 2)) *
-                   value((2 * (lane % 4) + k % 2) * 4 + inner / 2, 2, inner % 2);
-        sums[k] = static_cast<float>(sum);
-    }
-    __syncwarp();
-}
+    emulated_multiply_add(sums, a, low, high, half_value);
 #endif
+}
 
-// The rows of a piece as tensor cores read them; zero beyond its edges.
-__device__ __forceinline__ void load_rows(unsigned piece, int count, int lane, unsigned (&rows)[PARTS]) {
-    const int edge = lane % 8, first = lane % 4 * 2;
-#pragma unroll
-    for (int four = 0; four < PARTS / 4; four++) {
-        unsigned words[4];
-        load_turned(rings, piece + place_of(edge, four * 4 + lane / 8) * 16, words);
+// Which of two values, of edges `first` and the next, there are.
+__device__ __forceinline__ unsigned there(int first, int count) {
+    return (first < count ? 0xffffu : 0) | (first + 1 < count ? 0xffff0000u : 0);
+}
+
+// Half of the rows of a piece as tensor cores read them, of four parts from `first` on; zero beyond its edges.
+__device__ __forceinline__ void load_rows(unsigned piece, int edges, int first, int count, int lane,
+                                          unsigned (&rows)[4]) {
+    load_turned(rings, piece + place_of(edges + lane % 8, first + lane / 8) * 16, rows);
+    if (count < EDGES) {
+        const unsigned mask = there(edges + lane % 4 * 2, count);
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            rows[four * 4 + k] = words[k];
-    }
-    if (count < EDGES) {
-        const unsigned there = (first < count ? 0xffffu : 0) | (first + 1 < count ? 0xffff0000u : 0);
-#pragma unroll
-        for (int k = 0; k < PARTS; k++)
-            rows[k] &= there;
+            rows[k] &= mask;
     }
 }
 
 // The terms of the weights of a panel, `apart` from one edge to the next.
-__device__ __forceinline__ void load_weights(const float *weights, int apart, int count, int lane, uint2 (&terms)[TERMS]) {
-    const int neuron = lane / 4, first = lane % 4 * 2;
+__device__ __forceinline__ void load_weights(const float *weights, int apart, int count, int lane, uint4 (&terms)[TERMS]) {
+    const int neuron = lane / 4;
 #pragma unroll
-    for (int below = 0; below < 2; below++) {
+    for (int k = 0; k < 4; k++) {
+        const int below = k % 2 * 8, edge = lane % 4 * 2 + k / 2 * 8;
         float2 left = make_float2(0.0f, 0.0f);
         if (below == 0 || HEIGHT > 8) {
-            const float *from = weights + first * apart + neuron + below * 8;
-            left.x = first < count ? from[0] : 0.0f;
-            left.y = first + 1 < count ? from[apart] : 0.0f;
+            const float *from = weights + edge * apart + neuron + below;
+            left.x = edge < count ? from[0] : 0.0f;
+            left.y = edge + 1 < count ? from[apart] : 0.0f;
         }
 #pragma unroll
         for (int t = 0; t < TERMS; t++) {
             const unsigned term = stored(left);
             const float2 gone = loaded(term);
             left.x -= gone.x, left.y -= gone.y;
-            (below ? terms[t].y : terms[t].x) = term;
+            (k == 0 ? terms[t].x : k == 1 ? terms[t].y : k == 2 ? terms[t].z : terms[t].w) = term;
         }
     }
 }
 
-// Multiply a piece into the sums of a panel.
-template <bool EQUAL>
-__device__ __forceinline__ void add_rows(const float *weights, int apart, int count, int lane,
-                                         const unsigned (&rows)[PARTS], Sums &sums) {
-    uint2 terms[TERMS];
-    if (EQUAL)
-        terms[0] = make_uint2(ONES, HEIGHT > 8 ? ONES : 0);
-    else
-        load_weights(weights, apart, count, lane, terms);
-#pragma unroll
-    for (int t = EQUAL ? 0 : TERMS - 1; t >= 0; t--)
-#pragma unroll
-        for (int part = 0; part < PARTS; part++)
-            multiply_add(sums.of[part], terms[t], rows[part]);
-}
-
-// Multiply a piece into the sums of a panel, or of two.
+// Multiply a piece into the sums of a panel, or of two. The smallest terms come first.
 template <bool EQUAL, bool TWO>
 __device__ __forceinline__ void add_piece(const Job &, const uint4 *stage, int count, int lane, Sums &now, Sums &next) {
-    constexpr int WIDTH = HEIGHT * (TWO ? 2 : 1);
+    constexpr int WIDTH = HEIGHT * (TWO ? 2 : 1), LAST = EQUAL ? 0 : TERMS - 1;
+    constexpr unsigned UPPER = HEIGHT > 8 ? ONES : 0;
     const float *weights = reinterpret_cast<const float *>(stage + ROWS);
-    unsigned rows[PARTS];
-    load_rows(shared_address(rings, static_cast<unsigned>(stage - rings) * 16), count, lane, rows);
-    add_rows<EQUAL>(weights, WIDTH, count, lane, rows, now);
-    if (TWO)
-        add_rows<EQUAL>(weights + HEIGHT, WIDTH, count, lane, rows, next);
+    const unsigned piece = shared_address(rings, static_cast<unsigned>(stage - rings) * 16);
+    uint4 terms[2][TERMS];
+    if (EQUAL) {
+        terms[0][0] = terms[1][0] = make_uint4(ONES, UPPER, ONES, UPPER);
+    } else {
+        load_weights(weights, WIDTH, count, lane, terms[0]);
+        if (TWO)
+            load_weights(weights + HEIGHT, WIDTH, count, lane, terms[1]);
+    }
+#pragma unroll
+    for (int first = 0; first < PARTS; first += 4) {
+        unsigned low[4], high[4];
+        load_rows(piece, 0, first, count, lane, low);
+        load_rows(piece, 8, first, count, lane, high);
+#pragma unroll
+        for (int t = LAST; t >= 0; t--)
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                multiply_stored(now.of[first + k], terms[0][t], low[k], high[k]);
+                if (TWO)
+                    multiply_stored(next.of[first + k], terms[1][t], low[k], high[k]);
+            }
+    }
 }
 
 // Turn over the 4 x 4 words that four neighbouring lanes have: word k of lane q goes to word q of lane k.
@@ -142,6 +125,8 @@ __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsig
     const Target *targets = reinterpret_cast<const Target *>(piece + TARGETS) + lane / 4;
     uint4 *out = reinterpret_cast<uint4 *>(job.out) + job.layer.n_out * tile * ROW + lane % 4;
     const float value = EQUAL ? job.layer.value : 1.0f;
+    const unsigned lower = two_stored(job.layer.lower, job.layer.lower);
+    const unsigned upper = two_stored(job.layer.upper, job.layer.upper);
 #pragma unroll
     for (int below = 0; below < HEIGHT / 8; below++) {
         const Target target = targets[below * 8];
@@ -149,8 +134,12 @@ __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsig
 #pragma unroll
         for (int part = 0; part < PARTS; part++) {
             const float *sum = sums.of[part] + 2 * below;
-            words[part] = two_stored(activate(job.layer, sum[0] * value, target.bias),
-                                     activate(job.layer, sum[1] * value, target.bias));
+            float a = fmaf(sum[0], value, target.bias), b = fmaf(sum[1], value, target.bias);
+#if CURVES
+            if (job.layer.curve)
+                a = curved(job.layer.curve, a), b = curved(job.layer.curve, b);
+#endif
+            words[part] = clamped(two_stored(a, b), lower, upper); // as good as before they are rounded
             some.bits[part] |= words[part];
         }
         uint4 *to = out + static_cast<i64>(target.output) * ROW;

@@ -3,19 +3,24 @@
 
 #include "census.cuh"
 
+#ifndef EQUAL_ONLY
+#define EQUAL_ONLY 0
+#endif
+
 constexpr int WARPS = THREADS / 32;
-constexpr int EDGES = 8;                           // of a piece; lists begin at multiples of it
+constexpr int ALIGN = 8;                           // lists begin at multiples of so many edges
+constexpr int EDGES = STORAGE ? 16 : 8;            // of a piece
 constexpr int ROW = COLUMNS * sizeof(Stored) / 16; // in 16 bytes: the samples of a tile
 constexpr int APART = 32 / ROW;                    // rows that the lanes of a warp copy together
 constexpr int OWN = HEIGHT / 2;                    // neurons of a lane
 constexpr int QUADS = HEIGHT / 4;                  // in 16 bytes: an edge's weights
 constexpr int ROWS = EDGES * ROW;                  // of a piece: rows,
-constexpr int TARGETS = ROWS + EDGES * QUADS * 2;  // weights into one panel or two,
+constexpr int TARGETS = ROWS + (EQUAL_ONLY ? 0 : EDGES * QUADS * 2); // weights into one panel or two,
 constexpr int STAGE = TARGETS + HEIGHT / 2;        // and outputs of a panel that it is the last piece of
 constexpr int LISTS = MOST + 1;                    // that it reads, with the one before
 static_assert(LISTS <= 32, "a lane brings a list");
 constexpr int SHARE = STAGES * (STAGE + 1) + LISTS + 1; // of a warp: pieces, notes and its run
-constexpr unsigned BOTH = 16, FINISH = 32, END = 64; // of a note, besides the number of edges
+constexpr unsigned BOTH = 32, FINISH = 64, END = 128; // of a note, besides the number of edges
 
 extern __shared__ uint4 rings[]; // [WARPS][SHARE]
 
@@ -69,7 +74,7 @@ __device__ __forceinline__ const List &list_at(const Walk &at) { return at.run->
 // Go on to the edges that the panel shares with the next.
 __device__ __forceinline__ void start_shared(Walk &at) {
     const List list = list_at(at);
-    at.begin = list.begin + (list.length + EDGES - 1) / EDGES * EDGES;
+    at.begin = list.begin + (list.length + ALIGN - 1) / ALIGN * ALIGN;
     at.done = 0, at.left = list.shared, at.then = 0;
     at.part = at.panel + 1 < at.run->end ? INTO_BOTH : INTO_LAST;
 }
@@ -160,8 +165,12 @@ __device__ __forceinline__ void fetch_inputs(const Job &job, Walk &at, int lane)
         for (int k = 0; k < EDGES / APART; k++)
             at.inputs[k] = __ldg(from + APART * k);
     } else {
-        const uint4 four = __ldg(static_cast<const uint4 *>(job.panels.indices) + edge / EDGES);
-        at.inputs[0] = four.x, at.inputs[1] = four.y, at.inputs[2] = four.z, at.inputs[3] = four.w;
+#pragma unroll
+        for (int k = 0; k < EDGES / 8; k++) {
+            const uint4 four = __ldg(static_cast<const uint4 *>(job.panels.indices) + edge / 8 + k);
+            at.inputs[4 * k] = four.x, at.inputs[4 * k + 1] = four.y;
+            at.inputs[4 * k + 2] = four.z, at.inputs[4 * k + 3] = four.w;
+        }
     }
 }
 
@@ -212,7 +221,8 @@ __device__ __forceinline__ void bring(const Job &job, unsigned warps, Walk &at, 
             const int quads = at.part == INTO_BOTH ? 2 * QUADS : QUADS, apart = at.part == ALONE ? QUADS : 2 * QUADS;
             const uint4 *weights = reinterpret_cast<const uint4 *>(job.panels.weights) + at.begin * QUADS +
                                    at.done * apart + (at.part == INTO_FIRST ? QUADS : 0);
-            for (int k = lane; k < EDGES * quads; k += 32)
+            const int there = EDGES == ALIGN ? EDGES : (count + ALIGN - 1) / ALIGN * ALIGN;
+            for (int k = lane; k < there * quads; k += 32)
                 copy_async_to<16>(rings, to + (ROWS + k) * 16, weights + k / quads * apart + k % quads);
         }
         const bool last = at.part != INTO_FIRST && at.left <= EDGES && at.then == 0;

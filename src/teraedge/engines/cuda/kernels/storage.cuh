@@ -57,6 +57,18 @@ __device__ __forceinline__ unsigned two_stored(float a, float b) {
     return both;
 }
 
+// Two values held between others, both stored.
+__device__ __forceinline__ unsigned clamped(unsigned two, unsigned lower, unsigned upper) {
+#if STORAGE == 1
+    asm("max.f16x2 %0, %0, %1;" : "+r"(two) : "r"(lower));
+    asm("min.f16x2 %0, %0, %1;" : "+r"(two) : "r"(upper));
+#else
+    asm("max.bf16x2 %0, %0, %1;" : "+r"(two) : "r"(lower));
+    asm("min.bf16x2 %0, %0, %1;" : "+r"(two) : "r"(upper));
+#endif
+    return two;
+}
+
 __device__ __forceinline__ float bits_loaded(unsigned short bits) {
 #if STORAGE == 1
     float x;
@@ -92,6 +104,13 @@ inline float bits_loaded(unsigned short bits) {
 #else
     return __uint_as_float(static_cast<unsigned>(bits) << 16);
 #endif
+}
+
+inline unsigned clamped(unsigned two, unsigned lower, unsigned upper) {
+    auto one = [](unsigned short x, unsigned short low, unsigned short high) {
+        return bits_stored(fminf(fmaxf(bits_loaded(x), bits_loaded(low)), bits_loaded(high)));
+    };
+    return one(two, lower, upper) | one(two >> 16, lower >> 16, upper >> 16) << 16;
 }
 
 #endif
