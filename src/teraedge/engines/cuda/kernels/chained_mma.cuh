@@ -42,15 +42,13 @@ __device__ __forceinline__ unsigned there(int first, int count) {
     return (first < count ? 0xffffu : 0) | (first + 1 < count ? 0xffff0000u : 0);
 }
 
-// Half of the rows of a piece as tensor cores read them, of four parts from `first` on; zero beyond its edges.
-__device__ __forceinline__ void load_rows(unsigned piece, int edges, int first, int count, int lane,
-                                          unsigned (&rows)[4]) {
-    load_turned(rings, piece + place_of(edges + lane % 8, first + lane / 8) * 16, rows);
+// The rows of a piece as tensor cores read them, of two parts from `first` on: of each, edges 0 to 7 and 8 to 15;
+// zero beyond its edges.
+__device__ __forceinline__ void load_rows(unsigned piece, int first, int count, int lane, unsigned (&rows)[4]) {
+    load_turned(rings, piece + place_of(lane % 16, first + lane / 16) * 16, rows);
     if (count < EDGES) {
-        const unsigned mask = there(edges + lane % 4 * 2, count);
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            rows[k] &= mask;
+        const unsigned low = there(lane % 4 * 2, count), high = there(lane % 4 * 2 + 8, count);
+        rows[0] &= low, rows[1] &= high, rows[2] &= low, rows[3] &= high;
     }
 }
 
@@ -92,17 +90,16 @@ __device__ __forceinline__ void add_piece(const Job &, const uint4 *stage, int c
             load_weights(weights + HEIGHT, WIDTH, count, lane, terms[1]);
     }
 #pragma unroll
-    for (int first = 0; first < PARTS; first += 4) {
-        unsigned low[4], high[4];
-        load_rows(piece, 0, first, count, lane, low);
-        load_rows(piece, 8, first, count, lane, high);
+    for (int first = 0; first < PARTS; first += 2) {
+        unsigned rows[4];
+        load_rows(piece, first, count, lane, rows);
 #pragma unroll
         for (int t = LAST; t >= 0; t--)
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                multiply_stored(now.of[first + k], terms[0][t], low[k], high[k]);
+            for (int k = 0; k < 2; k++) {
+                multiply_stored(now.of[first + k], terms[0][t], rows[2 * k], rows[2 * k + 1]);
                 if (TWO)
-                    multiply_stored(next.of[first + k], terms[1][t], low[k], high[k]);
+                    multiply_stored(next.of[first + k], terms[1][t], rows[2 * k], rows[2 * k + 1]);
             }
     }
 }
