@@ -18,9 +18,9 @@ struct Sums {
     float of[PARTS][4];
 };
 
-// For these samples, two a word, the bits of all neurons, ored.
+// Whether these samples have a nonzero: bits 15 - part and 31 - part.
 struct Seen {
-    unsigned bits[PARTS];
+    unsigned bits;
 };
 
 // As `multiply_add`, of what is stored.
@@ -115,7 +115,7 @@ __device__ __forceinline__ uint4 turned(const unsigned *words, int lane) {
     return make_uint4(a, b, c, d);
 }
 
-// Bias, activation, and out, by the last piece of a panel; ors the bits of each sample's values into `some`.
+// Bias, activation, and out, by the last piece of a panel; notes in `some` which samples have a nonzero.
 template <bool EQUAL>
 __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsigned tile, int lane, Sums &sums,
                                        Seen &some) {
@@ -137,7 +137,7 @@ __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsig
                 a = curved(job.layer.curve, a), b = curved(job.layer.curve, b);
 #endif
             words[part] = clamped(two_stored(a, b), lower, upper); // as good as before they are rounded
-            some.bits[part] |= words[part];
+            some.bits |= ((words[part] & 0x7fff7fffu) + 0x7fff7fffu & 0x80008000u) >> part; // -0 is zero
         }
         uint4 *to = out + static_cast<i64>(target.output) * ROW;
 #pragma unroll
@@ -150,9 +150,9 @@ __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsig
 __device__ __forceinline__ void mark(const Job &job, unsigned tile, int lane, const Seen &some) {
     unsigned found[2] = {};
 #pragma unroll
-    for (int part = 0; part < PARTS; part++) { // -0 is zero
-        found[0] |= (some.bits[part] & 0x7fffu ? 1u : 0u) << (part * 4 + lane % 4);
-        found[1] |= (some.bits[part] & 0x7fff0000u ? 1u : 0u) << (part * 4 + lane % 4);
+    for (int part = 0; part < PARTS; part++) {
+        found[0] |= (some.bits >> (15 - part) & 1) << (part * 4 + lane % 4);
+        found[1] |= (some.bits >> (31 - part) & 1) << (part * 4 + lane % 4);
     }
 #pragma unroll
     for (int odd = 0; odd < 2; odd++) {
