@@ -14,6 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from teraedge.engines.cpu.curves import curves
+from teraedge.engines.cpu.lanes import lanes_of
 from teraedge.engines.cpu.simd import (
     LANES,
     REGISTER,
@@ -192,7 +193,7 @@ def run_products(shared, index, number, samples, rows_after, sums):
     """
     layer = shared.layers[index]
     part, turn = shared.parts[layer.first_part + number], index % 2
-    width = shared.values.shape[2]
+    width, lane_count = shared.values.shape[2], lanes_of(samples)
     groups = (samples + MOST_ROWS - 1) // MOST_ROWS
     each = (samples + groups - 1) // groups
     shared.seen[index, number] = 0
@@ -216,7 +217,7 @@ def run_products(shared, index, number, samples, rows_after, sums):
                 else:
                     lanes = shared.lanes[1 - turn, sample // LANES, sample % LANES :]
                     for j in range(count):
-                        lanes[(first + j) * LANES] = mine[j]
+                        lanes[(first + j) * lane_count] = mine[j]
 
 
 @inlined

@@ -107,7 +107,7 @@ def walk(shared, run, samples, sums, asked):
                 after = by_products(shared, index + 1, samples)
                 run_products(shared, index, number, samples, after, sums)
             else:
-                run_lanes(shared, index, number, samples)
+                run_lanes(shared, index, number, samples, sums)
                 if by_products(shared, index + 1, samples):
                     lanes_to_rows(shared, index, number, samples)
             add_atomic(done, 1)
