@@ -228,6 +228,8 @@ class DeviceLayer:
         Where the chained kernel would best have the row of each input.
     terms : int
         Of bf16 that a weight is the sum of (dense).
+    itemsize : int
+        Bytes of an activation in device memory.
     nbytes : int
         Bytes on the device.
     """
@@ -251,6 +253,7 @@ class DeviceLayer:
     block: BlockParts | None = None
     places: NDArray[np.int32] | None = None
     terms: int = 0
+    itemsize: int = 4
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
