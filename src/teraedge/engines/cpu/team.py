@@ -107,7 +107,7 @@ def walk(shared, run, samples, sums, asked):
                 after = by_products(shared, index + 1, samples)
                 run_products(shared, index, number, samples, after, sums)
             else:
-                run_lanes(shared, index, number, samples)
+                run_lanes(shared, index, number, samples, sums)
                 if by_products(shared, index + 1, samples):
                     lanes_to_rows(shared, index, number, samples)
             add_atomic(done, 1)
@@ -131,8 +131,7 @@ def ask(table, run, features, out, sums):
     out : ndarray of float32, shape (samples, n_out)
         To be written.
     sums : ndarray of float32
-        Two for each neuron of a part, and one more, whole tiles; from a cache line on, and of this
-        thread alone.
+        Room as `few` makes it: from a cache line on, and of this thread alone.
 
     Returns
     -------
