@@ -9,7 +9,7 @@ import teraedge
 from teraedge import ClippedReLU, Identity, Layer, Network, Options, PackedFeatures, ReLU
 from teraedge.datasets import radixnet
 from teraedge.errors import OptionsError
-from teraedge.plan import gpu, rates
+from teraedge.plan import block, gpu, rates
 from teraedge.rounding import LARGEST, error_bound
 
 HALVES = ("fp16", "bf16")
@@ -52,13 +52,24 @@ def device(request):
     undo()
 
 
-@pytest.fixture(params=["resident-32", "resident-8", "resident-4", "wide", "dense"])
+KERNELS = ["resident-32", "resident-8", "resident-4", "block-16", "block-8", "wide", "dense"]
+
+
+@pytest.fixture(params=KERNELS)
 def kernel(request, monkeypatch):
-    """Let every layer run in one kernel."""
+    """Let every layer run in one kernel, perhaps in tiles of so many samples."""
     name, _, samples = request.param.partition("-")
+    if name == "block":
+        kinds = [kind for kind in block.KINDS if kind.samples == int(samples)]
+        monkeypatch.setattr(block, "KINDS", kinds)
+    fastest = -3.0 if name == "block" else np.inf
+    monkeypatch.setattr(rates, "block_seconds", lambda layer: fastest)
+    monkeypatch.setattr(rates, "block_at_best", lambda layer: fastest)
     seconds = -1.0 if name == "dense" else np.inf
     monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: seconds)
     monkeypatch.setattr(gpu, "SAMPLES", (int(samples),) if samples else ())
+    if name == "block":
+        monkeypatch.setattr(gpu, "SAMPLES", (4,))
     monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
     return name
 
@@ -160,7 +171,7 @@ def test_within_the_bound(device, chained, precision):
     assert any(precision in sentence for sentence in result.rounding)
 
 
-@pytest.mark.parametrize("kernel", ["wide", "resident-32", "dense"], indirect=True)
+@pytest.mark.parametrize("kernel", ["wide", "resident-32", "block-16", "dense"], indirect=True)
 def test_what_fp16_cannot_hold_is_held_at_its_largest(device, kernel):
     up = Layer(np.full((4, 3), 30_000.0), None, Identity())
     down = Layer(np.full((3, 2), -1.0), 70_000.0, Identity())

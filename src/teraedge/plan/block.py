@@ -118,7 +118,7 @@ class Stream(NamedTuple):
     fragments: list[tuple[int, int]]
 
 
-def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
+def lay_out_block(layer: PanelLayer, room: int, planes: int = 3) -> DeviceLayer | None:
     """Lay a layer out for the block kernel, if it fits.
 
     Parameters
@@ -134,7 +134,7 @@ def lay_out_block(layer: PanelLayer, room: int) -> DeviceLayer | None:
     panels = block_panels(layer)
     terms = _terms(panels, layer)
     count = len(terms) if len(panels.weights) else 0
-    kinds = [kind for kind in KINDS if kind.terms == count]
+    kinds = [kind._replace(planes=planes) for kind in KINDS if kind.terms == count]
     kinds = [kind for kind in kinds if kind.shared(kind.plane_bytes(rows), 0) <= room]
     if not kinds:
         return None

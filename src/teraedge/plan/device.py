@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.options import Precision
 from teraedge.plan import banks
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
@@ -25,8 +26,8 @@ LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("shared", np.int32)
 TARGET = np.dtype([("output", np.int32), ("bias", np.float32)])
 """`struct Target`."""
 _EMPTY = np.empty(0, np.int64)
-PLANES = 3
-"""Terms of bf16 that the block kernel keeps of each activation."""
+PLANES: dict[Precision, int] = {"fp32": 3, "fp16": 2, "bf16": 1}
+"""Terms of bf16 that hold an activation exactly, in the block kernel."""
 FIRST_PLACE = 16
 """Rows of its tile before those of neurons: zeros, and rows written for nobody."""
 GROUP = 32
@@ -95,15 +96,18 @@ class BlockKind(NamedTuple):
         Terms of bf16 that a weight is the sum of; 0 where all weights are equal.
     held : int
         Panels that a warp holds at most where there is one tile; 0 where there are two.
+    planes : int
+        Terms of bf16 that an activation is the sum of.
     """
 
     samples: int
     terms: int
     held: int
+    planes: int = 3
 
     def shared(self, plane: int, record: int) -> int:
         """Return the shared memory of a block, in bytes, from that of a plane and of a record."""
-        tiles = PLANES * plane * (1 if self.held else 2)
+        tiles = self.planes * plane * (1 if self.held else 2)
         return tiles + WARPS * RECORDS * record + 128  # a step more than there are may be read
 
     def plane_bytes(self, neurons: int) -> int:

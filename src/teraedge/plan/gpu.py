@@ -31,6 +31,7 @@ from teraedge.plan.dense import dense_edges, dense_shared, dense_terms, lay_out_
 from teraedge.plan.device import (
     COLUMNS,
     LANES,
+    PLANES,
     STATIC_SHARED,
     WARPS,
     ZERO_ROWS,
@@ -121,7 +122,7 @@ def _lay_out_sparse(
 ) -> DeviceLayer:
     """Lay a layer out for the fastest of the kernels that run the edges there are.
 
-    The block and the staged kernel know activations of fp32 only.
+    The staged kernel knows activations of fp32 only.
     """
     exact = precision == "fp32"
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
@@ -129,9 +130,9 @@ def _lay_out_sparse(
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
-        if exact and tensor_cores and not panels.curve:
+        if tensor_cores and not panels.curve:
             seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
-            block = _block(layer, room, seconds_there)
+            block = _block(layer, room, seconds_there, PLANES[precision])
             if block is not None:
                 return block
         if samples > 4:
@@ -149,12 +150,12 @@ def _lay_out_sparse(
     return _wide(wide, precision)
 
 
-def _block(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
+def _block(layer: Layer, room: int, seconds: float, planes: int) -> DeviceLayer | None:
     """Lay a layer out for the block kernel, if that takes less than some seconds."""
     panels = panel_layer(layer, _relative(PANEL, BLOCK_TALL_EDGE))
     most = seconds - rates.SWITCH  # among layers of another kernel it would have to be worth it
     if rates.block_at_best(panels) < most:
-        found = lay_out_block(panels, room)
+        found = lay_out_block(panels, room, planes)
         if found is not None and rates.block_seconds(found) < most:
             return found
     return None

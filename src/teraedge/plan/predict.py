@@ -6,9 +6,10 @@ multiprocessors times their clock; they were read off layers that ran alone, wit
 
 from dataclasses import replace
 
+from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import PANEL, STEP
 from teraedge.plan.cost import Limit
-from teraedge.plan.device import LANES, WARPS, BlockParts, DeviceLayer, DevicePanels
+from teraedge.plan.device import LANES, WARPS, BlockKind, BlockParts, DeviceLayer, DevicePanels
 from teraedge.plan.explain import Part
 from teraedge.plan.rates import (
     BORDER,
@@ -86,10 +87,16 @@ def _gathered(layer: DeviceLayer) -> tuple[float, Limit]:
     return max(time, limit.seconds), limit
 
 
+def _products(kind: BlockKind) -> int:
+    """Return the products on tensor cores for each multiply-add."""
+    of, terms = range(max(kind.terms, 1)), range(kind.planes)
+    return sum(a + b < MOST_TERMS for a in of for b in terms)
+
+
 def _multiplied(layer: DeviceLayer, block: BlockParts) -> tuple[float, Limit]:
     """Return the time of the block kernel a sample, and its limit."""
     fragments = layer.tall.slots / (PANEL * STEP)
-    clocks = fragments * PRODUCTS[block.kind.terms] * PRODUCT_CLOCKS / 8  # samples of a product
+    clocks = fragments * _products(block.kind) * PRODUCT_CLOCKS / 8  # samples of a product
     limit = Limit("tensor", clocks / 4 / SPEED)  # of four tensor cores
     return max(block_seconds(layer), limit.seconds), limit
 

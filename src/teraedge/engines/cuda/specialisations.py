@@ -4,7 +4,7 @@ from teraedge.options import ITEMSIZE, PRECISIONS, Precision
 from teraedge.plan import dense as dense_layout
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
-from teraedge.plan.device import COLUMNS, THREADS, BlockKind
+from teraedge.plan.device import COLUMNS, PLANES, THREADS, BlockKind
 from teraedge.plan.gpu import RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
@@ -58,7 +58,8 @@ def staged(buffers: int, curved: bool) -> Specialisation:
 def block(kind: BlockKind) -> Specialisation:
     """Return the block kernel of a kind."""
     sizes = {name.upper(): value for name, value in kind._asdict().items()}
-    return "block.cu", {**sizes, "THREADS": THREADS}, ["block"]
+    precision = next(name for name, planes in PLANES.items() if planes == kind.planes)
+    return "block.cu", {**sizes, "THREADS": THREADS, **_stored(precision)}, ["block"]
 
 
 def dense(terms: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
@@ -123,7 +124,7 @@ def samples(precision: Precision = "fp32") -> Specialisation:
 
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
-    found = list(map(block, KINDS))
+    found = [block(kind._replace(planes=count)) for count in PLANES.values() for kind in KINDS]
     found += [staged(buffers, curved) for buffers in (1, 2) for curved in (False, True)]
     for precision, itemsize in ITEMSIZE.items():
         found += [compact(precision), samples(precision)]

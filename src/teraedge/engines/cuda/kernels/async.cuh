@@ -74,6 +74,9 @@ __device__ __forceinline__ void store_shared(void *, unsigned address, unsigned 
 __device__ __forceinline__ void store_global(float4 *to, const float4 &x) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w));
 }
+__device__ __forceinline__ void store_global(uint2 *to, const uint2 &x) {
+    asm volatile("st.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(x.x), "r"(x.y));
+}
 __device__ __forceinline__ void store_global(uint4 *to, const uint4 &x) {
     asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
 }

@@ -17,7 +17,8 @@
 // How many samples a tile has, 8 or SAMPLES, follows from how many there are: few are spread over all
 // multiprocessors.
 //
-// Specialised by: SAMPLES (8, 16: the most that fit), TERMS (1, 2, 3: bf16 terms of a weight; 0: all
+// Specialised by: PLANES (terms of an activation) and STORAGE, SAMPLES (8, 16: the most that fit), TERMS (1, 2, 3:
+// bf16 terms of a weight; 0: all
 // weights of a layer are equal, and one term is enough), THREADS, HELD (panels of a warp at most where there is
 // one tile, 0 where there are two).
 #include "block_steps.cuh"
@@ -102,7 +103,7 @@ template <int WIDTH>
 __device__ __forceinline__ void load_inputs(const State &state, const Segment &segment, const Areas &areas, int number,
                                             const Turn &turn) {
     const Layer &layer = segment.layers[0];
-    const float *rows = state.rows[state.buffer[opaque(segment.number)]];
+    const Stored *rows = state.rows[state.buffer[opaque(segment.number)]];
     if (packed(state, segment))
         load_bits<WIDTH>(state, areas, number, turn, layer);
     else if (segment.takes_samples)
@@ -120,8 +121,8 @@ __device__ __forceinline__ void touch_inputs(const State &state, const Segment &
     if (packed(state, segment)) {
         touch_bits<WIDTH>(state, stage, turn, layer.n_in);
     } else if (segment.takes_samples && stage) {
-        const float *rows = state.rows[state.buffer[opaque(segment.number)]] + turn.slot * layer.n_in;
-        for (i64 at = threadIdx.x % 32 * LINE; at < WIDTH * layer.n_in * 4; at += 32 * LINE)
+        const Stored *rows = state.rows[state.buffer[opaque(segment.number)]] + turn.slot * layer.n_in;
+        for (i64 at = threadIdx.x % 32 * LINE; at < static_cast<i64>(WIDTH * layer.n_in * sizeof(Stored)); at += 32 * LINE)
             touch(reinterpret_cast<const char *>(rows) + at);
     }
 }
@@ -206,7 +207,7 @@ __device__ __forceinline__ void run_tiles(const State &state, const Segment &seg
             load_inputs<WIDTH>(state, segment, areas, going.rows, next);
         __syncthreads(); // slots are known
         if (live) {
-            float *to = state.rows[1 - state.buffer[opaque(segment.number)]];
+            Stored *to = state.rows[1 - state.buffer[opaque(segment.number)]];
             const Layer &last = segment.layers[segment.count - 1];
             if (segment.gives_samples)
                 store_samples<WIDTH>(to, areas, rows, now.slots, last);

@@ -204,7 +204,8 @@ template <int TILES, int TERMS_IN> struct Inputs {
             unsigned both[4];
             load_turned(shared, at, both);
             words[0][0] = both[0], words[0][1] = both[1], words[1][0] = both[2], words[1][1] = both[3];
-            load_turned(shared, at + 2 * task.plane_bytes, words[2]);
+            if constexpr (TERMS_IN > 2)
+                load_turned(shared, at + 2 * task.plane_bytes, words[2]);
         }
     }
 
@@ -216,7 +217,7 @@ template <int TILES, int TERMS_IN> struct Inputs {
             for (int term = TERMS_IN - 1; term >= 0; term--)
 #pragma unroll
                 for (int t = 0; t < TILES; t++)
-                    if (of + term < PLANES) // as many as matter
+                    if (of + term < 3) // as many as matter
                         multiply_add(of + term ? sums.small[t] : sums.large[t], piece[of], words[term][2 * t],
                                      words[term][2 * t + 1]);
     }
@@ -259,7 +260,7 @@ __device__ __forceinline__ void activate_panel(const Task<TILES> &task, const fl
     for (int t = 0; t < TILES; t++)
 #pragma unroll
         for (int k = 0; k < 4; k++)
-            outputs[t][k] = fminf(fmaxf(outputs[t][k] + bias[k / 2], lower), upper);
+            outputs[t][k] = rounded(fminf(fmaxf(outputs[t][k] + bias[k / 2], lower), upper));
 }
 
 // Split and write a panel to the rows of these units; ors into `some` the bits of each sample's values.
@@ -272,7 +273,11 @@ __device__ __forceinline__ void write_panel(const Task<TILES> &task, unsigned un
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const float a = outputs[t][2 * half], b = outputs[t][2 * half + 1];
-            split(a, b, words[0][2 * t + half], words[1][2 * t + half], words[2][2 * t + half]);
+            unsigned terms[PLANES];
+            split(a, b, terms);
+#pragma unroll
+            for (int plane = 0; plane < PLANES; plane++)
+                words[plane][2 * t + half] = terms[plane];
             some[t][0] |= __float_as_uint(a), some[t][1] |= __float_as_uint(b);
         }
     const unsigned at = task.to + chunk_at<TILES * 8>(unit, task.chunk);
@@ -280,10 +285,13 @@ __device__ __forceinline__ void write_panel(const Task<TILES> &task, unsigned un
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
             store_matrices(shared, at + plane * task.plane_bytes, words[plane]);
+    } else if constexpr (PLANES == 1) {
+        store_matrices(shared, at, words[0]);
     } else {
         const unsigned both[4] = {words[0][0], words[0][1], words[1][0], words[1][1]};
         store_matrices(shared, at, both);
-        store_matrices(shared, at + 2 * task.plane_bytes, words[2]);
+        if constexpr (PLANES > 2)
+            store_matrices(shared, at + 2 * task.plane_bytes, words[2]);
     }
 }
 

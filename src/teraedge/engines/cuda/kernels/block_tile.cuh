@@ -12,7 +12,6 @@ constexpr int LAYERS_AHEAD = 4, PLACES = LAYERS_AHEAD + 1;
 constexpr int WARPS = THREADS / 32;
 constexpr int CHUNK = 64 / WARPS; // records of a warp that come together
 constexpr int PANEL = 16, STEP = 16, LINE = 128;
-constexpr int PLANES = 3;       // terms of an activation
 constexpr int FIRST_PLACE = 16; // of a neuron; rows before it are zero, or are written for nobody
 constexpr int TILE_COUNT = HELD ? 1 : 2;
 constexpr bool ONE_TERM = !HELD && TERMS < 2; // whether there is code for features of one: registers are short
@@ -58,28 +57,39 @@ __device__ __forceinline__ void clear_zero_rows(const Areas &areas) {
                 reinterpret_cast<float4 *>(areas.plane(number, plane))[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
+// The terms of eight values, two a word.
+__device__ __forceinline__ void split_eight(const float4 &x, const float4 &y, unsigned (&words)[PLANES][4]) {
+    const float2 pairs[4] = {{x.x, x.y}, {x.z, x.w}, {y.x, y.y}, {y.z, y.w}};
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        unsigned terms[PLANES];
+        split(pairs[k].x, pairs[k].y, terms);
+#pragma unroll
+        for (int plane = 0; plane < PLANES; plane++)
+            words[plane][k] = terms[plane];
+    }
+}
+
 // Split the rows of WIDTH slots from `slot` on into rows of a number, in the order of their places there.
 template <int WIDTH>
-__device__ __forceinline__ void load_rows(const float *rows, const Areas &areas, int number, int slot,
+__device__ __forceinline__ void load_rows(const Stored *rows, const Areas &areas, int number, int slot,
                                           const Layer &layer) {
     constexpr int CHUNKS = WIDTH / 8;
     const int neurons = static_cast<int>(layer.n_in);
     const unsigned short *order = layer.places + neurons; // the neuron at each place
-    const float4 *source = reinterpret_cast<const float4 *>(rows + place(slot, 0, neurons));
+    const Four *source = reinterpret_cast<const Four *>(rows + place(slot, 0, neurons));
 #pragma unroll 2
     for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS) {
         const int chunk = k % CHUNKS;
-        const float4 *from = source + order[k / CHUNKS] * (COLUMNS / 4) + chunk * 2;
-        const float4 x = from[0], y = from[1];
+        const Four *from = source + order[k / CHUNKS] * (COLUMNS / 4) + chunk * 2;
+        const float4 x = loaded(from[0]), y = loaded(from[1]);
         const unsigned at = chunk_at<WIDTH>(unit_of(FIRST_PLACE + k / CHUNKS), chunk);
-        uint4 terms[PLANES];
-        split(x.x, x.y, terms[0].x, terms[1].x, terms[2].x);
-        split(x.z, x.w, terms[0].y, terms[1].y, terms[2].y);
-        split(y.x, y.y, terms[0].z, terms[1].z, terms[2].z);
-        split(y.z, y.w, terms[0].w, terms[1].w, terms[2].w);
+        unsigned words[PLANES][4];
+        split_eight(x, y, words);
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
-            *reinterpret_cast<uint4 *>(areas.plane(number, plane) + at) = terms[plane];
+            *reinterpret_cast<uint4 *>(areas.plane(number, plane) + at) =
+                make_uint4(words[plane][0], words[plane][1], words[plane][2], words[plane][3]);
     }
 }
 
@@ -91,7 +101,7 @@ constexpr int GROUP = 32;
 
 // Split such samples, of WIDTH slots from `slot` on, into rows. layer.places are in that order, too.
 template <int WIDTH>
-__device__ __forceinline__ void load_samples(const float *from, const Areas &areas, int number, int slot,
+__device__ __forceinline__ void load_samples(const Stored *from, const Areas &areas, int number, int slot,
                                              const Layer &layer) {
     constexpr int CHUNKS = WIDTH / 8, APART = WARPS / CHUNKS * GROUP;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, neurons = static_cast<int>(layer.n_in);
@@ -100,14 +110,11 @@ __device__ __forceinline__ void load_samples(const float *from, const Areas &are
     from += static_cast<i64>(slot + chunk * 8 + lane / 4) * neurons + lane % 4 * 4;
 #pragma unroll 2
     for (int first = warp / CHUNKS * GROUP; first < neurons; first += APART) {
-        const float4 x = *reinterpret_cast<const float4 *>(from + first);
-        const float4 y = *reinterpret_cast<const float4 *>(from + first + GROUP / 2);
+        const float4 x = loaded(*reinterpret_cast<const Four *>(from + first));
+        const float4 y = loaded(*reinterpret_cast<const Four *>(from + first + GROUP / 2));
         const unsigned at = tile + chunk_at<WIDTH>(unit_of(__ldg(layer.places + first + lane)), chunk);
         unsigned words[PLANES][4];
-        split(x.x, x.y, words[0][0], words[1][0], words[2][0]);
-        split(x.z, x.w, words[0][1], words[1][1], words[2][1]);
-        split(y.x, y.y, words[0][2], words[1][2], words[2][2]);
-        split(y.z, y.w, words[0][3], words[1][3], words[2][3]);
+        split_eight(x, y, words);
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
             store_turned(shared, at + plane * areas.plane_bytes, words[plane]);
@@ -116,7 +123,7 @@ __device__ __forceinline__ void load_samples(const float *from, const Areas &are
 
 // Write samples with a slot of 0 or more so.
 template <int WIDTH>
-__device__ __forceinline__ void store_samples(float *to, const Areas &areas, int number, const int *slots,
+__device__ __forceinline__ void store_samples(Stored *to, const Areas &areas, int number, const int *slots,
                                               const Layer &layer) {
     constexpr int CHUNKS = WIDTH / 8, APART = WARPS / CHUNKS * GROUP;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, neurons = static_cast<int>(layer.n_out);
@@ -133,13 +140,15 @@ __device__ __forceinline__ void store_samples(float *to, const Areas &areas, int
         float x[8];
 #pragma unroll
         for (int m = 0; m < 4; m++) {
-            x[2 * m] = joined(words[0][m] << 16, words[1][m] << 16, words[2][m] << 16);
-            x[2 * m + 1] =
-                joined(words[0][m] & 0xffff0000u, words[1][m] & 0xffff0000u, words[2][m] & 0xffff0000u);
+            unsigned lower[PLANES], upper[PLANES];
+#pragma unroll
+            for (int plane = 0; plane < PLANES; plane++)
+                lower[plane] = words[plane][m] << 16, upper[plane] = words[plane][m] & 0xffff0000u;
+            x[2 * m] = joined(lower), x[2 * m + 1] = joined(upper);
         }
         if (slot >= 0) {
-            store_global(reinterpret_cast<float4 *>(to + first), make_float4(x[0], x[1], x[2], x[3]));
-            store_global(reinterpret_cast<float4 *>(to + first + GROUP / 2), make_float4(x[4], x[5], x[6], x[7]));
+            store_global(reinterpret_cast<Four *>(to + first), stored(make_float4(x[0], x[1], x[2], x[3])));
+            store_global(reinterpret_cast<Four *>(to + first + GROUP / 2), stored(make_float4(x[4], x[5], x[6], x[7])));
         }
     }
 }
@@ -206,19 +215,19 @@ __device__ __forceinline__ void touch_bits(const State &state, int stage, Turn &
 
 // Write the rows of samples with a slot of 0 or more to their slots.
 template <int WIDTH>
-__device__ __forceinline__ void store_rows(float *rows, const Areas &areas, int number, const int *slots,
+__device__ __forceinline__ void store_rows(Stored *rows, const Areas &areas, int number, const int *slots,
                                            const Layer &layer) {
     const int sample = threadIdx.x % WIDTH, slot = slots[sample], neurons = static_cast<int>(layer.n_out);
     if (slot < 0)
         return;
-    float *target = rows + place(slot, 0, neurons);
+    Stored *target = rows + place(slot, 0, neurons);
 #pragma unroll 4
     for (int neuron = threadIdx.x / WIDTH; neuron < neurons; neuron += THREADS / WIDTH) {
         const unsigned at = chunk_at<WIDTH>(unit_of(__ldg(layer.ends + neuron)), sample / 8) + sample % 8 * 2;
         unsigned terms[PLANES];
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
-            terms[plane] = *reinterpret_cast<const unsigned short *>(areas.plane(number, plane) + at);
-        target[neuron * COLUMNS] = joined(terms[0] << 16, terms[1] << 16, terms[2] << 16);
+            terms[plane] = *reinterpret_cast<const unsigned short *>(areas.plane(number, plane) + at) << 16;
+        target[neuron * COLUMNS] = stored(joined(terms));
     }
 }

@@ -62,8 +62,12 @@ __device__ __forceinline__ Terms terms_of(const Inputs &in) {
         auto at = [&](int k) {
             return part == 0 ? in.x[k].x : part == 1 ? in.x[k].y : part == 2 ? in.x[k].z : in.x[k].w;
         };
-        split(at(0), at(1), b.low[0][part], b.low[1][part], b.low[2][part]);
-        split(at(2), at(3), b.high[0][part], b.high[1][part], b.high[2][part]);
+        unsigned low[3], high[3];
+        split(at(0), at(1), low);
+        split(at(2), at(3), high);
+#pragma unroll
+        for (int term = 0; term < 3; term++)
+            b.low[term][part] = low[term], b.high[term][part] = high[term];
     }
     return b;
 }

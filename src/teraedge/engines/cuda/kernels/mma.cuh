@@ -14,18 +14,22 @@ __device__ __forceinline__ unsigned upper_halves(float a, float b) {
     return __byte_perm(__float_as_uint(a), __float_as_uint(b), 0x7632);
 }
 
-// The three terms of two values, a's in the lower halves. What is left of a value beyond a term is exact.
-__device__ __forceinline__ void split(float a, float b, unsigned &first, unsigned &second, unsigned &third) {
-    first = upper_halves(a, b);
-    a -= __uint_as_float(first << 16), b -= __uint_as_float(first & 0xffff0000u);
-    second = upper_halves(a, b);
-    a -= __uint_as_float(second << 16), b -= __uint_as_float(second & 0xffff0000u);
-    third = upper_halves(a, b);
+// The first terms of two values, a's in the lower halves. What is left of a value beyond a term is exact.
+template <int COUNT> __device__ __forceinline__ void split(float a, float b, unsigned (&terms)[COUNT]) {
+#pragma unroll
+    for (int k = 0; k < COUNT; k++) {
+        terms[k] = upper_halves(a, b);
+        a -= __uint_as_float(terms[k] << 16), b -= __uint_as_float(terms[k] & 0xffff0000u);
+    }
 }
 
-// The value that is the sum of three terms, each as the bits of an fp32 value; exact.
-__device__ __forceinline__ float joined(unsigned first, unsigned second, unsigned third) {
-    return __uint_as_float(first) + (__uint_as_float(second) + __uint_as_float(third));
+// The value that is the sum of terms, each as the bits of an fp32 value; exact.
+template <int COUNT> __device__ __forceinline__ float joined(const unsigned (&terms)[COUNT]) {
+    float sum = __uint_as_float(terms[COUNT - 1]);
+#pragma unroll
+    for (int k = COUNT - 2; k >= 0; k--)
+        sum = __uint_as_float(terms[k]) + sum;
+    return sum;
 }
 
 // sums[16][8] += a[16][16] * b[16][8] by a warp. Lane 4 g + q holds sums of rows g and g + 8, columns 2 q
