@@ -59,6 +59,8 @@ BLOCK_TALL_EDGE = 1.0
 """As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
 SAMPLES = (32, 16, 8, 4)
 """Samples a resident tile may have."""
+NOT_CURVED = 16
+"""Samples for which there are too few registers for smooth activations that are rounded."""
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
 
@@ -129,7 +131,8 @@ def _lay_out_sparse(
     resident, seconds = None, np.inf
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
-        samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
+        sizes = [n for n in SAMPLES if n != NOT_CURVED or exact or not panels.curve]
+        samples = next((n for n in sizes if _shared(panels, n) <= room), 0)
         if tensor_cores and not panels.curve:
             seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
             block = _block(layer, room, seconds_there, PLANES[precision])
@@ -313,8 +316,16 @@ def _wide(layer: PanelLayer, precision: Precision) -> DeviceLayer:
 
 
 def _fits_terms(layer: PanelLayer, precision: Precision) -> bool:
-    """Tell whether two terms of fp16 hold every weight to 21 bits, as tensor cores take them."""
-    if precision != "fp16" or layer.value is not None:
+    """Tell whether the chained kernel takes such weights.
+
+    On tensor cores, two terms of fp16 must hold each to 21 bits; and for panels of 8 neurons there
+    are registers only if all weights are equal.
+    """
+    if precision == "fp32" or layer.value is not None:
+        return True
+    if layer.tall.height < max(WIDE_TALL_EDGES):
+        return False
+    if precision == "bf16":
         return True
     weights = layer.tall.weights.astype(np.float64)
     with np.errstate(over="ignore", invalid="ignore"):

@@ -5,7 +5,7 @@ from teraedge.plan import dense as dense_layout
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, PLANES, THREADS, BlockKind
-from teraedge.plan.gpu import RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
+from teraedge.plan.gpu import NOT_CURVED, RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
@@ -129,7 +129,11 @@ def all_specialisations() -> list[Specialisation]:
     for precision, itemsize in ITEMSIZE.items():
         found += [compact(precision), samples(precision)]
         for curved in (False, True):
-            found += [resident(count, True, curved, precision) for count in SAMPLES]
+            found += [
+                resident(count, True, curved, precision)
+                for count in SAMPLES
+                if count != NOT_CURVED or itemsize == 4 or not curved
+            ]
             found.append(resident(32, False, curved, precision))
             found += [dense(terms, curved, precision) for terms in range(1, MOST_TERMS + 1)]
             found += [
@@ -142,6 +146,6 @@ def all_specialisations() -> list[Specialisation]:
                 for (size, equal), counts in CHAINED_STAGES.items()
                 for stages in counts
                 for height in WIDE_TALL_EDGES
-                if size == itemsize
+                if size == itemsize and (size == 4 or equal or height == max(WIDE_TALL_EDGES))
             ]
     return found

@@ -17,10 +17,9 @@
 // How many samples a tile has, 8 or SAMPLES, follows from how many there are: few are spread over all
 // multiprocessors.
 //
-// Specialised by: PLANES (terms of an activation) and STORAGE, SAMPLES (8, 16: the most that fit), TERMS (1, 2, 3:
-// bf16 terms of a weight; 0: all
-// weights of a layer are equal, and one term is enough), THREADS, HELD (panels of a warp at most where there is
-// one tile, 0 where there are two).
+// Specialised by: SAMPLES (8, 16: the most that fit), TERMS (1, 2, 3: bf16 terms of a weight; 0: all weights of a
+// layer are equal, and one term is enough), HELD (panels of a warp at most where there is one tile, 0 where there
+// are two), PLANES (bf16 terms that an activation is stored in), STORAGE, THREADS.
 #include "block_steps.cuh"
 
 // What a launch runs.

@@ -52,17 +52,17 @@ __device__ __forceinline__ void load_rows(unsigned piece, int first, int count, 
     }
 }
 
-// The terms of the weights of a panel, `apart` from one edge to the next.
-__device__ __forceinline__ void load_weights(const float *weights, int apart, int count, int lane, uint4 (&terms)[TERMS]) {
+// The terms of the weights of a panel, from an address of shared memory on, `apart` from one edge to the next.
+__device__ __forceinline__ void load_weights(unsigned weights, int apart, int count, int lane, uint4 (&terms)[TERMS]) {
     const int neuron = lane / 4;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         const int below = k % 2 * 8, edge = lane % 4 * 2 + k / 2 * 8;
         float2 left = make_float2(0.0f, 0.0f);
         if (below == 0 || HEIGHT > 8) {
-            const float *from = weights + edge * apart + neuron + below;
-            left.x = edge < count ? from[0] : 0.0f;
-            left.y = edge + 1 < count ? from[apart] : 0.0f;
+            const unsigned from = weights + (edge * apart + neuron + below) * 4;
+            left.x = edge < count ? load_shared<float>(rings, from) : 0.0f;
+            left.y = edge + 1 < count ? load_shared<float>(rings, from + apart * 4) : 0.0f;
         }
 #pragma unroll
         for (int t = 0; t < TERMS; t++) {
@@ -79,15 +79,14 @@ template <bool EQUAL, bool TWO>
 __device__ __forceinline__ void add_piece(const Job &, const uint4 *stage, int count, int lane, Sums &now, Sums &next) {
     constexpr int WIDTH = HEIGHT * (TWO ? 2 : 1), LAST = EQUAL ? 0 : TERMS - 1;
     constexpr unsigned UPPER = HEIGHT > 8 ? ONES : 0;
-    const float *weights = reinterpret_cast<const float *>(stage + ROWS);
-    const unsigned piece = shared_address(rings, static_cast<unsigned>(stage - rings) * 16);
+    const unsigned piece = shared_address(rings, static_cast<unsigned>(stage - rings) * 16), weights = piece + ROWS * 16;
     uint4 terms[2][TERMS];
     if (EQUAL) {
         terms[0][0] = terms[1][0] = make_uint4(ONES, UPPER, ONES, UPPER);
     } else {
         load_weights(weights, WIDTH, count, lane, terms[0]);
         if (TWO)
-            load_weights(weights + HEIGHT, WIDTH, count, lane, terms[1]);
+            load_weights(weights + HEIGHT * 4, WIDTH, count, lane, terms[1]);
     }
 #pragma unroll
     for (int first = 0; first < PARTS; first += 2) {

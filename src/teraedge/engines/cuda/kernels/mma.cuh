@@ -3,7 +3,7 @@
 // An fp32 value has 24 significant bits and a bf16 one 8, with the same range, so x = x0 + x1 + x2
 // exactly, each term what is left, cut off after 8 bits. Weights are split by the host, rounded to
 // nearest, into as many of three terms as it takes to hold them exactly. Of the products of terms
-// those are kept that reach 2^-24 of the whole. Tensor cores cut sums off at the last bit of the
+// those are kept that reach 2^-24 of the whole. Two terms hold an fp16 value, one a bf16 value. Tensor cores cut sums off at the last bit of the
 // largest summand, so small terms are summed apart, and first.
 #pragma once
 
