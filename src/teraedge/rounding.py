@@ -72,6 +72,13 @@ def statements(
     return [*found, *(PASSES[name] for name in passes if name in PASSES)]
 
 
+def stored_as(precision: Precision) -> str:
+    """Say in a plan how activations are stored, and how far off that is; nothing for fp32."""
+    relative, _ = STORED[precision]
+    how = f", activations as {precision}, each off by up to {relative:.2g} of itself"
+    return how if relative else ""
+
+
 def error_bound(
     network: Network, features: Any, precision: Precision = "fp32"
 ) -> NDArray[np.float64]:

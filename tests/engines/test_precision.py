@@ -160,6 +160,7 @@ def test_within_the_bound(device, chained, precision):
     options = Options(precision=precision)
     with teraedge.compile(network, device, options) as engine:
         result = engine.run(features)
+        assert f"activations as {precision}, each off by up to" in str(engine.explain())
     bound = result.error_bound(network, features)
     assert (bound == error_bound(network, features, precision)).all()
     error = np.abs(result.outputs - expected)

@@ -30,6 +30,7 @@ from teraedge.plan.plan import Plan
 from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
+from teraedge.rounding import stored_as
 
 _ROUNDING = {
     "resident": "edges of the resident kernel are summed in an order that suits shared memory",
@@ -109,7 +110,7 @@ class CudaEngine(Engine):
         return explain(
             [*plan.parts[:stay], *(streamed(part, samples) for part in plan.parts[stay:])],
             plan.edges_given,
-            device=f"{self.device}: {self.hardware}",
+            device=f"{self.device}: {self.hardware}{stored_as(self.options.precision)}",
             workers=1,
             transfer=None,
             last=last,
