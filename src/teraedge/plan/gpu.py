@@ -284,7 +284,7 @@ def _lanes(
     return in_group_order(order, size, width)
 
 
-def _wide(layer: PanelLayer, precision: Precision) -> DeviceLayer:
+def _wide(layer: PanelLayer, precision: Precision = "fp32") -> DeviceLayer:
     """Lay a layer out for the wide kernel, or for the chained one if its panels share inputs."""
     index = np.uint16 if layer.n_in <= 2**16 else np.uint32
     kernel: Kernel = "wide"
