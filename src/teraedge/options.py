@@ -115,9 +115,7 @@ class Options:
         return names if exact else tuple(name for name in names if name != "factor")
 
     @classmethod
-    def mode(
-        cls, mode: Mode, *, threads: int | None = None, precision: Precision = "fp32"
-    ) -> Self:
+    def mode(cls, mode: Mode, *, threads: int | None = None, precision: Precision = "fp32") -> Self:
         """Return the options of one of the three measuring modes.
 
         Parameters

@@ -74,9 +74,7 @@ def wide_shared(height: int, stages: int, itemsize: int) -> int:
     return WIDE_THREADS // 32 * stages * piece
 
 
-def wide(
-    height: int, stages: int, curved: bool, precision: Precision = "fp32"
-) -> Specialisation:
+def wide(height: int, stages: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
     """Return the wide kernel for panels of one height."""
     sizes = {"TILES": WIDE_TILES, "STAGES": stages, "THREADS": WIDE_THREADS}
     more = {**_curves(curved), **_stored(precision)}
