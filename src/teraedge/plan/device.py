@@ -10,7 +10,7 @@ from teraedge.plan import banks
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 
-Kernel = Literal["resident", "block", "staged", "wide"]
+Kernel = Literal["small", "resident", "block", "staged", "wide"]
 THREADS = 512
 WARPS = THREADS // 32
 ZERO_ROWS = 8
@@ -175,12 +175,13 @@ class DeviceLayer:
 
     Attributes
     ----------
-    kernel : {"resident", "block", "staged", "wide"}
+    kernel : {"small", "resident", "block", "staged", "wide"}
     n_in, n_out, edges : int
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     shared : int
-        Shared memory a block needs, in bytes; 0 for the wide kernel, which chooses.
+        Shared memory a block needs, in bytes; 0 for the wide kernel, which chooses; what there is
+        for all layers of a segment (small).
     tall, single : DevicePanels
     value : float or None
         The weight, where all are equal.
@@ -236,7 +237,7 @@ class DeviceLayer:
     @property
     def resident(self) -> bool:
         """Whether it runs in a kernel that takes a tile through several layers."""
-        return self.kernel in ("resident", "block")
+        return self.kernel in ("small", "resident", "block")
 
     @property
     def padding(self) -> float:

@@ -17,6 +17,7 @@ from teraedge.plan.rates import (
     SPEED,
     block_seconds,
     gathered_seconds,
+    small_seconds,
 )
 from teraedge.plan.staged import SLICES
 
@@ -42,6 +43,9 @@ def predicted(layer: DeviceLayer, speed: float) -> DeviceLayer:
     """
     if layer.block is not None:
         seconds, limit = _multiplied(layer, layer.block)
+    elif layer.kernel == "small":
+        seconds = small_seconds(layer.edges)
+        limit = Limit("load", seconds)
     else:
         seconds, limit = _wide(layer) if layer.kernel == "wide" else _gathered(layer)
     scale = SPEED / speed

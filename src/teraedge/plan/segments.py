@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from teraedge.plan import small
 from teraedge.plan.device import BlockKind, DeviceLayer, Kernel, tile_bytes
 
 
@@ -14,7 +15,7 @@ class Segment:
     ----------
     first, count : int
         Its layers.
-    kernel : {"resident", "block", "staged", "wide"}
+    kernel : {"small", "resident", "block", "staged", "wide"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     buffers : int
@@ -26,7 +27,8 @@ class Segment:
     block : BlockKind or None
         What the block kernel is specialised by.
     tile, head : int
-        Bytes of shared memory for a tile and for a head, in the block kernel.
+        Bytes of shared memory for a tile and for a head, in the block kernel; in the small one
+        rows that are between two layers, and slices of all layers.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
     curved : bool
@@ -55,7 +57,8 @@ def segments(
     A tile of samples goes through the layers of a segment as it is, dead samples and all, so
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
-    layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
+    layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers, and
+    in the small kernel, of which a warp with four dead samples takes others, after 4 and 16.
 
     Parameters
     ----------
@@ -79,12 +82,16 @@ def segments(
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
             or not _fits(layers[end], _more(most, layers[end]))
+            or (layer.kernel == "small" and not small.fits(layers[begin : end + 1]))
             or (dies and _is_border(first + end, layer.kernel))
         ):
             kind = _kind(layer)
             shared = max(part.shared for part in layers[begin:end])
             if kind is not None:
                 shared = kind.shared(*most)
+            if layer.kernel == "small":
+                shared = small.shared(layers[begin:end])
+                most = small.rows(layers[begin:end]), small.lists(layers[begin:end])
             heights = tuple(part.height for part in (layer.tall, layer.single) if part.count)
             yield Segment(
                 first=first + begin,
@@ -122,6 +129,8 @@ def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
 
 def _is_border(layer: int, kernel: Kernel) -> bool:
     """Tell whether samples are moved before a layer of this number."""
+    if kernel == "small":
+        return layer in (4, 16)
     if kernel == "block":
         border = 4
         while border < layer:

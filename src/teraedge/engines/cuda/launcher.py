@@ -10,12 +10,13 @@ from teraedge.engines.cuda.specialisations import (
     block_threads,
     compact,
     resident,
+    small,
     staged,
     wide,
     wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
-from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
+from teraedge.plan.device import STATIC_SHARED, THREADS, WARPS, BlockKind
 from teraedge.plan.segments import Segment
 
 MOVE_BELOW = 144
@@ -28,6 +29,7 @@ class Launcher:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._resident: dict[tuple[int, bool], Kernel] = {}
+        self._small: dict[bool, Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
@@ -38,6 +40,8 @@ class Launcher:
         """Compile what a segment needs."""
         if segment.kernel == "resident":
             self._resident_kernel(segment)
+        elif segment.kernel == "small":
+            self._small_kernel(segment)
         elif segment.block is not None:
             self._block_kernel(segment.block)
         elif segment.kernel == "staged":
@@ -66,6 +70,14 @@ class Launcher:
             stream.launch(
                 kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
+            )  # fmt: skip
+            return
+        if segment.kernel == "small":
+            kernel = self._small_kernel(segment)
+            stream.launch(
+                kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
+                layers, segment.first, segment.count, state.struct, number, segment.moves,
+                number == 0, segment.head, segment.tile,
             )  # fmt: skip
             return
         if segment.block is not None:
@@ -98,6 +110,8 @@ class Launcher:
         if segment.block is not None:
             kernel = self._block_kernel(segment.block)
             return self._blocks(kernel, block_threads(segment.block), segment.shared)
+        if segment.kernel == "small":
+            return self._blocks(self._small_kernel(segment), THREADS, segment.shared) * WARPS
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)
@@ -108,6 +122,12 @@ class Launcher:
             file, defines, names = resident(*key)
             self._resident[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[key]
+
+    def _small_kernel(self, segment: Segment) -> Kernel:
+        if segment.curved not in self._small:
+            file, defines, names = small(segment.curved)
+            self._small[segment.curved] = self._device.kernels(file, defines, names)[names[0]]
+        return self._small[segment.curved]
 
     def _block_kernel(self, kind: BlockKind) -> Kernel:
         if kind not in self._block:

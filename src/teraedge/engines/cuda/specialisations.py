@@ -3,6 +3,7 @@
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
 from teraedge.plan.gpu import SAMPLES, WIDE_TALL_EDGES
+from teraedge.plan.small import SAMPLES as SMALL_SAMPLES
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
@@ -27,6 +28,12 @@ def resident(samples: int, curved: bool) -> Specialisation:
     """Return the resident kernel for tiles of so many samples."""
     sizes = {"SAMPLES": samples, "THREADS": THREADS}
     return "resident.cu", {**sizes, **_curves(curved)}, ["resident"]
+
+
+def small(curved: bool) -> Specialisation:
+    """Return the small kernel."""
+    sizes = {"SAMPLES": SMALL_SAMPLES, "THREADS": THREADS}
+    return "small.cu", {**sizes, **_curves(curved)}, ["small"]
 
 
 def staged(buffers: int, curved: bool) -> Specialisation:
@@ -80,6 +87,7 @@ def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     found = [compact(), samples(), *map(block, KINDS)]
     for curved in (False, True):
+        found.append(small(curved))
         found += [resident(count, curved) for count in SAMPLES]
         found += [staged(buffers, curved) for buffers in (1, 2)]
         found += [
