@@ -12,7 +12,6 @@ constexpr int LAYERS_AHEAD = 1;
 #include "tiles.cuh"
 
 static_assert(SAMPLES == 4, "a row is one load");
-constexpr int PAIRS = 8; // of edges whose indices and weights are loaded together
 
 // What a warp needs of a layer.
 struct Small {
@@ -24,20 +23,20 @@ struct Small {
     short droppable, curve;
 };
 
-extern __shared__ float4 shared[]; // Small [layers], nanos [layers], lists, counts [layers][2], rows [warp][2][rows]
+extern __shared__ float4 shared[]; // Small [layers], clocks [layers], lists, counts [layers][2], rows [warp][2][rows]
 
 // Where the parts of shared memory are.
 struct Areas {
     Small *layers;
-    u64 *nanos;
+    u64 *clocks;
     int2 *lists;      // begin and length, in pairs
     unsigned *counts; // samples that ran, and that lived on, a layer
     float4 *rows;
 
     __device__ __forceinline__ Areas(int layer_count, int list_count) {
         layers = reinterpret_cast<Small *>(shared);
-        nanos = reinterpret_cast<u64 *>(layers + layer_count);
-        lists = reinterpret_cast<int2 *>(nanos + layer_count);
+        clocks = reinterpret_cast<u64 *>(layers + layer_count);
+        lists = reinterpret_cast<int2 *>(clocks + layer_count);
         counts = reinterpret_cast<unsigned *>(lists + list_count);
         const i64 bytes = (sizeof(Small) + 16) * static_cast<i64>(layer_count) + 8 * static_cast<i64>(list_count);
         rows = shared + (bytes + 15) / 16;
@@ -70,7 +69,7 @@ __device__ __forceinline__ void load_layers(const Layer *layers, int layer_count
         small.slices = static_cast<int>(from.single.count);
         small.value = from.value, small.lower = from.lower, small.upper = from.upper;
         small.droppable = from.droppable != 0, small.curve = from.curve;
-        areas.nanos[k] = 0;
+        areas.clocks[k] = 0;
         areas.counts[2 * k] = areas.counts[2 * k + 1] = 0;
     }
     __syncthreads();
@@ -104,12 +103,14 @@ __device__ __forceinline__ void load_layers(const Layer *layers, int layer_count
 
 // Rows in shared memory, with rows of zeros behind the last.
 struct FromShared {
+    static constexpr int PAIRS = 4; // of edges that are loaded together
     const float4 *rows;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const { return rows[neuron]; }
 };
 
 // Rows in global memory; what is beyond the last is zero.
 struct FromRows {
+    static constexpr int PAIRS = 2;
     const float4 *rows;
     unsigned n;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const {
@@ -119,6 +120,7 @@ struct FromRows {
 
 // Packed 0/1 features of four samples; what is beyond the last is zero.
 struct FromBits {
+    static constexpr int PAIRS = 2;
     const unsigned char *bits[4];
     unsigned n;
     __device__ __forceinline__ float bit(int sample, unsigned neuron) const {
@@ -138,25 +140,50 @@ __device__ __forceinline__ void add(float4 x, float weight, float *totals) {
     totals[3] = fmaf(x.w, weight, totals[3]);
 }
 
-// Sum the inputs of a lane's neuron of a slice.
+// Add the inputs of some pairs of edges; rows are all read before the first is added.
+template <bool EQUAL, int COUNT, class From>
+__device__ __forceinline__ void add_pairs(const From &from, float value, const Pair<1> *pairs, float *totals) {
+    float4 x[2 * COUNT];
+#pragma unroll
+    for (int k = 0; k < COUNT; k++)
+        x[2 * k] = from(pairs[k].indices & 0xffff), x[2 * k + 1] = from(pairs[k].indices >> 16);
+#pragma unroll
+    for (int k = 0; k < 2 * COUNT; k++)
+        add(x[k], EQUAL ? value : pairs[k / 2].weights[k % 2][0], totals);
+}
+
+// Sum the inputs of a lane's neuron of a slice: PAIRS pairs at a time, the next of which are on their way, and
+// what is left over one by one.
 template <bool EQUAL, class From>
 __device__ __forceinline__ void sum(const From &from, const Small &layer, int2 list, int lane, float *totals) {
+    constexpr int PAIRS = From::PAIRS;
     const unsigned *indices = layer.indices + list.x * 32 + lane;
-    const float *weights = layer.weights + (EQUAL ? 0 : list.x * 64 + lane * 2);
+    const float *weights = EQUAL ? nullptr : layer.weights + list.x * 64 + lane * 2;
+    const int whole = list.y / PAIRS * PAIRS, left = list.y - whole;
+    Pair<1> now[PAIRS], next[PAIRS], last[PAIRS - 1];
+#pragma unroll
+    for (int k = 0; k < PAIRS - 1; k++)
+        if (k < left)
+            last[k].template load<EQUAL>(indices, weights, whole + k);
+    if (whole)
+#pragma unroll
+        for (int k = 0; k < PAIRS; k++)
+            now[k].template load<EQUAL>(indices, weights, k);
 #pragma unroll 1
-    for (int first = 0; first < list.y; first += PAIRS) {
-        Pair<1> pairs[PAIRS];
+    for (int first = 0; first < whole; first += PAIRS) {
+        if (first + PAIRS < whole)
+#pragma unroll
+            for (int k = 0; k < PAIRS; k++)
+                next[k].template load<EQUAL>(indices, weights, first + PAIRS + k);
+        add_pairs<EQUAL, PAIRS>(from, layer.value, now, totals);
 #pragma unroll
         for (int k = 0; k < PAIRS; k++)
-            if (first + k < list.y)
-                pairs[k].template load<EQUAL>(indices, weights, first + k);
-#pragma unroll
-        for (int k = 0; k < PAIRS; k++)
-            if (first + k < list.y) {
-                add(from(pairs[k].indices & 0xffff), EQUAL ? layer.value : pairs[k].weights[0][0], totals);
-                add(from(pairs[k].indices >> 16), EQUAL ? layer.value : pairs[k].weights[1][0], totals);
-            }
+            now[k] = next[k];
     }
+#pragma unroll
+    for (int k = 0; k < PAIRS - 1; k++)
+        if (k < left)
+            add_pairs<EQUAL, 1>(from, layer.value, last + k, totals);
 }
 
 // Where the outputs of a layer go: into shared memory, or to slots of global memory.
@@ -230,7 +257,7 @@ __device__ __forceinline__ void run_samples(const Areas &areas, const State &sta
                                             bool moves, bool bits, i64 slot, unsigned running, float4 *rows,
                                             int row_count) {
     const int lane = threadIdx.x % 32;
-    u64 began = nanoseconds();
+    u64 began = clocks();
     Into into = {rows, state.rows[1 - state.buffer[segment]], slot, 0, first_bits(SAMPLES)};
 #pragma unroll 1
     for (int done = 0; done < layer_count; done++) {
@@ -257,10 +284,10 @@ __device__ __forceinline__ void run_samples(const Areas &areas, const State &sta
         if (layer.droppable)
             running &= some;
         if (lane == 0) {
-            const u64 end = nanoseconds();
+            const u64 end = clocks();
             atomicAdd(areas.counts + 2 * done, __popc(ran));
             atomicAdd(areas.counts + 2 * done + 1, __popc(running));
-            atomicAdd(areas.nanos + done, end - began);
+            atomicAdd(areas.clocks + done, end - began);
             began = end;
         }
         if (running == 0 && done + 1 < layer_count)
@@ -287,6 +314,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const Areas areas(count, static_cast<int>(list_count));
     if (blockIdx.x == 0 && threadIdx.x == 0)
         describe_next(state, segment, moves);
+    const u64 began = clocks(), began_nanos = nanoseconds(); // which take long to read
     load_layers(layers, count, areas);
     float4 *rows = areas.rows + threadIdx.x / 32 * 2 * row_count;
     const unsigned total = state.slots[segment];
@@ -304,10 +332,11 @@ extern "C" __global__ void __launch_bounds__(THREADS)
                         static_cast<int>(row_count));
     }
     __syncthreads();
+    const float nanos_a_clock = static_cast<float>(nanoseconds() - began_nanos) / (clocks() - began + 1);
     for (int k = threadIdx.x; k < count; k += THREADS)
         if (areas.counts[2 * k]) {
             atomicAdd(state.ran + first + k, static_cast<u64>(areas.counts[2 * k]));
             atomicAdd(state.live + first + k, static_cast<u64>(areas.counts[2 * k + 1]));
-            atomicAdd(state.nanos + first + k, areas.nanos[k]);
+            atomicAdd(state.nanos + first + k, static_cast<u64>(areas.clocks[k] * nanos_a_clock));
         }
 }
