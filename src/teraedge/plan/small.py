@@ -10,7 +10,7 @@ from teraedge.plan.device import WARPS, ZERO_ROWS, DeviceLayer
 
 SAMPLES = 4
 """Of a warp."""
-WIDTH = 256
+WIDTH = 128
 """Neurons between two layers of a segment, at most."""
 LAYERS = 192
 """Layers of a segment, at most: their sizes lie in shared memory."""

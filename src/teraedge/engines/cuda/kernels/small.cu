@@ -13,6 +13,8 @@ constexpr int LAYERS_AHEAD = 1;
 
 static_assert(SAMPLES == 4, "a row is one load");
 
+constexpr int TOUCHED = 3; // layers ahead that are brought near
+
 // What a warp needs of a layer.
 struct Small {
     const unsigned *indices;
@@ -103,14 +105,14 @@ __device__ __forceinline__ void load_layers(const Layer *layers, int layer_count
 
 // Rows in shared memory, with rows of zeros behind the last.
 struct FromShared {
-    static constexpr int PAIRS = 4; // of edges that are loaded together
+    enum { PAIRS = 4 }; // of edges that are loaded together
     const float4 *rows;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const { return rows[neuron]; }
 };
 
 // Rows in global memory; what is beyond the last is zero.
 struct FromRows {
-    static constexpr int PAIRS = 2;
+    enum { PAIRS = 2 };
     const float4 *rows;
     unsigned n;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const {
@@ -120,7 +122,7 @@ struct FromRows {
 
 // Packed 0/1 features of four samples; what is beyond the last is zero.
 struct FromBits {
-    static constexpr int PAIRS = 2;
+    enum { PAIRS = 2 };
     const unsigned char *bits[4];
     unsigned n;
     __device__ __forceinline__ float bit(int sample, unsigned neuron) const {
@@ -264,9 +266,9 @@ __device__ __forceinline__ void run_samples(const Areas &areas, const State &sta
         const Small &layer = areas.layers[done];
         const float4 *from = rows + (done % 2 ? 0 : row_count);
         into.rows = rows + (done % 2 ? row_count : 0);
-        if (done + 1 < layer_count) {
-            touch_layer(areas, areas.layers[done + 1], lane);
-        } else {
+        if (done + TOUCHED < layer_count)
+            touch_layer(areas, areas.layers[done + TOUCHED], lane);
+        if (done + 1 == layer_count) {
             into.rows = nullptr;
             into.goes = running;
             if (moves) { // those that die in this layer have a slot, too
