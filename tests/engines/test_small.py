@@ -53,7 +53,9 @@ def chain(sizes, fan_in, seed=0):
     rng = np.random.default_rng(seed)
     layers = []
     for n_in, n_out in pairwise(sizes):
-        weights = (rng.random((n_in, n_out)) < fan_in / n_in) * rng.choice([0.25, 0.5], (n_in, n_out))
+        weights = (rng.random((n_in, n_out)) < fan_in / n_in) * rng.choice(
+            [0.25, 0.5], (n_in, n_out)
+        )
         layers.append(teraedge.Layer(weights.astype(np.float32), -0.25, teraedge.ClippedReLU(4)))
     return teraedge.Network(layers)
 
@@ -65,7 +67,7 @@ def test_segments_begin_and_end_with_wide_layers(device, sizes, monkeypatch):
     network = chain(sizes, 4)
     given, dense = packed(network, 150)
     expected = teraedge.reference.run(network, dense)
-    assert 0 < len(expected.live)
+    assert len(expected.live) > 0
     for mode in "ab":
         with teraedge.compile(network, device, Options.mode(mode)) as engine:
             assert {layer.kernel for layer in engine._plan.resident} == {"small"}

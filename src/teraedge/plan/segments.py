@@ -57,8 +57,8 @@ def segments(
     A tile of samples goes through the layers of a segment as it is, dead samples and all, so
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
-    layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers, and
-    in the small kernel, of which a warp with four dead samples takes others, after 4 and 16.
+    layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
+    A warp of the small kernel takes other samples once its four are dead: after 4 and 16.
 
     Parameters
     ----------

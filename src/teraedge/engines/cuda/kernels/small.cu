@@ -320,11 +320,10 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     load_layers(layers, count, areas);
     float4 *rows = areas.rows + threadIdx.x / 32 * 2 * row_count;
     const unsigned total = state.slots[segment];
-    for (;;) {
-        unsigned ticket = 0;
-        if (lane == 0)
-            ticket = atomicAdd(state.tickets + segment, 1);
-        const i64 slot = static_cast<i64>(__shfl_sync(ALL_LANES, ticket, 0)) * SAMPLES;
+    // The first four of each warp are given out over all multiprocessors, the others as warps come free.
+    unsigned ticket = blockIdx.x + threadIdx.x / 32 * gridDim.x;
+    for (;; ticket = __shfl_sync(ALL_LANES, ticket, 0)) {
+        const i64 slot = static_cast<i64>(ticket) * SAMPLES;
         if (slot >= total)
             break;
         const unsigned running =
@@ -332,6 +331,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         if (running)
             run_samples(areas, state, count, segment, moves, takes_bits && state.bits, slot, running, rows,
                         static_cast<int>(row_count));
+        if (lane == 0)
+            ticket = gridDim.x * (THREADS / 32) + atomicAdd(state.tickets + segment, 1);
     }
     __syncthreads();
     const float nanos_a_clock = static_cast<float>(nanoseconds() - began_nanos) / (clocks() - began + 1);
