@@ -7,7 +7,7 @@ from engines_networks import NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import ClippedReLU, Options
-from teraedge.plan import gpu, staged
+from teraedge.plan import gpu, rates, staged
 
 SAMPLES = [0, 1, 33, 150, 989]
 OPTIONS = {"a": Options.mode("a"), "c": Options.mode("c"), "half resident": Options(memory="20KB")}

@@ -105,7 +105,7 @@ __device__ __forceinline__ void load_layers(const Layer *layers, int layer_count
 
 // Rows in shared memory, with rows of zeros behind the last.
 struct FromShared {
-    enum { PAIRS = 4 }; // of edges that are loaded together
+    enum { PAIRS = 2 }; // of edges that are loaded together
     const float4 *rows;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const { return rows[neuron]; }
 };
