@@ -6,10 +6,13 @@ A warp keeps four samples for a whole segment and waits for no other warp, so th
 
 from collections.abc import Sequence
 
-from teraedge.plan.device import WARPS, ZERO_ROWS, DeviceLayer
+from teraedge.plan.device import LANES, ZERO_ROWS, DeviceLayer
 
 SAMPLES = 4
 """Of a warp."""
+WARPS = 8
+THREADS = WARPS * LANES
+"""Of a block."""
 WIDTH = 128
 """Neurons between two layers of a segment, at most."""
 LAYERS = 192

@@ -16,8 +16,10 @@ from teraedge.engines.cuda.specialisations import (
     wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
-from teraedge.plan.device import STATIC_SHARED, THREADS, WARPS, BlockKind
+from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
+from teraedge.plan.small import THREADS as SMALL_THREADS
+from teraedge.plan.small import WARPS as SMALL_WARPS
 
 MOVE_BELOW = 144
 """Live columns of 256 at which samples are moved together: moving costs a layer or two."""
@@ -75,9 +77,9 @@ class Launcher:
         if segment.kernel == "small":
             kernel = self._small_kernel(segment)
             stream.launch(
-                kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
-                layers, segment.first, segment.count, state.struct, number, segment.moves,
-                number == 0, segment.head, segment.tile,
+                kernel, self._blocks(kernel, SMALL_THREADS, segment.shared), SMALL_THREADS,
+                segment.shared, layers, segment.first, segment.count, state.struct, number,
+                segment.moves, number == 0, segment.head, segment.tile,
             )  # fmt: skip
             return
         if segment.block is not None:
@@ -111,7 +113,10 @@ class Launcher:
             kernel = self._block_kernel(segment.block)
             return self._blocks(kernel, block_threads(segment.block), segment.shared)
         if segment.kernel == "small":
-            return self._blocks(self._small_kernel(segment), THREADS, segment.shared) * WARPS
+            return (
+                self._blocks(self._small_kernel(segment), SMALL_THREADS, segment.shared)
+                * SMALL_WARPS
+            )
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)

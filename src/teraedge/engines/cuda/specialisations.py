@@ -4,6 +4,7 @@ from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, LANES, THREADS, BlockKind
 from teraedge.plan.gpu import SAMPLES, WIDE_TALL_EDGES
 from teraedge.plan.small import SAMPLES as SMALL_SAMPLES
+from teraedge.plan.small import THREADS as SMALL_THREADS
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
@@ -32,7 +33,7 @@ def resident(samples: int, curved: bool) -> Specialisation:
 
 def small(curved: bool) -> Specialisation:
     """Return the small kernel."""
-    sizes = {"SAMPLES": SMALL_SAMPLES, "THREADS": THREADS}
+    sizes = {"SAMPLES": SMALL_SAMPLES, "THREADS": SMALL_THREADS}
     return "small.cu", {**sizes, **_curves(curved)}, ["small"]
 
 
