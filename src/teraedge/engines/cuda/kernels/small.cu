@@ -320,7 +320,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     load_layers(layers, count, areas);
     float4 *rows = areas.rows + threadIdx.x / 32 * 2 * row_count;
     const unsigned total = state.slots[segment];
-    // The first four of each warp are given out over all multiprocessors, the others as warps come free.
+    // The first samples of each warp are given out over all multiprocessors, the others as warps come free.
     unsigned ticket = blockIdx.x + threadIdx.x / 32 * gridDim.x;
     for (;; ticket = __shfl_sync(ALL_LANES, ticket, 0)) {
         const i64 slot = static_cast<i64>(ticket) * SAMPLES;
