@@ -10,7 +10,7 @@ from teraedge.plan import banks
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 
-Kernel = Literal["resident", "block", "dense", "staged", "wide", "chained"]
+Kernel = Literal["small", "resident", "block", "dense", "staged", "wide", "chained"]
 THREADS = 512
 WARPS = THREADS // 32
 ZERO_ROWS = 8
@@ -201,12 +201,13 @@ class DeviceLayer:
 
     Attributes
     ----------
-    kernel : {"resident", "block", "dense", "staged", "wide", "chained"}
+    kernel : {"small", "resident", "block", "dense", "staged", "wide", "chained"}
     n_in, n_out, edges : int
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     shared : int
-        Shared memory a block needs, in bytes; 0 for the wide kernel, which chooses.
+        Shared memory a block needs, in bytes; 0 for the wide kernel, which chooses; what there is
+        for all layers of a segment (small).
     tall, single : DevicePanels
     value : float or None
         The weight, where all are equal.
@@ -284,7 +285,7 @@ class DeviceLayer:
     @property
     def resident(self) -> bool:
         """Whether it runs in a kernel that takes a tile through several layers."""
-        return self.kernel in ("resident", "block")
+        return self.kernel in ("small", "resident", "block")
 
     @property
     def padding(self) -> float:

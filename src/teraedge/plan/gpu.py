@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.network import Layer
-from teraedge.plan import banks, predict, rates
+from teraedge.plan import banks, predict, rates, small
 from teraedge.plan.block import PANEL, lay_out_block
 from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
 from teraedge.plan.cost import Constants
@@ -104,11 +104,14 @@ def _lay_out_sparse(layer: Layer, room: int, tensor_cores: bool) -> DeviceLayer:
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
+        seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
         if tensor_cores and not panels.curve:
-            seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
             block = _block(layer, room, seconds_there)
             if block is not None:
                 return block
+        tiny = _small(layer, room, seconds_there)
+        if tiny is not None:
+            return tiny
         if samples > 4:
             return _resident(panels, samples, _shared(panels, samples))
         if samples:
@@ -122,6 +125,28 @@ def _lay_out_sparse(layer: Layer, room: int, tensor_cores: bool) -> DeviceLayer:
     if resident is not None and seconds < wide_seconds:
         return _resident(resident, 4, _shared(resident, 4))
     return _wide(wide)
+
+
+def _small(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
+    """Lay a layer out for the small kernel, if it is one and takes less than some seconds."""
+    if min(layer.n_in, layer.n_out) > small.WIDTH or rates.small_seconds(layer.edges) > seconds:
+        return None
+    panels = all_single(layer)
+    return DeviceLayer(
+        kernel="small",
+        n_in=layer.n_in,
+        n_out=layer.n_out,
+        edges=layer.edges,
+        samples=small.SAMPLES,
+        shared=room,
+        tall=DevicePanels.none(),
+        single=_slices(panels.single, panels, small.SAMPLES, LANES),
+        value=panels.value,
+        bias=panels.bias,
+        clamp=panels.clamp,
+        curve=panels.curve,
+        choice=panels.choice.without_times("small"),
+    )
 
 
 def _block(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
@@ -208,8 +233,8 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
         edges=layer.edges,
         samples=samples,
         shared=shared,
-        tall=_slices(layer.tall, layer, samples),
-        single=_slices(layer.single, layer, samples),
+        tall=_slices(layer.tall, layer, samples, LANES),
+        single=_slices(layer.single, layer, samples, LANES * (_totals(samples) // samples)),
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
@@ -218,11 +243,10 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
     )
 
 
-def _slices(panels: Panels, layer: PanelLayer, samples: int) -> DevicePanels:
+def _slices(panels: Panels, layer: PanelLayer, samples: int, width: int) -> DevicePanels:
     """Lay panels out in slices; a slice has `width` panels, some for each lane."""
     chunks = samples // 4
     size = 8 // chunks
-    width = LANES * (_totals(samples) // samples if panels.height == 1 else 1)
     starts, indices = panels.starts, panels.indices.astype(np.int64)
     lanes = _lanes(starts, indices, size, width)
     counts = np.diff(starts)

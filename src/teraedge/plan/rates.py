@@ -45,6 +45,14 @@ RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""
 
+SMALL_EDGES = 2.8e12
+"""Edges a second of the small kernel: its reads meet in banks, and each is of four samples."""
+
+
+def small_seconds(edges: int) -> float:
+    """Return what the small kernel takes, a sample."""
+    return edges / SMALL_EDGES
+
 
 def gathered_seconds(single: float, tall: float, samples: int, equal: bool) -> float:
     """Return what gathering from shared memory takes, a sample.

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from teraedge.plan import small
 from teraedge.plan.device import BlockKind, DeviceLayer, Kernel
 
 
@@ -14,7 +15,7 @@ class Segment:
     ----------
     first, count : int
         Its layers.
-    kernel : {"resident", "block", "dense", "staged", "wide", "chained"}
+    kernel : {"small", "resident", "block", "dense", "staged", "wide", "chained"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     buffers : int
@@ -28,7 +29,8 @@ class Segment:
     terms : int
         Of a weight, in the dense kernel.
     plane, record : int
-        Bytes of shared memory for a plane of a tile and for a record, in the block kernel.
+        Bytes of shared memory for a plane of a tile and for a record, in the block kernel; in the
+        small one rows that are between two layers, and slices of all layers.
     takes_samples, gives_samples : bool
         Whether the rows before and after it lie sample by sample, which only the block kernel
         knows.
@@ -68,6 +70,7 @@ def segments(
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
     layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
+    A warp of the small kernel takes other samples once its four are dead: after 4 and 16.
 
     Parameters
     ----------
@@ -91,6 +94,7 @@ def segments(
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
             or not _fits(layers[end], _more(most, layers[end]))
+            or (layer.kernel == "small" and not small.fits(layers[begin : end + 1]))
             or (dies and _is_border(first + end, layer.kernel))
         ):
             kind = _kind(layer)
@@ -102,6 +106,9 @@ def segments(
             gives_samples = bool(kind and following and layer.n_out % 4 == 0)
             panels = (part for found in layers[begin:end] for part in (found.tall, found.single))
             heights = tuple(dict.fromkeys(part.height for part in panels if part.count))
+            if layer.kernel == "small":
+                shared = small.shared(layers[begin:end])
+                most = small.rows(layers[begin:end]), small.lists(layers[begin:end])
             yield Segment(
                 first=first + begin,
                 count=end - begin,
@@ -142,6 +149,8 @@ def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
 
 def _is_border(layer: int, kernel: Kernel) -> bool:
     """Tell whether samples are moved before a layer of this number."""
+    if kernel == "small":
+        return layer in (4, 16)
     if kernel == "block":
         border = 4
         while border < layer:

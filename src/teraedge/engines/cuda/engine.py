@@ -33,6 +33,7 @@ from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
 
 _ROUNDING = {
     "resident": "edges of the resident kernel are summed in an order that suits shared memory",
+    "small": "edges of the small kernel are summed in an order that suits shared memory",
     "block": "layers of the block kernel sum products of bf16 terms on tensor cores, which cut "
     "sums off at their last bit; products of terms below 2**-24 of a whole one are left out",
 }
@@ -298,7 +299,7 @@ class CudaEngine(Engine):
             last,
             self.n_in,
             state,
-            spreads=bool(layers) and layers[0].kernel == "block",
+            spreads=bool(layers) and layers[0].kernel in ("block", "small"),
             turned=bool(layers) and layers[0].kernel == "chained",
             sorts=bool(self._plan.droppable.any()),
         )

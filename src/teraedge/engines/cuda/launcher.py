@@ -16,6 +16,7 @@ from teraedge.engines.cuda.specialisations import (
     compact,
     dense,
     resident,
+    small,
     staged,
     wide,
     wide_shared,
@@ -23,6 +24,8 @@ from teraedge.engines.cuda.specialisations import (
 from teraedge.engines.cuda.state import RunState
 from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
+from teraedge.plan.small import THREADS as SMALL_THREADS
+from teraedge.plan.small import WARPS as SMALL_WARPS
 
 MOVE_BELOW = 144
 """Live columns of 256 at which samples are moved together: moving costs a layer or two."""
@@ -36,6 +39,7 @@ class Launcher:
     def __init__(self, device: Device) -> None:
         self._device = device
         self._resident: dict[tuple[int, bool, bool], Kernel] = {}
+        self._small: dict[bool, Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
         self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
@@ -48,6 +52,8 @@ class Launcher:
         """Compile what a segment needs."""
         if segment.kernel == "resident":
             self._resident_kernel(segment)
+        elif segment.kernel == "small":
+            self._small_kernel(segment)
         elif segment.block is not None:
             self._block_kernel(segment.block)
         elif segment.kernel == "dense":
@@ -80,6 +86,14 @@ class Launcher:
             stream.launch(
                 kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
+            )  # fmt: skip
+            return
+        if segment.kernel == "small":
+            kernel = self._small_kernel(segment)
+            stream.launch(
+                kernel, self._blocks(kernel, SMALL_THREADS, segment.shared), SMALL_THREADS,
+                segment.shared, layers, segment.first, segment.count, state.struct, number,
+                segment.moves, number == 0, segment.record, segment.plane,
             )  # fmt: skip
             return
         if segment.block is not None:
@@ -125,6 +139,11 @@ class Launcher:
         if segment.block is not None:
             kernel = self._block_kernel(segment.block)
             return self._blocks(kernel, THREADS, segment.shared)
+        if segment.kernel == "small":
+            return (
+                self._blocks(self._small_kernel(segment), SMALL_THREADS, segment.shared)
+                * SMALL_WARPS
+            )
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)
@@ -135,6 +154,12 @@ class Launcher:
             file, defines, names = resident(*key)
             self._resident[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[key]
+
+    def _small_kernel(self, segment: Segment) -> Kernel:
+        if segment.curved not in self._small:
+            file, defines, names = small(segment.curved)
+            self._small[segment.curved] = self._device.kernels(file, defines, names)[names[0]]
+        return self._small[segment.curved]
 
     def _block_kernel(self, kind: BlockKind) -> Kernel:
         if kind not in self._block:

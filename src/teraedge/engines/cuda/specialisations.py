@@ -5,6 +5,8 @@ from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, THREADS, BlockKind
 from teraedge.plan.gpu import RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
+from teraedge.plan.small import SAMPLES as SMALL_SAMPLES
+from teraedge.plan.small import THREADS as SMALL_THREADS
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
@@ -35,6 +37,12 @@ def resident(samples: int, tall: bool, curved: bool) -> Specialisation:
     """
     sizes = {"SAMPLES": samples, "TALL": RESIDENT_HEIGHT if tall or samples < 32 else 0}
     return "resident.cu", {**sizes, "THREADS": THREADS, **_curves(curved)}, ["resident"]
+
+
+def small(curved: bool) -> Specialisation:
+    """Return the small kernel."""
+    sizes = {"SAMPLES": SMALL_SAMPLES, "THREADS": SMALL_THREADS}
+    return "small.cu", {**sizes, **_curves(curved)}, ["small"]
 
 
 def staged(buffers: int, curved: bool) -> Specialisation:
@@ -103,6 +111,7 @@ def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     found = [compact(), samples(), *map(block, KINDS)]
     for curved in (False, True):
+        found.append(small(curved))
         found += [resident(count, True, curved) for count in SAMPLES]
         found.append(resident(32, False, curved))
         found += [dense(terms, curved) for terms in range(1, MOST_TERMS + 1)]

@@ -1,0 +1,87 @@
+"""The small kernel, which takes four samples a warp through many layers."""
+
+from itertools import pairwise
+
+import engine_devices
+import numpy as np
+import pytest
+from engines_networks import NETWORKS, make_features
+
+import teraedge
+from teraedge import Options
+from teraedge.plan import rates, small
+
+
+@pytest.fixture(params=engine_devices.DEVICES[1:])
+def device(request):
+    name, undo = engine_devices.opened(request.param)
+    yield name
+    undo()
+
+
+@pytest.fixture(autouse=True)
+def _only_small(monkeypatch):
+    monkeypatch.setattr(rates, "small_seconds", lambda edges: -1.0)
+    monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
+
+
+def packed(network, samples):
+    bits = np.random.default_rng(samples).random((samples, network.n_in)) < 0.5
+    return teraedge.PackedFeatures(np.packbits(bits, axis=1), network.n_in), bits.astype(np.float32)
+
+
+@pytest.mark.parametrize("name", sorted(NETWORKS))
+def test_equals_reference(device, name):
+    network = NETWORKS[name]
+    for samples in (1, 33, 150):
+        features = make_features(network, samples)
+        expected = teraedge.reference.run(network, features)
+        for mode in "abc":
+            with teraedge.compile(network, device, Options.mode(mode)) as engine:
+                kernels = {layer.kernel for layer in engine._plan.resident}
+                assert "small" in kernels or name == "wide indices"
+                for _ in range(2):  # the second from the graph
+                    result = engine.run(features)
+                    np.testing.assert_allclose(
+                        result.outputs, expected.outputs, rtol=1e-5, atol=1e-5
+                    )
+                    np.testing.assert_array_equal(result.live, expected.live)
+
+
+def chain(sizes, fan_in, seed=0):
+    """Return layers in which some samples die."""
+    rng = np.random.default_rng(seed)
+    layers = []
+    for n_in, n_out in pairwise(sizes):
+        weights = (rng.random((n_in, n_out)) < fan_in / n_in) * rng.choice(
+            [0.25, 0.5], (n_in, n_out)
+        )
+        layers.append(teraedge.Layer(weights.astype(np.float32), -0.25, teraedge.ClippedReLU(4)))
+    return teraedge.Network(layers)
+
+
+@pytest.mark.parametrize("sizes", [[64] * 12, [1000, 40, 70, 120, 33, 700], [200, 64, 900, 64, 64]])
+def test_segments_begin_and_end_with_wide_layers(device, sizes, monkeypatch):
+    """Segments end where rows between two layers would be too wide, or layers too many."""
+    monkeypatch.setattr(small, "LAYERS", 5)
+    network = chain(sizes, 4)
+    given, dense = packed(network, 150)
+    expected = teraedge.reference.run(network, dense)
+    assert len(expected.live) > 0
+    for mode in "ab":
+        with teraedge.compile(network, device, Options.mode(mode)) as engine:
+            assert {layer.kernel for layer in engine._plan.resident} == {"small"}
+            for features in (given, dense, given):
+                result = engine.run(features)
+                np.testing.assert_allclose(result.outputs, expected.outputs, rtol=1e-5, atol=1e-5)
+                np.testing.assert_array_equal(result.live, expected.live)
+                live = [layer.live for layer in result.trace]
+                assert live[-1] == (len(expected.live) if mode == "b" else 150)
+
+
+def test_room_decides_where_segments_end(device):
+    with teraedge.compile(chain([64] * 9, 4), device, Options.mode("a")) as engine:
+        layers = engine._plan.resident
+    assert small.fits(layers)
+    assert small.shared(layers) <= layers[0].shared
+    assert not small.fits(layers * 25)
