@@ -82,6 +82,11 @@ def test_segments_begin_and_end_with_wide_layers(device, sizes, monkeypatch):
 def test_room_decides_where_segments_end(device):
     with teraedge.compile(chain([64] * 9, 4), device, Options.mode("a")) as engine:
         layers = engine._plan.resident
-    assert small.fits(layers)
-    assert small.shared(layers) <= layers[0].shared
-    assert not small.fits(layers * 25)
+    extent = small.Extent()
+    for layer in layers:
+        extent = extent.more(layer, False)
+    assert extent.fits(layers[0].shared)
+    assert extent.layers == 8
+    for layer in layers * 70:
+        extent = extent.more(layer, False)
+    assert not extent.fits(layers[0].shared)

@@ -224,6 +224,8 @@ class DeviceLayer:
         Where the chained kernel would best have the row of each input.
     terms : int
         Of bf16 that a weight is the sum of (dense).
+    instead : PanelLayer or None
+        The panels that the resident kernel would take (small).
     nbytes : int
         Bytes on the device.
     """
@@ -247,6 +249,7 @@ class DeviceLayer:
     block: BlockParts | None = None
     places: NDArray[np.int32] | None = None
     terms: int = 0
+    instead: PanelLayer | None = None
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:

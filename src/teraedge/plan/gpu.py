@@ -109,7 +109,7 @@ def _lay_out_sparse(layer: Layer, room: int, tensor_cores: bool) -> DeviceLayer:
             block = _block(layer, room, seconds_there)
             if block is not None:
                 return block
-        tiny = _small(layer, room, seconds_there)
+        tiny = _small(layer, panels, room, seconds_there)
         if tiny is not None:
             return tiny
         if samples > 4:
@@ -127,26 +127,40 @@ def _lay_out_sparse(layer: Layer, room: int, tensor_cores: bool) -> DeviceLayer:
     return _wide(wide)
 
 
-def _small(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
+def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> DeviceLayer | None:
     """Lay a layer out for the small kernel, if it is one and takes less than some seconds."""
     if min(layer.n_in, layer.n_out) > small.WIDTH or rates.small_seconds(layer.edges) > seconds:
         return None
     panels = all_single(layer)
-    return DeviceLayer(
+    pieces = small.pieces_of(_slices(panels.single, panels, small.GROUP, LANES), panels)
+    if pieces is None:
+        return None
+    found = DeviceLayer(
         kernel="small",
         n_in=layer.n_in,
         n_out=layer.n_out,
         edges=layer.edges,
-        samples=small.SAMPLES,
+        samples=small.GROUP,
         shared=room,
         tall=DevicePanels.none(),
-        single=_slices(panels.single, panels, small.SAMPLES, LANES),
+        single=pieces,
         value=panels.value,
         bias=panels.bias,
         clamp=panels.clamp,
         curve=panels.curve,
         choice=panels.choice.without_times("small"),
+        instead=resident,
     )
+    return found if small.Extent().more(found, True).fits(room) else None
+
+
+def resident_instead(layer: DeviceLayer) -> DeviceLayer:
+    """Return a layer of the small kernel laid out for the resident one; others as they are."""
+    panels = layer.instead
+    if panels is None:
+        return layer
+    samples = next((n for n in SAMPLES if _shared(panels, n) <= layer.shared), 0)
+    return _resident(panels, samples, _shared(panels, samples)) if samples else layer
 
 
 def _block(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:

@@ -45,7 +45,7 @@ RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""
 
-SMALL_EDGES = 2.8e12
+SMALL_EDGES = 3.3e12
 """Edges a second of the small kernel: its reads meet in banks, and each is of four samples."""
 
 

@@ -28,9 +28,10 @@ class Segment:
         What the block kernel is specialised by.
     terms : int
         Of a weight, in the dense kernel.
+    sizes : tuple of int
+        Of the small kernel: see `small.Extent`.
     plane, record : int
-        Bytes of shared memory for a plane of a tile and for a record, in the block kernel; in the
-        small one rows that are between two layers, and slices of all layers.
+        Bytes of shared memory for a plane of a tile and for a record, in the block kernel.
     takes_samples, gives_samples : bool
         Whether the rows before and after it lie sample by sample, which only the block kernel
         knows.
@@ -52,6 +53,7 @@ class Segment:
     moves: bool
     block: BlockKind | None
     terms: int
+    sizes: tuple[int, ...]
     plane: int
     record: int
     takes_samples: bool
@@ -70,7 +72,7 @@ def segments(
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
     layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
-    A warp of the small kernel takes other samples once its four are dead: after 4 and 16.
+    The small kernel is faster still for a handful of samples: after 4, 8, 16 and 40.
 
     Parameters
     ----------
@@ -80,10 +82,12 @@ def segments(
     first : int
         Number of the first of them in the network.
     """
-    begin, most, takes_samples = 0, (0, 0), False
+    begin, most, takes_samples, extent = 0, (0, 0), False, small.Extent()
     for index, layer in enumerate(layers):
         end = index + 1
         most = _more(most, layer)
+        if layer.kernel == "small":
+            extent = extent.more(layer, first + index == 0)
         last = end == len(layers)
         dies = any(droppable[begin:end])
         if (
@@ -94,7 +98,7 @@ def segments(
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
             or not _fits(layers[end], _more(most, layers[end]))
-            or (layer.kernel == "small" and not small.fits(layers[begin : end + 1]))
+            or (layer.kernel == "small" and not extent.more(layers[end], False).fits(layer.shared))
             or (dies and _is_border(first + end, layer.kernel))
         ):
             kind = _kind(layer)
@@ -107,8 +111,7 @@ def segments(
             panels = (part for found in layers[begin:end] for part in (found.tall, found.single))
             heights = tuple(dict.fromkeys(part.height for part in panels if part.count))
             if layer.kernel == "small":
-                shared = small.shared(layers[begin:end])
-                most = small.rows(layers[begin:end]), small.lists(layers[begin:end])
+                shared = extent.shared
             yield Segment(
                 first=first + begin,
                 count=end - begin,
@@ -119,6 +122,7 @@ def segments(
                 moves=dies,
                 block=kind,
                 terms=layer.terms,
+                sizes=extent.sizes,
                 plane=most[0],
                 record=most[1],
                 takes_samples=takes_samples,
@@ -127,7 +131,7 @@ def segments(
                 curved=any(part.curve for part in layers[begin:end]),
                 leaves=not last and layers[end].kernel == "chained",
             )
-            begin, most, takes_samples = end, (0, 0), gives_samples
+            begin, most, takes_samples, extent = end, (0, 0), gives_samples, small.Extent()
 
 
 def _kind(layer: DeviceLayer) -> BlockKind | None:
@@ -150,7 +154,7 @@ def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
 def _is_border(layer: int, kernel: Kernel) -> bool:
     """Tell whether samples are moved before a layer of this number."""
     if kernel == "small":
-        return layer in (4, 16)
+        return layer in (4, 8, 16, 40)
     if kernel == "block":
         border = 4
         while border < layer:

@@ -25,7 +25,6 @@ from teraedge.engines.cuda.state import RunState
 from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
 from teraedge.plan.small import THREADS as SMALL_THREADS
-from teraedge.plan.small import WARPS as SMALL_WARPS
 
 MOVE_BELOW = 144
 """Live columns of 256 at which samples are moved together: moving costs a layer or two."""
@@ -93,7 +92,7 @@ class Launcher:
             stream.launch(
                 kernel, self._blocks(kernel, SMALL_THREADS, segment.shared), SMALL_THREADS,
                 segment.shared, layers, segment.first, segment.count, state.struct, number,
-                segment.moves, number == 0, segment.record, segment.plane,
+                segment.moves, *segment.sizes,
             )  # fmt: skip
             return
         if segment.block is not None:
@@ -140,10 +139,7 @@ class Launcher:
             kernel = self._block_kernel(segment.block)
             return self._blocks(kernel, THREADS, segment.shared)
         if segment.kernel == "small":
-            return (
-                self._blocks(self._small_kernel(segment), SMALL_THREADS, segment.shared)
-                * SMALL_WARPS
-            )
+            return self._blocks(self._small_kernel(segment), SMALL_THREADS, segment.shared)
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)

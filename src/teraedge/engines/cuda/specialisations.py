@@ -5,7 +5,7 @@ from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, THREADS, BlockKind
 from teraedge.plan.gpu import RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
-from teraedge.plan.small import SAMPLES as SMALL_SAMPLES
+from teraedge.plan.small import STAGES as SMALL_STAGES
 from teraedge.plan.small import THREADS as SMALL_THREADS
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
@@ -41,7 +41,7 @@ def resident(samples: int, tall: bool, curved: bool) -> Specialisation:
 
 def small(curved: bool) -> Specialisation:
     """Return the small kernel."""
-    sizes = {"SAMPLES": SMALL_SAMPLES, "THREADS": SMALL_THREADS}
+    sizes = {"STAGES": SMALL_STAGES, "THREADS": SMALL_THREADS}
     return "small.cu", {**sizes, **_curves(curved)}, ["small"]
 
 

@@ -1,118 +1,122 @@
-// Many small layers in one launch, each warp on its own.
+// Many small layers in one launch, at the latency of shared memory.
 //
-// A warp takes four samples through all layers of a segment, a neuron a lane and a row of four floats a
-// neuron, in two pieces of shared memory by turns. It waits for no other warp, so a layer costs what its
-// loads cost. The first layer gathers from global memory, from rows or from packed features, and the last
-// one writes there: only what lies between two layers of the segment takes shared memory.
+// A block takes a tile of `groups` times four samples through all layers of a segment; a row is four floats a
+// neuron and group, in two pieces of shared memory by turns. All that there is to know of a layer comes as
+// *pieces* of up to a slice of 32 neurons a warp, which the block copies into a ring in shared memory several
+// pieces ahead: nothing waits for global memory between two layers, and there is one barrier a piece. The first
+// layer gathers from global memory, or from packed features, turned; the last one writes there.
 //
-// Specialised by: SAMPLES (4), THREADS.
-#include "gather.cuh"
+// Specialised by: THREADS, STAGES.
+#include "common.cuh"
 
 constexpr int LAYERS_AHEAD = 1;
 #include "tiles.cuh"
 
-static_assert(SAMPLES == 4, "a row is one load");
+constexpr int WARPS = THREADS / 32;
+constexpr int GROUP = 4; // samples of a row
+constexpr int ZERO_ROWS = 8; // rows of zeros behind the last neuron: padding
 
-constexpr int TOUCHED = 3; // layers ahead that are brought near
-
-// What a warp needs of a layer.
-struct Small {
-    const unsigned *indices;
-    const float *weights; // none where all are `value`
-    const Target *targets;
-    int n_in, n_out, first_list, slices;
+// The head of a piece, as plan/small.py writes it.
+struct Piece {
+    int slices, inverse; // 65536 / slices, rounded up
+    int neurons;         // outputs of the layer
+    int ends;            // it is the last of its layer
+    int equal, curve;
     float value, lower, upper;
-    short droppable, curve;
+    int unused[3];
+    int2 lists[WARPS]; // where each slice begins, in 16 bytes, and its pairs of edges
+};
+constexpr int TARGETS = 16, INDICES = 8; // of a slice, in 16 bytes: for 32 neurons; for a pair of edges
+
+// Where a piece lies in global memory.
+struct Place {
+    const uint4 *from;
+    i64 units; // of 16 bytes
 };
 
-extern __shared__ float4 shared[]; // Small [layers], clocks [layers], lists, counts [layers][2], rows [warp][2][rows]
+// What is counted of a layer.
+struct Counts {
+    unsigned ran, live, clocks;
+};
 
-// Where the parts of shared memory are.
+extern __shared__ uint4 shared[]; // ring [STAGES][stage], rows [2][groups][row_count], bits, Place [pieces], Counts [layers]
+
+// Sizes, and where the parts of shared memory are.
 struct Areas {
-    Small *layers;
-    u64 *clocks;
-    int2 *lists;      // begin and length, in pairs
-    unsigned *counts; // samples that ran, and that lived on, a layer
+    uint4 *ring;
     float4 *rows;
+    unsigned short *bits; // of each neuron, one a sample
+    Place *places;
+    Counts *counts;
+    int stage, groups, row_count, layers, pieces;
 
-    __device__ __forceinline__ Areas(int layer_count, int list_count) {
-        layers = reinterpret_cast<Small *>(shared);
-        clocks = reinterpret_cast<u64 *>(layers + layer_count);
-        lists = reinterpret_cast<int2 *>(clocks + layer_count);
-        counts = reinterpret_cast<unsigned *>(lists + list_count);
-        const i64 bytes = (sizeof(Small) + 16) * static_cast<i64>(layer_count) + 8 * static_cast<i64>(list_count);
-        rows = shared + (bytes + 15) / 16;
+    __device__ __forceinline__ float4 *rows_of(int layer, int group) const {
+        return rows + ((layer & 1) * groups + group) * row_count;
     }
 };
 
-// Have a layer's arrays brought near, as far as 32 lanes reach in one go.
-__device__ __forceinline__ void touch_layer(const Areas &areas, const Small &layer, int lane) {
-    const int2 list = areas.lists[layer.first_list + layer.slices - 1];
-    const int pairs = list.x + list.y;
-    if (lane < pairs) {
-        touch(layer.indices + lane * 32);
-        if (layer.weights)
-            touch(layer.weights + lane * 64), touch(layer.weights + lane * 64 + 32);
-    }
-    if (lane < layer.slices * 2)
-        touch(layer.targets + lane * 16);
-}
+// What the threads of a block tell each other.
+struct Now {
+    unsigned ticket, base;
+    unsigned nonzero[3]; // samples with a nonzero output, of layers in turn
+    int awake;           // layers up to the last after which a zero row may come to life
+};
 
-// Bring sizes, addresses and lists of all layers into shared memory; by all threads. Each block has the
-// arrays of some layers brought into L2.
-__device__ __forceinline__ void load_layers(const Layer *layers, int layer_count, const Areas &areas) {
-    for (int k = threadIdx.x; k < layer_count; k += THREADS) {
-        const Layer &from = layers[k];
-        Small &small = areas.layers[k];
-        small.indices = static_cast<const unsigned *>(from.single.indices);
-        small.weights = from.equal ? nullptr : from.single.weights;
-        small.targets = from.single.targets;
-        small.n_in = static_cast<int>(from.n_in), small.n_out = static_cast<int>(from.n_out);
-        small.slices = static_cast<int>(from.single.count);
-        small.value = from.value, small.lower = from.lower, small.upper = from.upper;
-        small.droppable = from.droppable != 0, small.curve = from.curve;
-        areas.clocks[k] = 0;
-        areas.counts[2 * k] = areas.counts[2 * k + 1] = 0;
+// Find the pieces of all layers; by all threads. `counts` is used for sums before it begins to count.
+__device__ __forceinline__ void find_pieces(const Layer *layers, const Areas &areas, Now &now) {
+    for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
+        areas.counts[k].ran = static_cast<unsigned>(layers[k].single.count);
+        if (!layers[k].droppable)
+            atomicMax(&now.awake, k + 1);
     }
     __syncthreads();
-    if (threadIdx.x < 32) { // sums of slices up to each layer
+    if (threadIdx.x < 32) { // sums of pieces up to each layer
         const int lane = threadIdx.x;
-        int before = 0;
-        for (int first = 0; first < layer_count; first += 32) {
-            const int own = first + lane < layer_count ? areas.layers[first + lane].slices : 0;
-            int sum = own;
+        unsigned before = 0;
+        for (int first = 0; first < areas.layers; first += 32) {
+            const unsigned own = first + lane < areas.layers ? areas.counts[first + lane].ran : 0;
+            unsigned sum = own;
             for (int step = 1; step < 32; step *= 2) {
-                const int other = __shfl_up_sync(ALL_LANES, sum, step);
+                const unsigned other = __shfl_up_sync(ALL_LANES, sum, step);
                 sum += lane >= step ? other : 0;
             }
-            if (first + lane < layer_count)
-                areas.layers[first + lane].first_list = before + sum - own;
+            if (first + lane < areas.layers)
+                areas.counts[first + lane].live = before + sum - own;
             before += __shfl_sync(ALL_LANES, sum, 31);
         }
     }
     __syncthreads();
-    for (int k = threadIdx.x; k < layer_count; k += THREADS) {
-        const Small &small = areas.layers[k];
-        for (int slice = 0; slice < small.slices; slice++) {
-            const List list = layers[k].single.lists[slice];
-            areas.lists[small.first_list + slice] = make_int2(static_cast<int>(list.begin), list.length);
+    for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
+        const Panels &panels = layers[k].single;
+        const Counts found = areas.counts[k];
+        for (unsigned piece = 0; piece < found.ran; piece++) {
+            const List list = panels.lists[piece];
+            areas.places[found.live + piece] = {static_cast<const uint4 *>(panels.indices) + list.begin, list.length};
         }
+        areas.counts[k] = {0, 0, 0};
     }
-    __syncthreads();
-    for (int k = blockIdx.x + threadIdx.x / 32 * gridDim.x; k < layer_count; k += gridDim.x * (THREADS / 32))
-        touch_layer(areas, areas.layers[k], threadIdx.x % 32);
+}
+
+// Have a piece come into its place of the ring, if there is one.
+__device__ __forceinline__ void request(const Areas &areas, int piece, int stage) {
+    if (piece < areas.pieces) {
+        const Place place = areas.places[piece];
+        for (int k = threadIdx.x; k < place.units; k += THREADS)
+            copy_async(areas.ring + stage * areas.stage + k, place.from + k);
+    }
+    end_group();
 }
 
 // Rows in shared memory, with rows of zeros behind the last.
 struct FromShared {
-    enum { PAIRS = 2 }; // of edges that are loaded together
+    enum { PAIRS = 8 }; // of edges that are loaded together
     const float4 *rows;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const { return rows[neuron]; }
 };
 
 // Rows in global memory; what is beyond the last is zero.
 struct FromRows {
-    enum { PAIRS = 2 };
+    enum { PAIRS = 4 };
     const float4 *rows;
     unsigned n;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const {
@@ -120,226 +124,295 @@ struct FromRows {
     }
 };
 
-// Packed 0/1 features of four samples; what is beyond the last is zero.
+// Packed features, turned, with zeros behind the last.
 struct FromBits {
-    enum { PAIRS = 2 };
-    const unsigned char *bits[4];
-    unsigned n;
-    __device__ __forceinline__ float bit(int sample, unsigned neuron) const {
-        return __ldg(bits[sample] + neuron / 8) >> (7 - neuron % 8) & 1 ? 1.0f : 0.0f;
-    }
+    enum { PAIRS = 4 };
+    const unsigned short *bits;
+    int shift; // to the group
     __device__ __forceinline__ float4 operator()(unsigned neuron) const {
-        if (neuron >= n)
-            return make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        return make_float4(bit(0, neuron), bit(1, neuron), bit(2, neuron), bit(3, neuron));
+        const unsigned four = bits[neuron] >> shift;
+        return make_float4(four & 1 ? 1.0f : 0.0f, four & 2 ? 1.0f : 0.0f, four & 4 ? 1.0f : 0.0f, four & 8 ? 1.0f : 0.0f);
     }
 };
 
-__device__ __forceinline__ void add(float4 x, float weight, float *totals) {
-    totals[0] = fmaf(x.x, weight, totals[0]);
-    totals[1] = fmaf(x.y, weight, totals[1]);
-    totals[2] = fmaf(x.z, weight, totals[2]);
-    totals[3] = fmaf(x.w, weight, totals[3]);
-}
-
 // Add the inputs of some pairs of edges; rows are all read before the first is added.
 template <bool EQUAL, int COUNT, class From>
-__device__ __forceinline__ void add_pairs(const From &from, float value, const Pair<1> *pairs, float *totals) {
+__device__ __forceinline__ void add_pairs(const From &from, float value, const unsigned *indices, const float2 *weights,
+                                          float *totals) {
+    unsigned both[COUNT];
+    float2 weight[COUNT];
     float4 x[2 * COUNT];
 #pragma unroll
-    for (int k = 0; k < COUNT; k++)
-        x[2 * k] = from(pairs[k].indices & 0xffff), x[2 * k + 1] = from(pairs[k].indices >> 16);
-#pragma unroll
-    for (int k = 0; k < 2 * COUNT; k++)
-        add(x[k], EQUAL ? value : pairs[k / 2].weights[k % 2][0], totals);
-}
-
-// Sum the inputs of a lane's neuron of a slice: PAIRS pairs at a time, the next of which are on their way, and
-// what is left over one by one.
-template <bool EQUAL, class From>
-__device__ __forceinline__ void sum(const From &from, const Small &layer, int2 list, int lane, float *totals) {
-    constexpr int PAIRS = From::PAIRS;
-    const unsigned *indices = layer.indices + list.x * 32 + lane;
-    const float *weights = EQUAL ? nullptr : layer.weights + list.x * 64 + lane * 2;
-    const int whole = list.y / PAIRS * PAIRS, left = list.y - whole;
-    Pair<1> now[PAIRS], next[PAIRS], last[PAIRS - 1];
-#pragma unroll
-    for (int k = 0; k < PAIRS - 1; k++)
-        if (k < left)
-            last[k].template load<EQUAL>(indices, weights, whole + k);
-    if (whole)
-#pragma unroll
-        for (int k = 0; k < PAIRS; k++)
-            now[k].template load<EQUAL>(indices, weights, k);
-#pragma unroll 1
-    for (int first = 0; first < whole; first += PAIRS) {
-        if (first + PAIRS < whole)
-#pragma unroll
-            for (int k = 0; k < PAIRS; k++)
-                next[k].template load<EQUAL>(indices, weights, first + PAIRS + k);
-        add_pairs<EQUAL, PAIRS>(from, layer.value, now, totals);
-#pragma unroll
-        for (int k = 0; k < PAIRS; k++)
-            now[k] = next[k];
+    for (int k = 0; k < COUNT; k++) {
+        both[k] = indices[k * 32];
+        weight[k] = EQUAL ? make_float2(value, value) : weights[k * 32];
     }
 #pragma unroll
-    for (int k = 0; k < PAIRS - 1; k++)
-        if (k < left)
-            add_pairs<EQUAL, 1>(from, layer.value, last + k, totals);
+    for (int k = 0; k < COUNT; k++)
+        x[2 * k] = from(both[k] & 0xffff), x[2 * k + 1] = from(both[k] >> 16);
+#pragma unroll
+    for (int k = 0; k < 2 * COUNT; k++) {
+        const float w = k % 2 ? weight[k / 2].y : weight[k / 2].x;
+        totals[0] = fmaf(x[k].x, w, totals[0]);
+        totals[1] = fmaf(x[k].y, w, totals[1]);
+        totals[2] = fmaf(x[k].z, w, totals[2]);
+        totals[3] = fmaf(x[k].w, w, totals[3]);
+    }
 }
 
-// Where the outputs of a layer go: into shared memory, or to slots of global memory.
-struct Into {
-    float4 *rows;  // or none
-    float *global; // the rows after the segment
-    i64 base;      // slot of the first sample that goes there
-    unsigned goes;  // samples that do
-    unsigned takes; // samples that have a slot
+// Sum the inputs of a lane's neuron.
+template <bool EQUAL, class From>
+__device__ __forceinline__ void sum(const From &from, float value, const unsigned *indices, const float2 *weights,
+                                    int pairs, float *totals) {
+    constexpr int MOST = From::PAIRS;
+    int done = 0;
+#pragma unroll 1
+    for (; done + MOST <= pairs; done += MOST)
+        add_pairs<EQUAL, MOST>(from, value, indices + done * 32, weights + done * 32, totals);
+    if (MOST > 4 && pairs & 4) {
+        add_pairs<EQUAL, 4>(from, value, indices + done * 32, weights + done * 32, totals);
+        done += 4;
+    }
+    if (pairs & 2) {
+        add_pairs<EQUAL, 2>(from, value, indices + done * 32, weights + done * 32, totals);
+        done += 2;
+    }
+    if (pairs & 1)
+        add_pairs<EQUAL, 1>(from, value, indices + done * 32, weights + done * 32, totals);
+}
 
-    __device__ __forceinline__ void write(int neuron, int neurons, const float *y) const {
+// Where the outputs of a group go: into shared memory, or to slots of global memory.
+struct Into {
+    float4 *rows;   // or none
+    float *global;  // the rows after the segment
+    i64 base;       // slot of the first sample of the tile that goes there
+    unsigned goes;  // samples of the tile that do
+    unsigned takes; // samples of the tile that have a slot
+
+    __device__ __forceinline__ void write(int group, int neuron, int neurons, const float *y) const {
         if (rows) {
             rows[neuron] = make_float4(y[0], y[1], y[2], y[3]);
             return;
         }
 #pragma unroll
-        for (int k = 0; k < SAMPLES; k++)
-            if (goes >> k & 1)
-                global[place(base + __popc(takes & first_bits(k)), neuron, neurons)] = y[k];
+        for (int k = 0; k < GROUP; k++)
+            if (goes >> (group * GROUP + k) & 1)
+                global[place(base + __popc(takes & first_bits(group * GROUP + k)), neuron, neurons)] = y[k];
     }
 };
 
-// Run a layer; returns the samples with a nonzero output.
+// Run a slice of a piece on a group; returns the samples with a nonzero output.
 template <class From>
-__device__ __forceinline__ unsigned run_layer(const Areas &areas, const Small &layer, const From &from, const Into &into,
-                                              int lane) {
+__device__ __forceinline__ unsigned run_slice(const uint4 *packet, int slice, const From &from, const Into &into,
+                                              int group, int lane) {
+    const Piece &piece = *reinterpret_cast<const Piece *>(packet);
+    const int2 list = piece.lists[slice];
+    packet += list.x;
+    const int2 both = reinterpret_cast<const int2 *>(packet)[lane];
+    const Target target = {both.x, __int_as_float(both.y)};
+    const unsigned *indices = reinterpret_cast<const unsigned *>(packet + TARGETS) + lane;
+    const float2 *weights = reinterpret_cast<const float2 *>(packet + TARGETS + list.y * INDICES) + lane;
+    float totals[GROUP] = {};
+    if (piece.equal)
+        sum<true>(from, piece.value, indices, weights, list.y, totals);
+    else
+        sum<false>(from, piece.value, indices, weights, list.y, totals);
     unsigned some = 0;
-#pragma unroll 1
-    for (int slice = 0; slice < layer.slices; slice++) {
-        const int2 list = areas.lists[layer.first_list + slice];
-        const int2 both = __ldg(reinterpret_cast<const int2 *>(layer.targets) + slice * 32 + lane);
-        const Target target = {both.x, __int_as_float(both.y)};
-        float totals[SAMPLES] = {};
-        if (layer.weights)
-            sum<false>(from, layer, list, lane, totals);
-        else
-            sum<true>(from, layer, list, lane, totals);
-        if (target.output < 0)
-            continue;
+    if (target.output >= 0) {
 #pragma unroll
-        for (int k = 0; k < SAMPLES; k++) {
-            totals[k] = activate(layer, totals[k], target.bias);
+        for (int k = 0; k < GROUP; k++) {
+            totals[k] = activate(piece, totals[k], target.bias);
             some |= (totals[k] != 0.0f ? 1u : 0u) << k;
         }
-        into.write(target.output, layer.n_out, totals);
+        into.write(group, target.output, piece.neurons, totals);
     }
-    if (into.rows && lane < ZERO_ROWS)
-        into.rows[layer.n_out + lane] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     return __reduce_or_sync(ALL_LANES, some);
 }
 
-// Run the first layer of a segment on the samples from `slot` on.
-__device__ __forceinline__ unsigned run_first(const Areas &areas, const State &state, i64 segment, bool bits, i64 slot,
-                                              unsigned running, const Into &into, int lane) {
-    const Small &layer = areas.layers[0];
-    const unsigned n = static_cast<unsigned>(layer.n_in);
-    if (bits) {
-        FromBits from = {{}, n};
+// Turn the packed features of a tile from `slot` on: of each neuron, a bit a sample.
+__device__ __forceinline__ void turn_tile(const Areas &areas, const State &state, const int *ids, i64 slot,
+                                          unsigned running, i64 n) {
+    const int samples = areas.groups * GROUP, parts = 32 / samples; // words that a warp takes at a time
+    const int lane = threadIdx.x % 32, sample = lane % samples, part = lane / samples;
+    const int there = running >> sample & 1 ? sample : __ffs(running) - 1; // those that are not: any
+    const unsigned char *from = state.bits + (ids[slot + there] - state.first) * state.bits_stride;
+    const i64 bytes = (n + 7) / 8, words = (bytes + 3) / 4;
+    const bool aligned = ((reinterpret_cast<u64>(state.bits) | static_cast<u64>(state.bits_stride)) & 3) == 0;
+    for (i64 first = threadIdx.x / 32 * parts; first < words; first += WARPS * parts) {
+        const i64 word = first + part;
+        unsigned x = 0;
+        if (aligned && word * 4 + 4 <= bytes)
+            x = __ldg(reinterpret_cast<const unsigned *>(from) + word);
+        else
+            for (int k = 0; k < 4; k++)
+                x |= word * 4 + k < bytes ? static_cast<unsigned>(__ldg(from + word * 4 + k)) << 8 * k : 0;
+        unsigned mask = 0x0000ffff;
 #pragma unroll
-        for (int k = 0; k < SAMPLES; k++) // those that are not there read what one that is does
-            from.bits[k] = state.bits + (state.ids[0][slot + (running >> k & 1 ? k : __ffs(running) - 1)] - state.first) *
-                                            state.bits_stride;
-        return run_layer(areas, layer, from, into, lane);
+        for (int step = 16; step; step >>= 1, mask ^= mask << step) { // bit k of lane j to bit j of lane k
+            const unsigned other = __shfl_xor_sync(ALL_LANES, x, step);
+            x = lane & step ? (x & ~mask) | (other >> step & mask) : (x & mask) | (other & mask) << step;
+        }
+        for (int k = 0; k < parts; k++) { // the first neuron is in the highest bit of its byte
+            const i64 neuron = (first + k) * 32 + (lane ^ 7);
+            if (neuron < n)
+                areas.bits[neuron] = static_cast<unsigned short>(x >> k * samples & first_bits(samples));
+        }
     }
-    const float *rows = state.rows[state.buffer[segment]] + place(slot, 0, layer.n_in);
-    return run_layer(areas, layer, FromRows{reinterpret_cast<const float4 *>(rows), n}, into, lane);
+    if (threadIdx.x < ZERO_ROWS)
+        areas.bits[n + threadIdx.x] = 0;
 }
 
-// Take the live ones of four samples through all layers.
-__device__ __forceinline__ void run_samples(const Areas &areas, const State &state, int layer_count, i64 segment,
-                                            bool moves, bool bits, i64 slot, unsigned running, float4 *rows,
-                                            int row_count) {
-    const int lane = threadIdx.x % 32;
+// The live ones of a tile, and what they read and write.
+struct Taken {
+    i64 slot;
+    unsigned running;
+    bool bits;
+};
+
+// Run a piece of layer `done` on the tile; returns the samples with a nonzero output.
+__device__ __forceinline__ void run_piece(const Areas &areas, const State &state, i64 segment, const uint4 *packet,
+                                          int done, i64 inputs, const Taken &tile, Into into, unsigned *nonzero) {
+    const Piece &piece = *reinterpret_cast<const Piece *>(packet);
+    const int slices = piece.slices, lane = threadIdx.x % 32;
+    const bool last = done + 1 == areas.layers;
+    for (int item = threadIdx.x / 32; item < slices * areas.groups; item += WARPS) {
+        const int group = static_cast<int>(static_cast<unsigned>(item) * piece.inverse >> 16), slice = item - group * slices;
+        if ((tile.running >> group * GROUP & first_bits(GROUP)) == 0)
+            continue;
+        into.rows = last ? nullptr : areas.rows_of(done + 1, group);
+        unsigned some;
+        if (done) {
+            some = run_slice(packet, slice, FromShared{areas.rows_of(done, group)}, into, group, lane);
+        } else if (tile.bits) {
+            some = run_slice(packet, slice, FromBits{areas.bits, group * GROUP}, into, group, lane);
+        } else {
+            const float *rows = state.rows[state.buffer[segment]] + place(tile.slot + group * GROUP, 0, inputs);
+            const FromRows from = {reinterpret_cast<const float4 *>(rows), static_cast<unsigned>(inputs)};
+            some = run_slice(packet, slice, from, into, group, lane);
+        }
+        if (lane == 0 && some)
+            atomicOr(nonzero, some << group * GROUP);
+    }
+    if (piece.ends && !last && threadIdx.x < areas.groups * ZERO_ROWS)
+        areas.rows_of(done + 1, threadIdx.x / ZERO_ROWS)[piece.neurons + threadIdx.x % ZERO_ROWS] =
+            make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+}
+
+// Take a tile through all layers, and those that live to their slots.
+__device__ __forceinline__ void run_tile(const Areas &areas, const State &state, i64 segment, bool moves, i64 inputs,
+                                         Taken tile, Now &now) {
+    Into into = {nullptr, state.rows[1 - state.buffer[segment]], tile.slot, 0, first_bits(32)};
     u64 began = clocks();
-    Into into = {rows, state.rows[1 - state.buffer[segment]], slot, 0, first_bits(SAMPLES)};
+    int stage = 0, free = STAGES - 1, done = 0;
+    bool begins = true;
 #pragma unroll 1
-    for (int done = 0; done < layer_count; done++) {
-        const Small &layer = areas.layers[done];
-        const float4 *from = rows + (done % 2 ? 0 : row_count);
-        into.rows = rows + (done % 2 ? row_count : 0);
-        if (done + TOUCHED < layer_count)
-            touch_layer(areas, areas.layers[done + TOUCHED], lane);
-        if (done + 1 == layer_count) {
-            into.rows = nullptr;
-            into.goes = running;
+    for (int piece = 0;; piece++) {
+        wait_for_groups<STAGES - 2>();
+        __syncthreads(); // the piece is there, and the one before it is done
+        if (begins && done) {
+            const unsigned ran = tile.running;
+            if (done > now.awake)
+                tile.running &= now.nonzero[(done - 1) % 3];
+            if (threadIdx.x == 0) {
+                const u64 end = clocks();
+                Counts &counts = areas.counts[done - 1];
+                atomicAdd(&counts.ran, __popc(ran));
+                atomicAdd(&counts.live, __popc(tile.running));
+                atomicAdd(&counts.clocks, static_cast<unsigned>(end - began));
+                began = end;
+                now.nonzero[(done + 1) % 3] = 0;
+            }
+            if (tile.running == 0 || done == areas.layers)
+                break;
+        }
+        request(areas, piece + STAGES - 1, free);
+        if (begins && done + 1 == areas.layers) {
+            into.goes = tile.running;
             if (moves) { // those that die in this layer have a slot, too
-                unsigned base = 0;
-                if (lane == 0)
-                    base = atomicAdd(state.slots + segment + 1, __popc(running));
-                into.base = __shfl_sync(ALL_LANES, base, 0);
-                into.takes = running;
+                if (threadIdx.x == 0)
+                    now.base = atomicAdd(state.slots + segment + 1, __popc(tile.running));
+                __syncthreads();
+                into.base = now.base, into.takes = tile.running;
             }
         }
-        const unsigned some = done ? run_layer(areas, layer, FromShared{from}, into, lane)
-                                   : run_first(areas, state, segment, bits, slot, running, into, lane);
-        __syncwarp(); // outputs are there, and inputs have been read
-        const unsigned ran = running;
-        if (layer.droppable)
-            running &= some;
-        if (lane == 0) {
-            const u64 end = clocks();
-            atomicAdd(areas.counts + 2 * done, __popc(ran));
-            atomicAdd(areas.counts + 2 * done + 1, __popc(running));
-            atomicAdd(areas.clocks + done, end - began);
-            began = end;
-        }
-        if (running == 0 && done + 1 < layer_count)
-            return;
+        const uint4 *packet = areas.ring + stage * areas.stage;
+        run_piece(areas, state, segment, packet, done, inputs, tile, into, now.nonzero + done % 3);
+        begins = reinterpret_cast<const Piece *>(packet)->ends != 0;
+        done += begins;
+        free = stage;
+        stage = stage + 1 == STAGES ? 0 : stage + 1;
     }
-    if (lane < SAMPLES && into.goes >> lane & 1) {
+    const int lane = threadIdx.x;
+    if (lane < areas.groups * GROUP && into.goes >> lane & 1) {
         const int order = state.order[segment];
-        const i64 to = into.base + __popc(into.takes & first_bits(lane));
+        const i64 to = into.base + (moves ? __popc(into.takes & first_bits(lane)) : lane);
         if (moves)
-            state.ids[1 - order][to] = state.ids[order][slot + lane];
-        if (running >> lane & 1)
+            state.ids[1 - order][to] = state.ids[order][tile.slot + lane];
+        if (tile.running >> lane & 1)
             atomicOr(state.masks + (segment + 1) * state.words + to / WORD, 1u << to % WORD);
     }
 }
 
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
-// `moves`: dead samples are dropped at the end; else every sample keeps its slot. `takes_bits`: the inputs
-// may be packed features. Then the slices of all layers, and rows that the widest border inside takes.
-extern "C" __global__ void __launch_bounds__(THREADS)
+// `moves`: dead samples are dropped at the end; else every sample keeps its slot. `bit_count`: of the features
+// that may be packed. Then sizes: pieces of all layers, 16 bytes of the largest, groups, and rows of a group.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     small(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
-          i64 takes_bits, i64 list_count, i64 row_count) {
+          i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 row_count) {
+    __shared__ Now now;
     const State &state = *shared_state;
-    const int count = static_cast<int>(layer_count), lane = threadIdx.x % 32;
-    const Areas areas(count, static_cast<int>(list_count));
     if (blockIdx.x == 0 && threadIdx.x == 0)
         describe_next(state, segment, moves);
-    const u64 began = clocks(), began_nanos = nanoseconds(); // which take long to read
-    load_layers(layers, count, areas);
-    float4 *rows = areas.rows + threadIdx.x / 32 * 2 * row_count;
+    const int samples = static_cast<int>(groups) * GROUP;
     const unsigned total = state.slots[segment];
-    // The first samples of each warp are given out over all multiprocessors, the others as warps come free.
-    unsigned ticket = blockIdx.x + threadIdx.x / 32 * gridDim.x;
-    for (;; ticket = __shfl_sync(ALL_LANES, ticket, 0)) {
-        const i64 slot = static_cast<i64>(ticket) * SAMPLES;
-        if (slot >= total)
-            break;
-        const unsigned running =
-            state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(SAMPLES);
-        if (running)
-            run_samples(areas, state, count, segment, moves, takes_bits && state.bits, slot, running, rows,
-                        static_cast<int>(row_count));
-        if (lane == 0)
-            ticket = gridDim.x * (THREADS / 32) + atomicAdd(state.tickets + segment, 1);
-    }
+    if (static_cast<i64>(blockIdx.x) * samples >= total)
+        return;
+    Areas areas;
+    areas.ring = shared;
+    areas.rows = reinterpret_cast<float4 *>(shared + STAGES * stage);
+    areas.places = reinterpret_cast<Place *>(areas.rows + 2 * groups * row_count);
+    areas.bits = reinterpret_cast<unsigned short *>(areas.places + piece_count);
+    areas.counts = reinterpret_cast<Counts *>(areas.bits + (bit_count + 7) / 8 * 8);
+    areas.stage = static_cast<int>(stage), areas.groups = static_cast<int>(groups);
+    areas.row_count = static_cast<int>(row_count);
+    areas.layers = static_cast<int>(layer_count), areas.pieces = static_cast<int>(piece_count);
+    const u64 began = clocks(), began_nanos = nanoseconds(); // which take long to read
+    if (threadIdx.x == 0)
+        now.awake = 0;
     __syncthreads();
-    const float nanos_a_clock = static_cast<float>(nanoseconds() - began_nanos) / (clocks() - began + 1);
-    for (int k = threadIdx.x; k < count; k += THREADS)
-        if (areas.counts[2 * k]) {
-            atomicAdd(state.ran + first + k, static_cast<u64>(areas.counts[2 * k]));
-            atomicAdd(state.live + first + k, static_cast<u64>(areas.counts[2 * k + 1]));
-            atomicAdd(state.nanos + first + k, static_cast<u64>(areas.clocks[k] * nanos_a_clock));
+    find_pieces(layers, areas, now);
+    const i64 inputs = layers[0].n_in;
+    const int *ids = state.ids[state.order[segment]];
+    Taken tile = {0, 0, bit_count && state.bits};
+    // The first tile of each block is given out over all multiprocessors, the others as blocks come free.
+    for (unsigned ticket = blockIdx.x;; ticket = now.ticket) {
+        wait_for_copies(); // for pieces that nobody needs any more
+        __syncthreads();   // and all are done with the tile before, and have read its ticket
+        tile.slot = static_cast<i64>(ticket) * samples;
+        if (tile.slot >= total)
+            break;
+        tile.running = state.masks[segment * state.words + tile.slot / WORD] >> tile.slot % WORD & first_bits(samples);
+        if (threadIdx.x == 0) {
+            now.ticket = gridDim.x + atomicAdd(state.tickets + segment, 1);
+            now.nonzero[0] = now.nonzero[1] = now.nonzero[2] = 0;
         }
+        if (tile.running == 0) {
+            __syncthreads();
+            continue;
+        }
+        for (int k = 0; k < STAGES - 1; k++)
+            request(areas, k, k);
+        if (tile.bits)
+            turn_tile(areas, state, ids, tile.slot, tile.running, inputs);
+        run_tile(areas, state, segment, moves, inputs, tile, now);
+    }
+    const float nanos_a_clock = static_cast<float>(nanoseconds() - began_nanos) / (clocks() - began + 1);
+    for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
+        const Counts counts = areas.counts[k];
+        if (counts.ran) {
+            atomicAdd(state.ran + first + k, static_cast<u64>(counts.ran));
+            atomicAdd(state.live + first + k, static_cast<u64>(counts.live));
+            atomicAdd(state.nanos + first + k, static_cast<u64>(counts.clocks * nanos_a_clock));
+        }
+    }
 }
