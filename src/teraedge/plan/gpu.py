@@ -80,10 +80,11 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
     if not terms:
         return _lay_out_sparse(layer, room, tensor_cores)
     seconds = rates.dense_seconds(dense_edges(layer), terms)
-    if seconds >= layer.edges / rates.FASTEST:
+    if seconds + rates.SWITCH >= layer.edges / rates.FASTEST:
         sparse = _lay_out_sparse(layer, room, tensor_cores)
         found = predict.predicted(sparse, rates.SPEED).choice.seconds
-        if found is not None and found <= seconds:
+        # A dense layer is a launch of its own, and its rows go through device memory.
+        if found is not None and found <= seconds + rates.SWITCH * sparse.resident:
             return sparse
     return lay_out_dense(layer, terms)
 

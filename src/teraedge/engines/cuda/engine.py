@@ -26,7 +26,8 @@ from teraedge.options import Options, parse_bytes
 from teraedge.plan import gpu
 from teraedge.plan.device import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
-from teraedge.plan.plan import Plan
+from teraedge.plan.neighbours import settled
+from teraedge.plan.plan import Plan, part_of
 from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
@@ -73,6 +74,7 @@ class CudaEngine(Engine):
         free = self._device.free_bytes()
         budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
         self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
+        self._settle_kernels()
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self.head = self._plan.head
         kernels = {part.choice.kernel for part in self._plan.parts}
@@ -125,7 +127,17 @@ class CudaEngine(Engine):
         laid_out = gpu.lay_out(
             layer, self._device.shared_bytes, tensor_cores=self._device.tensor_cores
         )
-        return predicted(laid_out, self._device.multiprocessors * self._device.clock_hz)
+        return self._predicted(laid_out)
+
+    def _predicted(self, layer: DeviceLayer) -> DeviceLayer:
+        return predicted(layer, self._device.multiprocessors * self._device.clock_hz)
+
+    def _settle_kernels(self) -> None:
+        """Let layers that stay take the kernel that is the best among their neighbours."""
+        plan = self._plan
+        plan.resident = settled(plan.resident, self._predicted)
+        for number, layer in enumerate(plan.resident):
+            plan.parts[number] = part_of(layer, plan.origin[number])
 
     def _send_resident(self) -> Chunk | None:
         """Bring the layers that stay to the device."""
