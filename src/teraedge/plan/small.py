@@ -33,13 +33,16 @@ GROUPS = 4
 _UNIT = 16
 _HEAD = np.dtype(
     [
-        *[(name, np.int32) for name in ("slices", "inverse", "neurons", "ends", "equal", "curve")],
-        *[(name, np.float32) for name in ("value", "lower", "upper")],
-        ("", "V12"),
+        *[(name, np.int32) for name in ("slices", "inverse", "neurons", "ends")],
+        *[(name, np.float32) for name in ("lower", "upper")],
+        ("curve", np.int32),
+        ("", "V4"),
         ("lists", np.int32, (WARPS, 2)),
     ]
 )
-"""`struct Piece` of kernels/small.cu."""
+"""`struct Piece` of kernels/small.cu, and the ints behind it."""
+_QUAD = 4
+"""Pairs of edges that are read together."""
 _COUNTS = 12
 _PLACE = 16
 
@@ -54,35 +57,24 @@ def pieces_of(slices: DevicePanels, layer: PanelLayer) -> DevicePanels | None:
     layer : PanelLayer
         Of which they are all.
     """
-    begins, lengths = slices.lists["begin"], slices.lists["length"]
-    indices = slices.indices.view(np.uint32)
-    sizes = LANES * 8 + lengths.astype(np.int64) * LANES * (4 if layer.value is not None else 12)
-    if not len(sizes) or _HEAD.itemsize + sizes.max() > PIECE_BYTES:
+    parts = [_slice(slices, layer, k) for k in range(slices.count)]
+    sizes = [part.nbytes for part in parts]
+    if not parts or _HEAD.itemsize + max(sizes) > PIECE_BYTES:
         return None
     found: list[NDArray[np.uint8]] = []
-    groups = list(_grouped(sizes))
     units = []
-    for first, last in groups:
+    for first, last in _grouped(sizes):
         head = np.zeros((), _HEAD)
         head["slices"], head["inverse"] = last - first, -(-65536 // (last - first))
-        head["neurons"], head["ends"] = len(layer.bias), last == len(sizes)
-        head["equal"], head["curve"] = layer.value is not None, CURVES.index(layer.curve)
-        head["value"] = layer.value or 0.0
+        head["neurons"], head["ends"] = len(layer.bias), last == len(parts)
         head["lower"], head["upper"] = layer.clamp
-        offset = _HEAD.itemsize
-        parts: list[NDArray[np.uint8]] = []
-        for place, k in enumerate(range(first, last)):
-            begin, length = int(begins[k]), int(lengths[k])
-            head["lists"][place] = offset // _UNIT, length
-            arrays = [
-                slices.targets[k * LANES : (k + 1) * LANES],
-                indices[begin * LANES : (begin + length) * LANES],
-                slices.weights[begin * 2 * LANES : (begin + length) * 2 * LANES],
-            ]
-            parts += [array.reshape(-1).view(np.uint8) for array in arrays]
-            offset += int(sizes[k])
-        units.append(offset // _UNIT)
-        found += [head.reshape(1).view(np.uint8), *parts]
+        head["curve"] = CURVES.index(layer.curve)
+        begins = _HEAD.itemsize + np.append(0, np.cumsum(sizes[first:last]))
+        lengths = slices.lists["length"][first:last]
+        head["lists"][: last - first, 0] = begins[:-1] // _UNIT
+        head["lists"][: last - first, 1] = lengths // _QUAD | lengths % _QUAD << 16
+        found += [head.reshape(1).view(np.uint8), *parts[first:last]]
+        units.append(begins[-1] // _UNIT)
     lists = np.array(units, np.int64)
     return DevicePanels(
         height=1,
@@ -94,10 +86,30 @@ def pieces_of(slices: DevicePanels, layer: PanelLayer) -> DevicePanels | None:
     )
 
 
-def _grouped(sizes: NDArray[np.int64]) -> list[tuple[int, int]]:
+def _slice(slices: DevicePanels, layer: PanelLayer, number: int) -> NDArray[np.uint8]:
+    """Return the targets, indices and weights of a slice: quads of pairs, then single pairs."""
+    begin, pairs = (int(slices.lists[name][number]) for name in ("begin", "length"))
+    indices = slices.indices.view(np.uint32)[begin * LANES : (begin + pairs) * LANES]
+    if layer.value is None:
+        weights = slices.weights[begin * 2 * LANES : (begin + pairs) * 2 * LANES]
+    else:
+        weights = np.full(pairs * 2 * LANES, layer.value, np.float32)
+    whole = pairs // _QUAD * _QUAD
+    quads = indices[: whole * LANES].reshape(-1, _QUAD, LANES).transpose(0, 2, 1)
+    # Of each quad, the weights of its first two pairs, then those of the others.
+    of_quads = weights[: whole * 2 * LANES].reshape(-1, 2, LANES, 2).transpose(0, 2, 1, 3)
+    arrays = (
+        slices.targets[number * LANES : (number + 1) * LANES],
+        *(quads, of_quads),
+        *(indices[whole * LANES :], weights[whole * 2 * LANES :]),
+    )
+    return np.concatenate([np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays])
+
+
+def _grouped(sizes: list[int]) -> list[tuple[int, int]]:
     """Cut slices of such sizes into pieces; returns the first slice of each, and the end."""
     cuts, held = [0], 0
-    for k, size in enumerate(sizes.tolist()):
+    for k, size in enumerate(sizes):
         if k - cuts[-1] == WARPS or _HEAD.itemsize + held + size > PIECE_BYTES:
             cuts.append(k)
             held = 0
@@ -113,10 +125,12 @@ class Extent(NamedTuple):
     layers, pieces : int
     stage : int
         Of the largest piece, in 16 bytes.
+    outputs : (int, int)
+        Neurons that come out of the layers, at most, in turn.
+    last : int
+        Those of the last layer.
     inside : int
         Neurons between two of the layers, at most.
-    n_out : int
-        Of the last layer.
     bits : int
         Features that there is room for if they are packed.
     """
@@ -124,34 +138,43 @@ class Extent(NamedTuple):
     layers: int = 0
     pieces: int = 0
     stage: int = 0
+    outputs: tuple[int, int] = (0, 0)
+    last: int = 0
     inside: int = 0
-    n_out: int = 0
     bits: int = 0
 
     def more(self, layer: DeviceLayer, opens: bool) -> "Extent":
         """Return that with one more layer; `opens`: the first of a network."""
         lengths = layer.single.lists["length"]
+        other, own = self.outputs if self.layers % 2 else self.outputs[::-1]
+        own = max(own, layer.n_out)
         return Extent(
             self.layers + 1,
             self.pieces + len(lengths),
             max(self.stage, int(lengths.max())),
-            max(self.inside, self.n_out),
+            (other, own) if self.layers % 2 else (own, other),
             layer.n_out,
+            max(self.inside, self.last) if self.layers else 0,
             layer.n_in + ZERO_ROWS if opens else self.bits,
         )
 
     @property
-    def sizes(self) -> tuple[int, int, int, int, int]:
-        """What the kernel is told: bits, pieces, stage, groups of samples, rows of a group."""
+    def sizes(self) -> tuple[int, ...]:
+        """What the kernel is told.
+
+        Bits, pieces, stage, groups of samples, and rows of a group that come out of odd layers
+        and of even ones, the first being even.
+        """
+        even, odd = self.outputs
         groups = GROUPS if self.inside <= NARROW else 1
-        return self.bits, self.pieces, self.stage, groups, self.inside + ZERO_ROWS
+        return self.bits, self.pieces, self.stage, groups, odd + ZERO_ROWS, even + ZERO_ROWS
 
     @property
     def shared(self) -> int:
         """Shared memory of a block, in bytes."""
-        bits, pieces, stage, groups, rows = self.sizes
+        bits, pieces, stage, groups, odd, even = self.sizes
         ring = STAGES * stage * _UNIT
-        between = 2 * groups * rows * 4 * GROUP
+        between = groups * (odd + even) * 4 * GROUP
         return ring + between + pieces * _PLACE + -(-bits // 8) * 16 + self.layers * _COUNTS
 
     def fits(self, room: int) -> bool:

@@ -16,56 +16,71 @@ constexpr int WARPS = THREADS / 32;
 constexpr int GROUP = 4; // samples of a row
 constexpr int ZERO_ROWS = 8; // rows of zeros behind the last neuron: padding
 
-// The head of a piece, as plan/small.py writes it.
+// The head of a piece, as plan/small.py writes it. Behind it lie two ints a slice: where it begins, in units
+// of 16 bytes, and its *quads* of eight edges and, from bit 16 on, pairs of edges that are left over.
 struct Piece {
     int slices, inverse; // 65536 / slices, rounded up
     int neurons;         // outputs of the layer
     int ends;            // it is the last of its layer
-    int equal, curve;
-    float value, lower, upper;
-    int unused[3];
-    int2 lists[WARPS]; // where each slice begins, in 16 bytes, and its pairs of edges
+    float lower, upper;
+    int curve, unused;
 };
-constexpr int TARGETS = 16, INDICES = 8; // of a slice, in 16 bytes: for 32 neurons; for a pair of edges
+constexpr int HEAD = sizeof(Piece) / 8;  // where those ints begin
+constexpr int TARGETS = 16, QUAD = 32, PAIR = 8; // units of indices for a warp; weights take twice as many
 
 // Where a piece lies in global memory.
 struct Place {
     const uint4 *from;
-    i64 units; // of 16 bytes
+    i64 units;
 };
 
-// What is counted of a layer.
-struct Counts {
-    unsigned ran, live, clocks;
-};
+extern __shared__ uint4 shared[]; // ring [STAGES][stage], rows [2][groups][row_counts[.]], Place [pieces], bits, counts
 
-extern __shared__ uint4 shared[]; // ring [STAGES][stage], rows [2][groups][row_count], bits, Place [pieces], Counts [layers]
-
-// Sizes, and where the parts of shared memory are.
+// Sizes, and where the parts of shared memory begin, in units of 16 bytes.
 struct Areas {
-    uint4 *ring;
-    float4 *rows;
-    unsigned short *bits; // of each neuron, one a sample
-    Place *places;
-    Counts *counts;
-    int stage, groups, row_count, layers, pieces;
+    int stage, groups, layers, pieces;
+    int rows[2], row_counts[2]; // of layers in turn
+    int places, bits, counts;
 
-    __device__ __forceinline__ float4 *rows_of(int layer, int group) const {
-        return rows + ((layer & 1) * groups + group) * row_count;
+    __device__ __forceinline__ Areas(int stages_size, int group_count, int even_rows, int odd_rows, int layer_count,
+                                     int piece_count, int bit_count)
+        : stage(stages_size), groups(group_count), layers(layer_count), pieces(piece_count) {
+        row_counts[0] = even_rows, row_counts[1] = odd_rows;
+        rows[0] = STAGES * stage, rows[1] = rows[0] + groups * even_rows;
+        places = rows[1] + groups * odd_rows;
+        bits = places + pieces;
+        counts = bits + (bit_count + 7) / 8;
+    }
+    // What goes into layer `layer` of the segment, or comes out of the one before it.
+    __device__ __forceinline__ int rows_of(int layer, int group) const {
+        const int side = layer & 1;
+        return (side ? rows[1] : rows[0]) + group * (side ? row_counts[1] : row_counts[0]);
+    }
+    __device__ __forceinline__ unsigned *counts_of(int layer) const { // samples that ran, and lived on, and clocks
+        return reinterpret_cast<unsigned *>(shared + counts) + layer * 3;
+    }
+    __device__ __forceinline__ Place *place_of(int piece) const {
+        return reinterpret_cast<Place *>(shared + places) + piece;
+    }
+    __device__ __forceinline__ unsigned short *bits_of(i64 neuron) const {
+        return reinterpret_cast<unsigned short *>(shared + bits) + neuron;
     }
 };
 
+__device__ __forceinline__ float4 &row_at(int unit) { return reinterpret_cast<float4 *>(shared)[unit]; }
+
 // What the threads of a block tell each other.
 struct Now {
-    unsigned ticket, base;
+    unsigned ticket;
     unsigned nonzero[3]; // samples with a nonzero output, of layers in turn
     int awake;           // layers up to the last after which a zero row may come to life
+    int slots[WORD];     // where samples go
 };
 
-// Find the pieces of all layers; by all threads. `counts` is used for sums before it begins to count.
+// Find the pieces of all layers; by all threads. Counts are used for sums before they begin to count.
 __device__ __forceinline__ void find_pieces(const Layer *layers, const Areas &areas, Now &now) {
     for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
-        areas.counts[k].ran = static_cast<unsigned>(layers[k].single.count);
+        areas.counts_of(k)[0] = static_cast<unsigned>(layers[k].single.count);
         if (!layers[k].droppable)
             atomicMax(&now.awake, k + 1);
     }
@@ -74,49 +89,49 @@ __device__ __forceinline__ void find_pieces(const Layer *layers, const Areas &ar
         const int lane = threadIdx.x;
         unsigned before = 0;
         for (int first = 0; first < areas.layers; first += 32) {
-            const unsigned own = first + lane < areas.layers ? areas.counts[first + lane].ran : 0;
+            const unsigned own = first + lane < areas.layers ? areas.counts_of(first + lane)[0] : 0;
             unsigned sum = own;
             for (int step = 1; step < 32; step *= 2) {
                 const unsigned other = __shfl_up_sync(ALL_LANES, sum, step);
                 sum += lane >= step ? other : 0;
             }
             if (first + lane < areas.layers)
-                areas.counts[first + lane].live = before + sum - own;
+                areas.counts_of(first + lane)[1] = before + sum - own;
             before += __shfl_sync(ALL_LANES, sum, 31);
         }
     }
     __syncthreads();
     for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
         const Panels &panels = layers[k].single;
-        const Counts found = areas.counts[k];
-        for (unsigned piece = 0; piece < found.ran; piece++) {
+        unsigned *counts = areas.counts_of(k);
+        for (unsigned piece = 0; piece < counts[0]; piece++) {
             const List list = panels.lists[piece];
-            areas.places[found.live + piece] = {static_cast<const uint4 *>(panels.indices) + list.begin, list.length};
+            *areas.place_of(counts[1] + piece) = {static_cast<const uint4 *>(panels.indices) + list.begin, list.length};
         }
-        areas.counts[k] = {0, 0, 0};
+        counts[0] = counts[1] = counts[2] = 0;
     }
 }
 
 // Have a piece come into its place of the ring, if there is one.
-__device__ __forceinline__ void request(const Areas &areas, int piece, int stage) {
+__device__ __forceinline__ void request(const Areas &areas, int piece, int unit) {
     if (piece < areas.pieces) {
-        const Place place = areas.places[piece];
-        for (int k = threadIdx.x; k < place.units; k += THREADS)
-            copy_async(areas.ring + stage * areas.stage + k, place.from + k);
+        const Place place = *areas.place_of(piece);
+        const int units = static_cast<int>(place.units);
+#pragma unroll 1
+        for (int k = threadIdx.x; k < units; k += THREADS)
+            copy_async(shared + unit + k, place.from + k);
     }
     end_group();
 }
 
-// Rows in shared memory, with rows of zeros behind the last.
+// Rows in shared memory from a unit on, with rows of zeros behind the last.
 struct FromShared {
-    enum { PAIRS = 8 }; // of edges that are loaded together
-    const float4 *rows;
-    __device__ __forceinline__ float4 operator()(unsigned neuron) const { return rows[neuron]; }
+    int unit;
+    __device__ __forceinline__ float4 operator()(unsigned neuron) const { return row_at(unit + neuron); }
 };
 
 // Rows in global memory; what is beyond the last is zero.
 struct FromRows {
-    enum { PAIRS = 4 };
     const float4 *rows;
     unsigned n;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const {
@@ -126,7 +141,6 @@ struct FromRows {
 
 // Packed features, turned, with zeros behind the last.
 struct FromBits {
-    enum { PAIRS = 4 };
     const unsigned short *bits;
     int shift; // to the group
     __device__ __forceinline__ float4 operator()(unsigned neuron) const {
@@ -135,98 +149,82 @@ struct FromBits {
     }
 };
 
-// Add the inputs of some pairs of edges; rows are all read before the first is added.
-template <bool EQUAL, int COUNT, class From>
-__device__ __forceinline__ void add_pairs(const From &from, float value, const unsigned *indices, const float2 *weights,
-                                          float *totals) {
-    unsigned both[COUNT];
-    float2 weight[COUNT];
-    float4 x[2 * COUNT];
-#pragma unroll
-    for (int k = 0; k < COUNT; k++) {
-        both[k] = indices[k * 32];
-        weight[k] = EQUAL ? make_float2(value, value) : weights[k * 32];
-    }
-#pragma unroll
-    for (int k = 0; k < COUNT; k++)
-        x[2 * k] = from(both[k] & 0xffff), x[2 * k + 1] = from(both[k] >> 16);
-#pragma unroll
-    for (int k = 0; k < 2 * COUNT; k++) {
-        const float w = k % 2 ? weight[k / 2].y : weight[k / 2].x;
-        totals[0] = fmaf(x[k].x, w, totals[0]);
-        totals[1] = fmaf(x[k].y, w, totals[1]);
-        totals[2] = fmaf(x[k].z, w, totals[2]);
-        totals[3] = fmaf(x[k].w, w, totals[3]);
-    }
+__device__ __forceinline__ void add(const float4 &x, float weight, float *totals) {
+    totals[0] = fmaf(x.x, weight, totals[0]);
+    totals[1] = fmaf(x.y, weight, totals[1]);
+    totals[2] = fmaf(x.z, weight, totals[2]);
+    totals[3] = fmaf(x.w, weight, totals[3]);
 }
 
-// Sum the inputs of a lane's neuron.
-template <bool EQUAL, class From>
-__device__ __forceinline__ void sum(const From &from, float value, const unsigned *indices, const float2 *weights,
-                                    int pairs, float *totals) {
-    constexpr int MOST = From::PAIRS;
-    int done = 0;
-#pragma unroll 1
-    for (; done + MOST <= pairs; done += MOST)
-        add_pairs<EQUAL, MOST>(from, value, indices + done * 32, weights + done * 32, totals);
-    if (MOST > 4 && pairs & 4) {
-        add_pairs<EQUAL, 4>(from, value, indices + done * 32, weights + done * 32, totals);
-        done += 4;
-    }
-    if (pairs & 2) {
-        add_pairs<EQUAL, 2>(from, value, indices + done * 32, weights + done * 32, totals);
-        done += 2;
-    }
-    if (pairs & 1)
-        add_pairs<EQUAL, 1>(from, value, indices + done * 32, weights + done * 32, totals);
-}
-
-// Where the outputs of a group go: into shared memory, or to slots of global memory.
-struct Into {
-    float4 *rows;   // or none
-    float *global;  // the rows after the segment
-    i64 base;       // slot of the first sample of the tile that goes there
-    unsigned goes;  // samples of the tile that do
-    unsigned takes; // samples of the tile that have a slot
-
-    __device__ __forceinline__ void write(int group, int neuron, int neurons, const float *y) const {
-        if (rows) {
-            rows[neuron] = make_float4(y[0], y[1], y[2], y[3]);
-            return;
-        }
-#pragma unroll
-        for (int k = 0; k < GROUP; k++)
-            if (goes >> (group * GROUP + k) & 1)
-                global[place(base + __popc(takes & first_bits(group * GROUP + k)), neuron, neurons)] = y[k];
-    }
-};
-
-// Run a slice of a piece on a group; returns the samples with a nonzero output.
+// Sum the inputs of a lane's neuron of a slice, the edges of which begin at `unit`. There is little code, so that
+// it stays near: a warp alone would wait for instructions longer than for anything else.
 template <class From>
-__device__ __forceinline__ unsigned run_slice(const uint4 *packet, int slice, const From &from, const Into &into,
-                                              int group, int lane) {
-    const Piece &piece = *reinterpret_cast<const Piece *>(packet);
-    const int2 list = piece.lists[slice];
-    packet += list.x;
-    const int2 both = reinterpret_cast<const int2 *>(packet)[lane];
-    const Target target = {both.x, __int_as_float(both.y)};
-    const unsigned *indices = reinterpret_cast<const unsigned *>(packet + TARGETS) + lane;
-    const float2 *weights = reinterpret_cast<const float2 *>(packet + TARGETS + list.y * INDICES) + lane;
+__device__ __forceinline__ void sum(const From &from, int unit, int lengths, int lane, float *totals) {
+    const int quads = lengths & 0xffff, pairs = lengths >> 16;
+    int index = unit + lane, weight = unit + quads * QUAD + lane;
+#pragma unroll 1
+    for (int k = 0; k < quads; k++) {
+        const uint4 four = shared[index];
+        const float4 w[2] = {row_at(weight), row_at(weight + QUAD)};
+        float4 x[8] = {from(four.x & 0xffff), from(four.x >> 16), from(four.y & 0xffff), from(four.y >> 16),
+                       from(four.z & 0xffff), from(four.z >> 16), from(four.w & 0xffff), from(four.w >> 16)};
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            add(x[4 * half], w[half].x, totals), add(x[4 * half + 1], w[half].y, totals);
+            add(x[4 * half + 2], w[half].z, totals), add(x[4 * half + 3], w[half].w, totals);
+        }
+        index += QUAD, weight += 2 * QUAD;
+    }
+    const int rest = unit + 3 * QUAD * quads;
+    const unsigned *indices = reinterpret_cast<const unsigned *>(shared + rest) + lane;
+    const float2 *weights = reinterpret_cast<const float2 *>(shared + rest + pairs * PAIR) + lane;
+#pragma unroll 1
+    for (int k = 0; k < pairs; k++) {
+        const unsigned both = indices[k * 32];
+        const float2 w = weights[k * 32];
+        const float4 x[2] = {from(both & 0xffff), from(both >> 16)};
+        add(x[0], w.x, totals), add(x[1], w.y, totals);
+    }
+}
+
+// Run a slice of the piece at `unit` on a group, into the rows from `to` on; returns the samples with a nonzero
+// output.
+template <class From>
+__device__ __forceinline__ unsigned run_slice(const Piece &piece, int unit, int slice, const From &from, int to, int lane) {
+    const int2 list = reinterpret_cast<const int2 *>(shared + unit)[HEAD + slice];
+    unit += list.x;
+    const int2 target = reinterpret_cast<const int2 *>(shared + unit)[lane];
     float totals[GROUP] = {};
-    if (piece.equal)
-        sum<true>(from, piece.value, indices, weights, list.y, totals);
-    else
-        sum<false>(from, piece.value, indices, weights, list.y, totals);
+    sum(from, unit + TARGETS, list.y, lane, totals);
     unsigned some = 0;
-    if (target.output >= 0) {
+    if (target.x >= 0) {
 #pragma unroll
         for (int k = 0; k < GROUP; k++) {
-            totals[k] = activate(piece, totals[k], target.bias);
+            totals[k] = activate(piece, totals[k], __int_as_float(target.y));
             some |= (totals[k] != 0.0f ? 1u : 0u) << k;
         }
-        into.write(group, target.output, piece.neurons, totals);
+        row_at(to + target.x) = make_float4(totals[0], totals[1], totals[2], totals[3]);
     }
     return __reduce_or_sync(ALL_LANES, some);
+}
+
+// Run a piece of layer `done`, at `unit`, on all groups with live samples.
+template <class Inputs>
+__device__ __forceinline__ void run_piece(const Areas &areas, const Piece &piece, int unit, int done, unsigned running,
+                                          const Inputs &inputs, unsigned *nonzero) {
+    const int lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (int item = threadIdx.x / 32; item < piece.slices * areas.groups; item += WARPS) {
+        const int group = item * piece.inverse >> 16, slice = item - group * piece.slices;
+        if ((running >> group * GROUP & first_bits(GROUP)) == 0)
+            continue;
+        const unsigned some = run_slice(piece, unit, slice, inputs(group), areas.rows_of(done + 1, group), lane);
+        if (lane == 0 && some)
+            atomicOr(nonzero, some << group * GROUP);
+    }
+    if (piece.ends && threadIdx.x < areas.groups * ZERO_ROWS)
+        row_at(areas.rows_of(done + 1, threadIdx.x / ZERO_ROWS) + piece.neurons + threadIdx.x % ZERO_ROWS) =
+            make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
 // Turn the packed features of a tile from `slot` on: of each neuron, a bit a sample.
@@ -255,110 +253,94 @@ __device__ __forceinline__ void turn_tile(const Areas &areas, const State &state
         for (int k = 0; k < parts; k++) { // the first neuron is in the highest bit of its byte
             const i64 neuron = (first + k) * 32 + (lane ^ 7);
             if (neuron < n)
-                areas.bits[neuron] = static_cast<unsigned short>(x >> k * samples & first_bits(samples));
+                *areas.bits_of(neuron) = static_cast<unsigned short>(x >> k * samples & first_bits(samples));
         }
     }
     if (threadIdx.x < ZERO_ROWS)
-        areas.bits[n + threadIdx.x] = 0;
+        *areas.bits_of(n + threadIdx.x) = 0;
 }
 
-// The live ones of a tile, and what they read and write.
-struct Taken {
-    i64 slot;
-    unsigned running;
-    bool bits;
-};
-
-// Run a piece of layer `done` on the tile; returns the samples with a nonzero output.
-__device__ __forceinline__ void run_piece(const Areas &areas, const State &state, i64 segment, const uint4 *packet,
-                                          int done, i64 inputs, const Taken &tile, Into into, unsigned *nonzero) {
-    const Piece &piece = *reinterpret_cast<const Piece *>(packet);
-    const int slices = piece.slices, lane = threadIdx.x % 32;
-    const bool last = done + 1 == areas.layers;
-    for (int item = threadIdx.x / 32; item < slices * areas.groups; item += WARPS) {
-        const int group = static_cast<int>(static_cast<unsigned>(item) * piece.inverse >> 16), slice = item - group * slices;
-        if ((tile.running >> group * GROUP & first_bits(GROUP)) == 0)
-            continue;
-        into.rows = last ? nullptr : areas.rows_of(done + 1, group);
-        unsigned some;
-        if (done) {
-            some = run_slice(packet, slice, FromShared{areas.rows_of(done, group)}, into, group, lane);
-        } else if (tile.bits) {
-            some = run_slice(packet, slice, FromBits{areas.bits, group * GROUP}, into, group, lane);
-        } else {
-            const float *rows = state.rows[state.buffer[segment]] + place(tile.slot + group * GROUP, 0, inputs);
-            const FromRows from = {reinterpret_cast<const float4 *>(rows), static_cast<unsigned>(inputs)};
-            some = run_slice(packet, slice, from, into, group, lane);
-        }
-        if (lane == 0 && some)
-            atomicOr(nonzero, some << group * GROUP);
-    }
-    if (piece.ends && !last && threadIdx.x < areas.groups * ZERO_ROWS)
-        areas.rows_of(done + 1, threadIdx.x / ZERO_ROWS)[piece.neurons + threadIdx.x % ZERO_ROWS] =
-            make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-}
-
-// Take a tile through all layers, and those that live to their slots.
-__device__ __forceinline__ void run_tile(const Areas &areas, const State &state, i64 segment, bool moves, i64 inputs,
-                                         Taken tile, Now &now) {
-    Into into = {nullptr, state.rows[1 - state.buffer[segment]], tile.slot, 0, first_bits(32)};
-    u64 began = clocks();
-    int stage = 0, free = STAGES - 1, done = 0;
-    bool begins = true;
+// Take a tile through all layers; returns the samples that are live at the end.
+__device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &state, i64 segment, i64 slot,
+                                             unsigned running, bool bits, i64 inputs, Now &now) {
+    const int lane = threadIdx.x % 32;
+    unsigned began = static_cast<unsigned>(clocks());
+    int unit = 0, free = (STAGES - 1) * areas.stage, done = 0, turn = 0, ends = 0;
 #pragma unroll 1
     for (int piece = 0;; piece++) {
         wait_for_groups<STAGES - 2>();
         __syncthreads(); // the piece is there, and the one before it is done
-        if (begins && done) {
-            const unsigned ran = tile.running;
+        if (ends) {
+            const unsigned ran = running, end = static_cast<unsigned>(clocks());
             if (done > now.awake)
-                tile.running &= now.nonzero[(done - 1) % 3];
-            if (threadIdx.x == 0) {
-                const u64 end = clocks();
-                Counts &counts = areas.counts[done - 1];
-                atomicAdd(&counts.ran, __popc(ran));
-                atomicAdd(&counts.live, __popc(tile.running));
-                atomicAdd(&counts.clocks, static_cast<unsigned>(end - began));
-                began = end;
-                now.nonzero[(done + 1) % 3] = 0;
-            }
-            if (tile.running == 0 || done == areas.layers)
-                break;
+                running &= now.nonzero[turn];
+            if (threadIdx.x < 3)
+                atomicAdd(areas.counts_of(done - 1) + lane, lane == 0 ? __popc(ran) : lane == 1 ? __popc(running) : end - began);
+            began = end;
+            turn = turn == 2 ? 0 : turn + 1; // of the layer that follows
+            if (threadIdx.x == 0)
+                now.nonzero[turn == 2 ? 0 : turn + 1] = 0;
+            if (running == 0 || done == areas.layers)
+                return running;
         }
         request(areas, piece + STAGES - 1, free);
-        if (begins && done + 1 == areas.layers) {
-            into.goes = tile.running;
-            if (moves) { // those that die in this layer have a slot, too
-                if (threadIdx.x == 0)
-                    now.base = atomicAdd(state.slots + segment + 1, __popc(tile.running));
-                __syncthreads();
-                into.base = now.base, into.takes = tile.running;
-            }
+        const Piece now_runs = *reinterpret_cast<const Piece *>(shared + unit);
+        unsigned *nonzero = now.nonzero + turn;
+        if (done) {
+            const auto from = [&](int group) { return FromShared{areas.rows_of(done, group)}; };
+            run_piece(areas, now_runs, unit, done, running, from, nonzero);
+        } else if (bits) {
+            const auto from = [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; };
+            run_piece(areas, now_runs, unit, done, running, from, nonzero);
+        } else {
+            const float *rows = state.rows[state.buffer[segment]] + place(slot, 0, inputs);
+            const auto from = [&](int group) {
+                return FromRows{reinterpret_cast<const float4 *>(rows) + group, static_cast<unsigned>(inputs)};
+            };
+            run_piece(areas, now_runs, unit, done, running, from, nonzero);
         }
-        const uint4 *packet = areas.ring + stage * areas.stage;
-        run_piece(areas, state, segment, packet, done, inputs, tile, into, now.nonzero + done % 3);
-        begins = reinterpret_cast<const Piece *>(packet)->ends != 0;
-        done += begins;
-        free = stage;
-        stage = stage + 1 == STAGES ? 0 : stage + 1;
+        ends = now_runs.ends;
+        done += ends;
+        free = unit;
+        unit = unit == (STAGES - 1) * areas.stage ? 0 : unit + areas.stage;
     }
-    const int lane = threadIdx.x;
-    if (lane < areas.groups * GROUP && into.goes >> lane & 1) {
-        const int order = state.order[segment];
-        const i64 to = into.base + (moves ? __popc(into.takes & first_bits(lane)) : lane);
-        if (moves)
-            state.ids[1 - order][to] = state.ids[order][tile.slot + lane];
-        if (tile.running >> lane & 1)
+}
+
+// Give the live samples of a tile their slots, and write their rows there.
+__device__ __forceinline__ void store_tile(const Areas &areas, const State &state, i64 segment, bool moves, i64 slot,
+                                           unsigned running, int neurons, Now &now) {
+    if (threadIdx.x < 32) {
+        const int lane = threadIdx.x, order = state.order[segment];
+        unsigned base = static_cast<unsigned>(slot);
+        if (moves && lane == 0)
+            base = atomicAdd(state.slots + segment + 1, __popc(running));
+        base = __shfl_sync(ALL_LANES, base, 0);
+        const unsigned to = base + (moves ? __popc(running & first_bits(lane)) : lane);
+        const bool stays = (running >> lane & 1) != 0;
+        now.slots[lane] = stays ? static_cast<int>(to) : -1;
+        if (stays) {
+            if (moves)
+                state.ids[1 - order][to] = state.ids[order][slot + lane];
             atomicOr(state.masks + (segment + 1) * state.words + to / WORD, 1u << to % WORD);
+        }
     }
+    __syncthreads();
+    const int samples = areas.groups * GROUP, sample = threadIdx.x % samples, to = now.slots[sample];
+    if (to < 0)
+        return;
+    float *rows = state.rows[1 - state.buffer[segment]] + place(to, 0, neurons);
+    const float *from = reinterpret_cast<const float *>(shared + areas.rows_of(areas.layers, sample / GROUP)) + sample % GROUP;
+    for (int neuron = threadIdx.x / samples; neuron < neurons; neuron += THREADS / samples)
+        rows[static_cast<i64>(neuron) * COLUMNS] = from[neuron * GROUP];
 }
 
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
 // `moves`: dead samples are dropped at the end; else every sample keeps its slot. `bit_count`: of the features
-// that may be packed. Then sizes: pieces of all layers, 16 bytes of the largest, groups, and rows of a group.
-extern "C" __global__ void __launch_bounds__(THREADS, 2)
+// that may be packed. Then sizes: pieces of all layers, units of the largest, groups, and rows of a group that come
+// out of odd layers and of even ones, the first being even.
+extern "C" __global__ void __launch_bounds__(THREADS, 3)
     small(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
-          i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 row_count) {
+          i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 odd_rows, i64 even_rows) {
     __shared__ Now now;
     const State &state = *shared_state;
     if (blockIdx.x == 0 && threadIdx.x == 0)
@@ -367,52 +349,47 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const unsigned total = state.slots[segment];
     if (static_cast<i64>(blockIdx.x) * samples >= total)
         return;
-    Areas areas;
-    areas.ring = shared;
-    areas.rows = reinterpret_cast<float4 *>(shared + STAGES * stage);
-    areas.places = reinterpret_cast<Place *>(areas.rows + 2 * groups * row_count);
-    areas.bits = reinterpret_cast<unsigned short *>(areas.places + piece_count);
-    areas.counts = reinterpret_cast<Counts *>(areas.bits + (bit_count + 7) / 8 * 8);
-    areas.stage = static_cast<int>(stage), areas.groups = static_cast<int>(groups);
-    areas.row_count = static_cast<int>(row_count);
-    areas.layers = static_cast<int>(layer_count), areas.pieces = static_cast<int>(piece_count);
+    const Areas areas(static_cast<int>(stage), static_cast<int>(groups), static_cast<int>(odd_rows), static_cast<int>(even_rows),
+                      static_cast<int>(layer_count), static_cast<int>(piece_count), static_cast<int>(bit_count));
     const u64 began = clocks(), began_nanos = nanoseconds(); // which take long to read
     if (threadIdx.x == 0)
         now.awake = 0;
     __syncthreads();
     find_pieces(layers, areas, now);
     const i64 inputs = layers[0].n_in;
+    const int outputs = static_cast<int>(layers[layer_count - 1].n_out);
     const int *ids = state.ids[state.order[segment]];
-    Taken tile = {0, 0, bit_count && state.bits};
+    const bool bits = bit_count && state.bits;
     // The first tile of each block is given out over all multiprocessors, the others as blocks come free.
     for (unsigned ticket = blockIdx.x;; ticket = now.ticket) {
         wait_for_copies(); // for pieces that nobody needs any more
         __syncthreads();   // and all are done with the tile before, and have read its ticket
-        tile.slot = static_cast<i64>(ticket) * samples;
-        if (tile.slot >= total)
+        const i64 slot = static_cast<i64>(ticket) * samples;
+        if (slot >= total)
             break;
-        tile.running = state.masks[segment * state.words + tile.slot / WORD] >> tile.slot % WORD & first_bits(samples);
+        unsigned running = state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(samples);
         if (threadIdx.x == 0) {
             now.ticket = gridDim.x + atomicAdd(state.tickets + segment, 1);
             now.nonzero[0] = now.nonzero[1] = now.nonzero[2] = 0;
         }
-        if (tile.running == 0) {
-            __syncthreads();
-            continue;
+        if (running) {
+            for (int k = 0; k < STAGES - 1; k++)
+                request(areas, k, k * areas.stage);
+            if (bits)
+                turn_tile(areas, state, ids, slot, running, inputs);
+            running = run_tile(areas, state, segment, slot, running, bits, inputs, now);
         }
-        for (int k = 0; k < STAGES - 1; k++)
-            request(areas, k, k);
-        if (tile.bits)
-            turn_tile(areas, state, ids, tile.slot, tile.running, inputs);
-        run_tile(areas, state, segment, moves, inputs, tile, now);
+        if (running)
+            store_tile(areas, state, segment, moves, slot, running, outputs, now);
+        __syncthreads();
     }
     const float nanos_a_clock = static_cast<float>(nanoseconds() - began_nanos) / (clocks() - began + 1);
     for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
-        const Counts counts = areas.counts[k];
-        if (counts.ran) {
-            atomicAdd(state.ran + first + k, static_cast<u64>(counts.ran));
-            atomicAdd(state.live + first + k, static_cast<u64>(counts.live));
-            atomicAdd(state.nanos + first + k, static_cast<u64>(counts.clocks * nanos_a_clock));
+        const unsigned *counts = areas.counts_of(k);
+        if (counts[0]) {
+            atomicAdd(state.ran + first + k, static_cast<u64>(counts[0]));
+            atomicAdd(state.live + first + k, static_cast<u64>(counts[1]));
+            atomicAdd(state.nanos + first + k, static_cast<u64>(counts[2] * nanos_a_clock));
         }
     }
 }
