@@ -17,8 +17,9 @@ from teraedge.plan.panels import PanelLayer
 GROUP = 4
 """Samples of a row."""
 WARPS = 8
-THREADS = WARPS * LANES
-"""Of a block."""
+"""That compute."""
+THREADS = (WARPS + 1) * LANES
+"""Of a block: a warp only copies."""
 STAGES = 5
 """Pieces of the ring."""
 PIECE_BYTES = 28672
@@ -31,19 +32,15 @@ NARROW = 128
 """Neurons between two layers up to which a block takes `GROUPS` groups of samples, else one."""
 GROUPS = 4
 _UNIT = 16
-_HEAD = np.dtype(
-    [
-        *[(name, np.int32) for name in ("slices", "inverse", "neurons", "ends")],
-        *[(name, np.float32) for name in ("lower", "upper")],
-        ("curve", np.int32),
-        ("", "V4"),
-        ("lists", np.int32, (WARPS, 2)),
-    ]
+_SLICE = np.dtype(
+    [("begin", np.int32), ("lengths", np.int32), ("lower", np.float32), ("upper", np.float32)]
 )
-"""`struct Piece` of kernels/small.cu, and the ints behind it."""
+"""`struct Slice` of kernels/small.cu."""
+_ENDS, _CURVE = 8, 16
+"""Bits of the flags of a piece."""
 _QUAD = 4
 """Pairs of edges that are read together."""
-_COUNTS = 12
+_COUNTS = 20
 _PLACE = 16
 
 
@@ -59,26 +56,26 @@ def pieces_of(slices: DevicePanels, layer: PanelLayer) -> DevicePanels | None:
     """
     parts = [_slice(slices, layer, k) for k in range(slices.count)]
     sizes = [part.nbytes for part in parts]
-    if not parts or _HEAD.itemsize + max(sizes) > PIECE_BYTES:
+    if not parts or _head_bytes(1) + max(sizes) > PIECE_BYTES:
         return None
     found: list[NDArray[np.uint8]] = []
-    units = []
+    units, flags = [], []
     for first, last in _grouped(sizes):
-        head = np.zeros((), _HEAD)
-        head["slices"], head["inverse"] = last - first, -(-65536 // (last - first))
-        head["neurons"], head["ends"] = len(layer.bias), last == len(parts)
-        head["lower"], head["upper"] = layer.clamp
-        head["curve"] = CURVES.index(layer.curve)
-        begins = _HEAD.itemsize + np.append(0, np.cumsum(sizes[first:last]))
+        shift = (last - first - 1).bit_length()
+        head = np.zeros(1 << shift, _SLICE)
+        begins = head.nbytes + np.append(0, np.cumsum(sizes[first:last]))
         lengths = slices.lists["length"][first:last]
-        head["lists"][: last - first, 0] = begins[:-1] // _UNIT
-        head["lists"][: last - first, 1] = lengths // _QUAD | lengths % _QUAD << 16
-        found += [head.reshape(1).view(np.uint8), *parts[first:last]]
+        head["lengths"] = -1
+        head["begin"][: last - first] = begins[:-1] // _UNIT
+        head["lengths"][: last - first] = lengths // _QUAD | lengths % _QUAD << 16
+        head["lower"], head["upper"] = layer.clamp
+        found += [head.view(np.uint8), *parts[first:last]]
         units.append(begins[-1] // _UNIT)
+        flags.append(shift | (last == len(parts)) << _ENDS | CURVES.index(layer.curve) << _CURVE)
     lists = np.array(units, np.int64)
     return DevicePanels(
         height=1,
-        lists=list_table(np.cumsum(lists) - lists, lists),
+        lists=list_table(np.cumsum(lists) - lists, lists, np.array(flags)),
         indices=np.concatenate(found).view(np.uint16),
         weights=np.empty(0, np.float32),
         targets=DevicePanels.none().targets,
@@ -89,7 +86,10 @@ def pieces_of(slices: DevicePanels, layer: PanelLayer) -> DevicePanels | None:
 def _slice(slices: DevicePanels, layer: PanelLayer, number: int) -> NDArray[np.uint8]:
     """Return the targets, indices and weights of a slice: quads of pairs, then single pairs."""
     begin, pairs = (int(slices.lists[name][number]) for name in ("begin", "length"))
-    indices = slices.indices.view(np.uint32)[begin * LANES : (begin + pairs) * LANES]
+    given = slices.indices[begin * 2 * LANES : (begin + pairs) * 2 * LANES]
+    # Rows of zeros come first here, in the same banks as those behind the last neuron.
+    zero = given >= layer.n_in
+    indices = np.where(zero, given % ZERO_ROWS, given + ZERO_ROWS).astype(np.uint16).view(np.uint32)
     if layer.value is None:
         weights = slices.weights[begin * 2 * LANES : (begin + pairs) * 2 * LANES]
     else:
@@ -110,11 +110,16 @@ def _grouped(sizes: list[int]) -> list[tuple[int, int]]:
     """Cut slices of such sizes into pieces; returns the first slice of each, and the end."""
     cuts, held = [0], 0
     for k, size in enumerate(sizes):
-        if k - cuts[-1] == WARPS or _HEAD.itemsize + held + size > PIECE_BYTES:
+        if k - cuts[-1] == WARPS or _head_bytes(k - cuts[-1] + 1) + held + size > PIECE_BYTES:
             cuts.append(k)
             held = 0
         held += size
     return list(zip(cuts, [*cuts[1:], len(sizes)], strict=True))
+
+
+def _head_bytes(slices: int) -> int:
+    """Return the bytes before so many slices, which a power of two has room in."""
+    return _SLICE.itemsize << (slices - 1).bit_length()
 
 
 class Extent(NamedTuple):
@@ -175,7 +180,13 @@ class Extent(NamedTuple):
         bits, pieces, stage, groups, odd, even = self.sizes
         ring = STAGES * stage * _UNIT
         between = groups * (odd + even) * 4 * GROUP
-        return ring + between + pieces * _PLACE + -(-bits // 8) * 16 + self.layers * _COUNTS
+        return (
+            ring
+            + between
+            + (pieces + 1) * _PLACE
+            + -(-bits // 8) * 16
+            + (self.layers + 1) * _COUNTS
+        )
 
     def fits(self, room: int) -> bool:
         """Tell whether a block with so many bytes can run it."""

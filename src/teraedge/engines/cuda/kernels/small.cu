@@ -2,9 +2,12 @@
 //
 // A block takes a tile of `groups` times four samples through all layers of a segment; a row is four floats a
 // neuron and group, in two pieces of shared memory by turns. All that there is to know of a layer comes as
-// *pieces* of up to a slice of 32 neurons a warp, which the block copies into a ring in shared memory several
-// pieces ahead: nothing waits for global memory between two layers, and there is one barrier a piece. The first
-// layer gathers from global memory, or from packed features, turned; the last one writes there.
+// *pieces* of up to a slice of 32 neurons a warp, which a warp of its own copies into a ring in shared memory
+// several pieces ahead: nothing waits for global memory between two layers, and there is one barrier a piece.
+// The first layer gathers from global memory, or from packed features, turned.
+//
+// With two warps a scheduler, instructions that wait for one another are what a layer takes: there must be few
+// of them from barrier to barrier.
 //
 // Specialised by: THREADS, STAGES.
 #include "common.cuh"
@@ -12,75 +15,75 @@
 constexpr int LAYERS_AHEAD = 1;
 #include "tiles.cuh"
 
-constexpr int WARPS = THREADS / 32;
+constexpr int WARPS = THREADS / 32 - 1; // that compute; the last one copies
 constexpr int GROUP = 4; // samples of a row
-constexpr int ZERO_ROWS = 8; // rows of zeros behind the last neuron: padding
+constexpr int ZERO_ROWS = 8; // rows of zeros before the first neuron: padding
 
-// The head of a piece, as plan/small.py writes it. Behind it lie two ints a slice: where it begins, in units
-// of 16 bytes, and its *quads* of eight edges and, from bit 16 on, pairs of edges that are left over.
-struct Piece {
-    int slices, inverse; // 65536 / slices, rounded up
-    int neurons;         // outputs of the layer
-    int ends;            // it is the last of its layer
+// What there is to know of a slice, as plan/small.py writes it: at the beginning of a piece, one for each of a
+// power of two of slices.
+struct alignas(16) Slice {
+    int begin;   // in units of 16 bytes from the beginning of the piece
+    int lengths; // *quads* of eight edges and, from bit 16 on, pairs of edges that are left over; -1: no slice
     float lower, upper;
-    int curve, unused;
 };
-constexpr int HEAD = sizeof(Piece) / 8;  // where those ints begin
 constexpr int TARGETS = 16, QUAD = 32, PAIR = 8; // units of indices for a warp; weights take twice as many
 
 // Where a piece lies in global memory.
-struct Place {
+struct alignas(16) Place {
     const uint4 *from;
-    i64 units;
+    int units;
+    int flags; // slices: 1 << bits 0 to 7; bit 8: the last of its layer; enum Curve from bit 16 on
 };
 
-extern __shared__ uint4 shared[]; // ring [STAGES][stage], rows [2][groups][row_counts[.]], Place [pieces], bits, counts
+// What is counted of a layer: in this tile, and in all of them.
+struct Counts {
+    unsigned nonzero, stamp; // samples with a nonzero output; when it began
+    unsigned ran, live, clocks;
+};
 
-// Sizes, and where the parts of shared memory begin, in units of 16 bytes.
+// Sizes, and where the parts of shared memory begin, in units.
+extern __shared__ uint4 space[]; // ring [STAGES][stage], rows [2][groups][row_counts[.]], Place [pieces + 1], bits, Counts [layers + 1]
+
 struct Areas {
     int stage, groups, layers, pieces;
     int rows[2], row_counts[2]; // of layers in turn
     int places, bits, counts;
 
-    __device__ __forceinline__ Areas(int stages_size, int group_count, int even_rows, int odd_rows, int layer_count,
+    __device__ __forceinline__ Areas(int stage_size, int group_count, int odd_rows, int even_rows, int layer_count,
                                      int piece_count, int bit_count)
-        : stage(stages_size), groups(group_count), layers(layer_count), pieces(piece_count) {
-        row_counts[0] = even_rows, row_counts[1] = odd_rows;
-        rows[0] = STAGES * stage, rows[1] = rows[0] + groups * even_rows;
-        places = rows[1] + groups * odd_rows;
-        bits = places + pieces;
+        : stage(stage_size), groups(group_count), layers(layer_count), pieces(piece_count) {
+        row_counts[0] = odd_rows, row_counts[1] = even_rows; // what goes into an even layer comes out of an odd one
+        rows[0] = STAGES * stage, rows[1] = rows[0] + groups * odd_rows;
+        places = rows[1] + groups * even_rows;
+        bits = places + pieces + 1;
         counts = bits + (bit_count + 7) / 8;
     }
     // What goes into layer `layer` of the segment, or comes out of the one before it.
-    __device__ __forceinline__ int rows_of(int layer, int group) const {
+    __device__ __forceinline__ float4 *rows_of(int layer, int group) const {
         const int side = layer & 1;
-        return (side ? rows[1] : rows[0]) + group * (side ? row_counts[1] : row_counts[0]);
+        return reinterpret_cast<float4 *>(space) + (side ? rows[1] : rows[0]) + group * (side ? row_counts[1] : row_counts[0]);
     }
-    __device__ __forceinline__ unsigned *counts_of(int layer) const { // samples that ran, and lived on, and clocks
-        return reinterpret_cast<unsigned *>(shared + counts) + layer * 3;
+    __device__ __forceinline__ Counts &counts_of(int layer) const {
+        return reinterpret_cast<Counts *>(space + counts)[layer];
     }
-    __device__ __forceinline__ Place *place_of(int piece) const {
-        return reinterpret_cast<Place *>(shared + places) + piece;
-    }
+    __device__ __forceinline__ Place &place_of(int piece) const { return reinterpret_cast<Place *>(space + places)[piece]; }
     __device__ __forceinline__ unsigned short *bits_of(i64 neuron) const {
-        return reinterpret_cast<unsigned short *>(shared + bits) + neuron;
+        return reinterpret_cast<unsigned short *>(space + bits) + neuron;
     }
 };
-
-__device__ __forceinline__ float4 &row_at(int unit) { return reinterpret_cast<float4 *>(shared)[unit]; }
 
 // What the threads of a block tell each other.
 struct Now {
     unsigned ticket;
-    unsigned nonzero[3]; // samples with a nonzero output, of layers in turn
-    int awake;           // layers up to the last after which a zero row may come to life
-    int slots[WORD];     // where samples go
+    int awake;       // layers up to the last after which a zero row may come to life
+    int slots[WORD]; // where samples go
 };
 
 // Find the pieces of all layers; by all threads. Counts are used for sums before they begin to count.
 __device__ __forceinline__ void find_pieces(const Layer *layers, const Areas &areas, Now &now) {
+#pragma unroll 1
     for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
-        areas.counts_of(k)[0] = static_cast<unsigned>(layers[k].single.count);
+        areas.counts_of(k).ran = static_cast<unsigned>(layers[k].single.count);
         if (!layers[k].droppable)
             atomicMax(&now.awake, k + 1);
     }
@@ -88,59 +91,65 @@ __device__ __forceinline__ void find_pieces(const Layer *layers, const Areas &ar
     if (threadIdx.x < 32) { // sums of pieces up to each layer
         const int lane = threadIdx.x;
         unsigned before = 0;
+#pragma unroll 1
         for (int first = 0; first < areas.layers; first += 32) {
-            const unsigned own = first + lane < areas.layers ? areas.counts_of(first + lane)[0] : 0;
+            const unsigned own = first + lane < areas.layers ? areas.counts_of(first + lane).ran : 0;
             unsigned sum = own;
             for (int step = 1; step < 32; step *= 2) {
                 const unsigned other = __shfl_up_sync(ALL_LANES, sum, step);
                 sum += lane >= step ? other : 0;
             }
             if (first + lane < areas.layers)
-                areas.counts_of(first + lane)[1] = before + sum - own;
+                areas.counts_of(first + lane).live = before + sum - own;
             before += __shfl_sync(ALL_LANES, sum, 31);
         }
     }
     __syncthreads();
+#pragma unroll 1
     for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
         const Panels &panels = layers[k].single;
-        unsigned *counts = areas.counts_of(k);
-        for (unsigned piece = 0; piece < counts[0]; piece++) {
+        Counts &counts = areas.counts_of(k);
+        for (unsigned piece = 0; piece < counts.ran; piece++) {
             const List list = panels.lists[piece];
-            *areas.place_of(counts[1] + piece) = {static_cast<const uint4 *>(panels.indices) + list.begin, list.length};
+            areas.place_of(counts.live + piece) = {static_cast<const uint4 *>(panels.indices) + list.begin, list.length,
+                                                   list.shared};
         }
-        counts[0] = counts[1] = counts[2] = 0;
+        counts.ran = counts.live = counts.clocks = 0;
     }
 }
 
-// Have a piece come into its place of the ring, if there is one.
-__device__ __forceinline__ void request(const Areas &areas, int piece, int unit) {
+// Have a piece come into its place of the ring, if there is one; by one warp.
+__device__ __forceinline__ void request(const Areas &areas, int piece, int unit, int lane) {
     if (piece < areas.pieces) {
-        const Place place = *areas.place_of(piece);
-        const int units = static_cast<int>(place.units);
-#pragma unroll 1
-        for (int k = threadIdx.x; k < units; k += THREADS)
-            copy_async(shared + unit + k, place.from + k);
+        const Place place = areas.place_of(piece);
+        uint4 *to = space + unit;
+#pragma unroll 4
+        for (int k = lane; k < place.units; k += 32)
+            copy_async(to + k, place.from + k);
     }
     end_group();
 }
 
-// Rows in shared memory from a unit on, with rows of zeros behind the last.
+// Rows in shared memory, rows of zeros first.
 struct FromShared {
-    int unit;
-    __device__ __forceinline__ float4 operator()(unsigned neuron) const { return row_at(unit + neuron); }
+    enum { AHEAD = true }; // whether indices and weights are read ahead
+    const float4 *rows;
+    __device__ __forceinline__ float4 operator()(unsigned neuron) const { return rows[neuron]; }
 };
 
-// Rows in global memory; what is beyond the last is zero.
+// Rows in global memory; those of zeros, which the first numbers stand for, are not there.
 struct FromRows {
+    enum { AHEAD = false }; // registers are short
     const float4 *rows;
-    unsigned n;
     __device__ __forceinline__ float4 operator()(unsigned neuron) const {
-        return neuron < n ? __ldg(rows + static_cast<i64>(neuron) * (COLUMNS / 4)) : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        return neuron < ZERO_ROWS ? make_float4(0.0f, 0.0f, 0.0f, 0.0f)
+                                  : __ldg(rows + (neuron - ZERO_ROWS) * (COLUMNS / 4));
     }
 };
 
-// Packed features, turned, with zeros behind the last.
+// Packed features, turned, zeros first.
 struct FromBits {
+    enum { AHEAD = false };
     const unsigned short *bits;
     int shift; // to the group
     __device__ __forceinline__ float4 operator()(unsigned neuron) const {
@@ -156,28 +165,36 @@ __device__ __forceinline__ void add(const float4 &x, float weight, float *totals
     totals[3] = fmaf(x.w, weight, totals[3]);
 }
 
-// Sum the inputs of a lane's neuron of a slice, the edges of which begin at `unit`. There is little code, so that
-// it stays near: a warp alone would wait for instructions longer than for anything else.
+// Sum the inputs of a lane's neuron of a slice. Indices and weights of the next quad are read before those at
+// hand are used, one quad too many.
 template <class From>
-__device__ __forceinline__ void sum(const From &from, int unit, int lengths, int lane, float *totals) {
+__device__ __forceinline__ void sum(const From &from, const uint4 *edges, int lengths, int lane, float *totals) {
     const int quads = lengths & 0xffff, pairs = lengths >> 16;
-    int index = unit + lane, weight = unit + quads * QUAD + lane;
+    if (quads) {
+        const uint4 *indices = edges + lane;
+        const float4 *weights = reinterpret_cast<const float4 *>(edges + quads * QUAD) + lane;
+        uint4 four = *indices;
+        float4 w[2] = {weights[0], weights[QUAD]};
 #pragma unroll 1
-    for (int k = 0; k < quads; k++) {
-        const uint4 four = shared[index];
-        const float4 w[2] = {row_at(weight), row_at(weight + QUAD)};
-        float4 x[8] = {from(four.x & 0xffff), from(four.x >> 16), from(four.y & 0xffff), from(four.y >> 16),
-                       from(four.z & 0xffff), from(four.z >> 16), from(four.w & 0xffff), from(four.w >> 16)};
+        for (int k = 0; k < quads; k++) {
+            const float4 x[8] = {from(four.x & 0xffff), from(four.x >> 16), from(four.y & 0xffff), from(four.y >> 16),
+                                 from(four.z & 0xffff), from(four.z >> 16), from(four.w & 0xffff), from(four.w >> 16)};
+            const float4 now[2] = {w[0], w[1]};
+            indices += QUAD, weights += 2 * QUAD;
+            if (From::AHEAD)
+                four = *indices, w[0] = weights[0], w[1] = weights[QUAD];
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            add(x[4 * half], w[half].x, totals), add(x[4 * half + 1], w[half].y, totals);
-            add(x[4 * half + 2], w[half].z, totals), add(x[4 * half + 3], w[half].w, totals);
+            for (int half = 0; half < 2; half++) {
+                add(x[4 * half], now[half].x, totals), add(x[4 * half + 1], now[half].y, totals);
+                add(x[4 * half + 2], now[half].z, totals), add(x[4 * half + 3], now[half].w, totals);
+            }
+            if (!From::AHEAD)
+                four = *indices, w[0] = weights[0], w[1] = weights[QUAD];
         }
-        index += QUAD, weight += 2 * QUAD;
     }
-    const int rest = unit + 3 * QUAD * quads;
-    const unsigned *indices = reinterpret_cast<const unsigned *>(shared + rest) + lane;
-    const float2 *weights = reinterpret_cast<const float2 *>(shared + rest + pairs * PAIR) + lane;
+    edges += 3 * QUAD * quads;
+    const unsigned *indices = reinterpret_cast<const unsigned *>(edges) + lane;
+    const float2 *weights = reinterpret_cast<const float2 *>(edges + pairs * PAIR) + lane;
 #pragma unroll 1
     for (int k = 0; k < pairs; k++) {
         const unsigned both = indices[k * 32];
@@ -187,44 +204,47 @@ __device__ __forceinline__ void sum(const From &from, int unit, int lengths, int
     }
 }
 
-// Run a slice of the piece at `unit` on a group, into the rows from `to` on; returns the samples with a nonzero
-// output.
+struct Bounds {
+    float lower, upper;
+    int curve;
+};
+
+// Run a slice of a piece on a group, into `rows`; returns the samples with a nonzero output.
 template <class From>
-__device__ __forceinline__ unsigned run_slice(const Piece &piece, int unit, int slice, const From &from, int to, int lane) {
-    const int2 list = reinterpret_cast<const int2 *>(shared + unit)[HEAD + slice];
-    unit += list.x;
-    const int2 target = reinterpret_cast<const int2 *>(shared + unit)[lane];
+__device__ __forceinline__ unsigned run_slice(const uint4 *piece, const Slice &slice, int curve, const From &from,
+                                              float4 *rows, int lane) {
+    piece += slice.begin;
     float totals[GROUP] = {};
-    sum(from, unit + TARGETS, list.y, lane, totals);
+    const int2 target = reinterpret_cast<const int2 *>(piece)[lane];
+    sum(from, piece + TARGETS, slice.lengths, lane, totals);
+    const Bounds bounds = {slice.lower, slice.upper, curve};
     unsigned some = 0;
     if (target.x >= 0) {
 #pragma unroll
         for (int k = 0; k < GROUP; k++) {
-            totals[k] = activate(piece, totals[k], __int_as_float(target.y));
-            some |= (totals[k] != 0.0f ? 1u : 0u) << k;
+            totals[k] = activate(bounds, totals[k], __int_as_float(target.y));
+            some |= totals[k] != 0.0f ? 1u << k : 0u;
         }
-        row_at(to + target.x) = make_float4(totals[0], totals[1], totals[2], totals[3]);
+        rows[ZERO_ROWS + target.x] = make_float4(totals[0], totals[1], totals[2], totals[3]);
     }
     return __reduce_or_sync(ALL_LANES, some);
 }
 
-// Run a piece of layer `done`, at `unit`, on all groups with live samples.
+// Run a piece of layer `done` on all groups with live samples; by the warps that compute.
 template <class Inputs>
-__device__ __forceinline__ void run_piece(const Areas &areas, const Piece &piece, int unit, int done, unsigned running,
-                                          const Inputs &inputs, unsigned *nonzero) {
-    const int lane = threadIdx.x % 32;
+__device__ __forceinline__ void run_piece(const Areas &areas, const uint4 *piece, int flags, int done, unsigned running,
+                                          const Inputs &inputs, int warp, int lane) {
+    const int shift = flags & 0xff;
 #pragma unroll 1
-    for (int item = threadIdx.x / 32; item < piece.slices * areas.groups; item += WARPS) {
-        const int group = item * piece.inverse >> 16, slice = item - group * piece.slices;
-        if ((running >> group * GROUP & first_bits(GROUP)) == 0)
+    for (int item = warp; item < areas.groups << shift; item += WARPS) {
+        const int group = item >> shift;
+        const Slice slice = reinterpret_cast<const Slice *>(piece)[item & ((1 << shift) - 1)];
+        if ((running >> group * GROUP & first_bits(GROUP)) == 0 || slice.lengths < 0)
             continue;
-        const unsigned some = run_slice(piece, unit, slice, inputs(group), areas.rows_of(done + 1, group), lane);
-        if (lane == 0 && some)
-            atomicOr(nonzero, some << group * GROUP);
+        const unsigned some = run_slice(piece, slice, flags >> 16, inputs(group), areas.rows_of(done + 1, group), lane);
+        if (lane == 0)
+            atomicOr(&areas.counts_of(done).nonzero, some << group * GROUP);
     }
-    if (piece.ends && threadIdx.x < areas.groups * ZERO_ROWS)
-        row_at(areas.rows_of(done + 1, threadIdx.x / ZERO_ROWS) + piece.neurons + threadIdx.x % ZERO_ROWS) =
-            make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
 // Turn the packed features of a tile from `slot` on: of each neuron, a bit a sample.
@@ -236,7 +256,7 @@ __device__ __forceinline__ void turn_tile(const Areas &areas, const State &state
     const unsigned char *from = state.bits + (ids[slot + there] - state.first) * state.bits_stride;
     const i64 bytes = (n + 7) / 8, words = (bytes + 3) / 4;
     const bool aligned = ((reinterpret_cast<u64>(state.bits) | static_cast<u64>(state.bits_stride)) & 3) == 0;
-    for (i64 first = threadIdx.x / 32 * parts; first < words; first += WARPS * parts) {
+    for (i64 first = threadIdx.x / 32 * parts; first < words; first += THREADS / 32 * parts) {
         const i64 word = first + part;
         unsigned x = 0;
         if (aligned && word * 4 + 4 <= bytes)
@@ -250,59 +270,67 @@ __device__ __forceinline__ void turn_tile(const Areas &areas, const State &state
             const unsigned other = __shfl_xor_sync(ALL_LANES, x, step);
             x = lane & step ? (x & ~mask) | (other >> step & mask) : (x & mask) | (other & mask) << step;
         }
+#pragma unroll 1
         for (int k = 0; k < parts; k++) { // the first neuron is in the highest bit of its byte
             const i64 neuron = (first + k) * 32 + (lane ^ 7);
             if (neuron < n)
-                *areas.bits_of(neuron) = static_cast<unsigned short>(x >> k * samples & first_bits(samples));
+                *areas.bits_of(ZERO_ROWS + neuron) = static_cast<unsigned short>(x >> k * samples & first_bits(samples));
         }
     }
     if (threadIdx.x < ZERO_ROWS)
-        *areas.bits_of(n + threadIdx.x) = 0;
+        *areas.bits_of(threadIdx.x) = 0;
 }
 
 // Take a tile through all layers; returns the samples that are live at the end.
 __device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &state, i64 segment, i64 slot,
-                                             unsigned running, bool bits, i64 inputs, Now &now) {
-    const int lane = threadIdx.x % 32;
-    unsigned began = static_cast<unsigned>(clocks());
-    int unit = 0, free = (STAGES - 1) * areas.stage, done = 0, turn = 0, ends = 0;
+                                             unsigned running, bool bits, i64 inputs, int awake) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int unit = 0, free = (STAGES - 1) * areas.stage, done = 0, flags = areas.place_of(0).flags, ends = 1;
 #pragma unroll 1
     for (int piece = 0;; piece++) {
-        wait_for_groups<STAGES - 2>();
+        if (warp == WARPS)
+            wait_for_groups<STAGES - 2>();
         __syncthreads(); // the piece is there, and the one before it is done
         if (ends) {
-            const unsigned ran = running, end = static_cast<unsigned>(clocks());
-            if (done > now.awake)
-                running &= now.nonzero[turn];
-            if (threadIdx.x < 3)
-                atomicAdd(areas.counts_of(done - 1) + lane, lane == 0 ? __popc(ran) : lane == 1 ? __popc(running) : end - began);
-            began = end;
-            turn = turn == 2 ? 0 : turn + 1; // of the layer that follows
-            if (threadIdx.x == 0)
-                now.nonzero[turn == 2 ? 0 : turn + 1] = 0;
+            if (done > awake)
+                running &= areas.counts_of(done - 1).nonzero;
+            if (threadIdx.x == WARPS * 32)
+                areas.counts_of(done).stamp = static_cast<unsigned>(clocks());
             if (running == 0 || done == areas.layers)
                 return running;
         }
-        request(areas, piece + STAGES - 1, free);
-        const Piece now_runs = *reinterpret_cast<const Piece *>(shared + unit);
-        unsigned *nonzero = now.nonzero + turn;
-        if (done) {
-            const auto from = [&](int group) { return FromShared{areas.rows_of(done, group)}; };
-            run_piece(areas, now_runs, unit, done, running, from, nonzero);
+        const int next = areas.place_of(piece + 1).flags;
+        const uint4 *from = space + unit;
+        if (warp == WARPS) {
+            request(areas, piece + STAGES - 1, free, lane);
+        } else if (done) {
+            run_piece(areas, from, flags, done, running, [&](int group) { return FromShared{areas.rows_of(done, group)}; },
+                      warp, lane);
         } else if (bits) {
-            const auto from = [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; };
-            run_piece(areas, now_runs, unit, done, running, from, nonzero);
+            run_piece(areas, from, flags, done, running, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; },
+                      warp, lane);
         } else {
-            const float *rows = state.rows[state.buffer[segment]] + place(slot, 0, inputs);
-            const auto from = [&](int group) {
-                return FromRows{reinterpret_cast<const float4 *>(rows) + group, static_cast<unsigned>(inputs)};
-            };
-            run_piece(areas, now_runs, unit, done, running, from, nonzero);
+            const float4 *rows = reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, inputs));
+            run_piece(areas, from, flags, done, running, [&](int group) { return FromRows{rows + group}; }, warp, lane);
         }
-        ends = now_runs.ends;
+        ends = flags >> 8 & 1;
         done += ends;
+        flags = next;
         free = unit;
         unit = unit == (STAGES - 1) * areas.stage ? 0 : unit + areas.stage;
+    }
+}
+
+// Count what a tile did; by all threads. Of `began` samples all live until a zero row stays zero.
+__device__ __forceinline__ void count_tile(const Areas &areas, unsigned began, int awake) {
+    for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
+        Counts &counts = areas.counts_of(k);
+        const unsigned ran = k > awake ? began & areas.counts_of(k - 1).nonzero : began;
+        if (ran == 0)
+            continue; // it ended before
+        counts.ran += __popc(ran);
+        counts.live += __popc(k >= awake ? began & counts.nonzero : began);
+        counts.clocks += areas.counts_of(k + 1).stamp - counts.stamp;
     }
 }
 
@@ -329,7 +357,8 @@ __device__ __forceinline__ void store_tile(const Areas &areas, const State &stat
     if (to < 0)
         return;
     float *rows = state.rows[1 - state.buffer[segment]] + place(to, 0, neurons);
-    const float *from = reinterpret_cast<const float *>(shared + areas.rows_of(areas.layers, sample / GROUP)) + sample % GROUP;
+    const float *from = reinterpret_cast<const float *>(areas.rows_of(areas.layers, sample / GROUP) + ZERO_ROWS) + sample % GROUP;
+#pragma unroll 4
     for (int neuron = threadIdx.x / samples; neuron < neurons; neuron += THREADS / samples)
         rows[static_cast<i64>(neuron) * COLUMNS] = from[neuron * GROUP];
 }
@@ -338,7 +367,7 @@ __device__ __forceinline__ void store_tile(const Areas &areas, const State &stat
 // `moves`: dead samples are dropped at the end; else every sample keeps its slot. `bit_count`: of the features
 // that may be packed. Then sizes: pieces of all layers, units of the largest, groups, and rows of a group that come
 // out of odd layers and of even ones, the first being even.
-extern "C" __global__ void __launch_bounds__(THREADS, 3)
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
     small(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
           i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 odd_rows, i64 even_rows) {
     __shared__ Now now;
@@ -354,6 +383,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
     const u64 began = clocks(), began_nanos = nanoseconds(); // which take long to read
     if (threadIdx.x == 0)
         now.awake = 0;
+    if (threadIdx.x < 2 * areas.groups * ZERO_ROWS)
+        areas.rows_of(threadIdx.x & 1, threadIdx.x / (2 * ZERO_ROWS))[threadIdx.x / 2 % ZERO_ROWS] =
+            make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     __syncthreads();
     find_pieces(layers, areas, now);
     const i64 inputs = layers[0].n_in;
@@ -367,29 +399,35 @@ extern "C" __global__ void __launch_bounds__(THREADS, 3)
         const i64 slot = static_cast<i64>(ticket) * samples;
         if (slot >= total)
             break;
-        unsigned running = state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(samples);
-        if (threadIdx.x == 0) {
+        const unsigned running =
+            state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(samples);
+        if (threadIdx.x == 0)
             now.ticket = gridDim.x + atomicAdd(state.tickets + segment, 1);
-            now.nonzero[0] = now.nonzero[1] = now.nonzero[2] = 0;
-        }
         if (running) {
-            for (int k = 0; k < STAGES - 1; k++)
-                request(areas, k, k * areas.stage);
+            if (threadIdx.x >= WARPS * 32)
+#pragma unroll 1
+                for (int k = 0; k < STAGES - 1; k++)
+                    request(areas, k, k * areas.stage, threadIdx.x % 32);
+            for (int k = threadIdx.x; k < areas.layers; k += THREADS)
+                areas.counts_of(k).nonzero = 0;
             if (bits)
                 turn_tile(areas, state, ids, slot, running, inputs);
-            running = run_tile(areas, state, segment, slot, running, bits, inputs, now);
+            const unsigned left = run_tile(areas, state, segment, slot, running, bits, inputs, now.awake);
+            __syncthreads(); // the last stamp
+            count_tile(areas, running, now.awake);
+            if (left)
+                store_tile(areas, state, segment, moves, slot, left, outputs, now);
         }
-        if (running)
-            store_tile(areas, state, segment, moves, slot, running, outputs, now);
         __syncthreads();
     }
     const float nanos_a_clock = static_cast<float>(nanoseconds() - began_nanos) / (clocks() - began + 1);
+#pragma unroll 1
     for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
-        const unsigned *counts = areas.counts_of(k);
-        if (counts[0]) {
-            atomicAdd(state.ran + first + k, static_cast<u64>(counts[0]));
-            atomicAdd(state.live + first + k, static_cast<u64>(counts[1]));
-            atomicAdd(state.nanos + first + k, static_cast<u64>(counts[2] * nanos_a_clock));
+        const Counts &counts = areas.counts_of(k);
+        if (counts.ran) {
+            atomicAdd(state.ran + first + k, static_cast<u64>(counts.ran));
+            atomicAdd(state.live + first + k, static_cast<u64>(counts.live));
+            atomicAdd(state.nanos + first + k, static_cast<u64>(counts.clocks * nanos_a_clock));
         }
     }
 }
