@@ -84,9 +84,9 @@ def test_room_decides_where_segments_end(device):
         layers = engine._plan.resident
     extent = small.Extent()
     for layer in layers:
-        extent = extent.more(layer, False)
+        extent = extent.more(layer, 40)
     assert extent.fits(layers[0].shared)
     assert extent.layers == 8
     for layer in layers * 70:
-        extent = extent.more(layer, False)
+        extent = extent.more(layer, 40)
     assert not extent.fits(layers[0].shared)

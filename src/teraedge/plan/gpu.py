@@ -152,7 +152,7 @@ def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> Dev
         choice=panels.choice.without_times("small"),
         instead=resident,
     )
-    return found if small.Extent().more(found, True).fits(room) else None
+    return found if small.Extent().more(found, 0).fits(room) else None
 
 
 def resident_instead(layer: DeviceLayer) -> DeviceLayer:

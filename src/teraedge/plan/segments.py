@@ -87,7 +87,7 @@ def segments(
         end = index + 1
         most = _more(most, layer)
         if layer.kernel == "small":
-            extent = extent.more(layer, first + index == 0)
+            extent = extent.more(layer, first + index)
         last = end == len(layers)
         dies = any(droppable[begin:end])
         if (
@@ -98,7 +98,10 @@ def segments(
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
             or not _fits(layers[end], _more(most, layers[end]))
-            or (layer.kernel == "small" and not extent.more(layers[end], False).fits(layer.shared))
+            or (
+                layer.kernel == "small"
+                and not extent.more(layers[end], first + end).fits(layer.shared)
+            )
             or (dies and _is_border(first + end, layer.kernel))
         ):
             kind = _kind(layer)

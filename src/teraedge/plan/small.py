@@ -26,10 +26,13 @@ PIECE_BYTES = 28672
 """Of a piece, at most."""
 WIDTH = 512
 """Neurons of a layer, inputs or outputs, up to which it is small."""
+EARLY = 16
+"""Layers after which few samples are live, as a rule."""
 LAYERS = 512
 """Layers of a segment, at most."""
 NARROW = 128
-"""Neurons between two layers up to which a block takes `GROUPS` groups of samples, else one."""
+"""Neurons between two layers up to which a block takes `GROUPS` groups of samples. Where there are
+more it takes one, but in the `EARLY` layers."""
 GROUPS = 4
 _UNIT = 16
 _SLICE = np.dtype(
@@ -98,8 +101,12 @@ def _slice(slices: DevicePanels, layer: PanelLayer, number: int) -> NDArray[np.u
     quads = indices[: whole * LANES].reshape(-1, _QUAD, LANES).transpose(0, 2, 1)
     # Of each quad, the weights of its first two pairs, then those of the others.
     of_quads = weights[: whole * 2 * LANES].reshape(-1, 2, LANES, 2).transpose(0, 2, 1, 3)
+    targets = slices.targets[number * LANES : (number + 1) * LANES].copy()
+    nobody = targets["output"] < 0  # what they write is zero wherever a zero row stays zero
+    targets["bias"][nobody] = layer.bias[:1].repeat(nobody.sum())
+    targets["output"] = np.where(nobody, layer.n_out, targets["output"]) + ZERO_ROWS
     arrays = (
-        slices.targets[number * LANES : (number + 1) * LANES],
+        targets,
         *(quads, of_quads),
         *(indices[whole * LANES :], weights[whole * 2 * LANES :]),
     )
@@ -130,56 +137,54 @@ class Extent(NamedTuple):
     layers, pieces : int
     stage : int
         Of the largest piece, in 16 bytes.
-    outputs : (int, int)
-        Neurons that come out of the layers, at most, in turn.
+    widest : int
+        Neurons that come out of a layer, at most.
     last : int
         Those of the last layer.
     inside : int
         Neurons between two of the layers, at most.
     bits : int
         Features that there is room for if they are packed.
+    early : bool
+        Whether there are still many samples.
     """
 
     layers: int = 0
     pieces: int = 0
     stage: int = 0
-    outputs: tuple[int, int] = (0, 0)
+    widest: int = 0
     last: int = 0
     inside: int = 0
     bits: int = 0
+    early: bool = False
 
-    def more(self, layer: DeviceLayer, opens: bool) -> "Extent":
-        """Return that with one more layer; `opens`: the first of a network."""
+    def more(self, layer: DeviceLayer, number: int) -> "Extent":
+        """Return that with one more layer, number so and so of the network."""
         lengths = layer.single.lists["length"]
-        other, own = self.outputs if self.layers % 2 else self.outputs[::-1]
-        own = max(own, layer.n_out)
         return Extent(
             self.layers + 1,
             self.pieces + len(lengths),
             max(self.stage, int(lengths.max())),
-            (other, own) if self.layers % 2 else (own, other),
+            max(self.widest, layer.n_out),
             layer.n_out,
             max(self.inside, self.last) if self.layers else 0,
-            layer.n_in + ZERO_ROWS if opens else self.bits,
+            layer.n_in + ZERO_ROWS if number == 0 else self.bits,
+            number < EARLY,
         )
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """What the kernel is told.
-
-        Bits, pieces, stage, groups of samples, and rows of a group that come out of odd layers
-        and of even ones, the first being even.
-        """
-        even, odd = self.outputs
-        groups = GROUPS if self.inside <= NARROW else 1
-        return self.bits, self.pieces, self.stage, groups, odd + ZERO_ROWS, even + ZERO_ROWS
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """What the kernel is told: bits, pieces, stage, groups of samples, rows of a group."""
+        groups = GROUPS if self.inside <= NARROW or self.early else 1
+        # Before the neurons lie rows of zeros, behind them one that is nobody's.
+        return self.bits, self.pieces, self.stage, groups, ZERO_ROWS + self.widest + 1
 
     @property
     def shared(self) -> int:
         """Shared memory of a block, in bytes."""
-        bits, pieces, stage, groups, odd, even = self.sizes
+        bits, pieces, stage, groups, rows = self.sizes
         ring = STAGES * stage * _UNIT
-        between = groups * (odd + even) * 4 * GROUP
+        between = 2 * groups * rows * 4 * GROUP
         return (
             ring
             + between

@@ -42,26 +42,23 @@ struct Counts {
 };
 
 // Sizes, and where the parts of shared memory begin, in units.
-extern __shared__ uint4 space[]; // ring [STAGES][stage], rows [2][groups][row_counts[.]], Place [pieces + 1], bits, Counts [layers + 1]
+extern __shared__ uint4 space[]; // ring [STAGES][stage], rows [2][groups][row_count], Place [pieces + 1], bits, Counts [layers + 1]
 
 struct Areas {
-    int stage, groups, layers, pieces;
-    int rows[2], row_counts[2]; // of layers in turn
-    int places, bits, counts;
+    int stage, groups, row_count, layers, pieces;
+    int rows, places, bits, counts;
 
-    __device__ __forceinline__ Areas(int stage_size, int group_count, int odd_rows, int even_rows, int layer_count,
-                                     int piece_count, int bit_count)
-        : stage(stage_size), groups(group_count), layers(layer_count), pieces(piece_count) {
-        row_counts[0] = odd_rows, row_counts[1] = even_rows; // what goes into an even layer comes out of an odd one
-        rows[0] = STAGES * stage, rows[1] = rows[0] + groups * odd_rows;
-        places = rows[1] + groups * even_rows;
+    __device__ __forceinline__ Areas(int stage_size, int group_count, int rows_of_group, int layer_count, int piece_count,
+                                     int bit_count)
+        : stage(stage_size), groups(group_count), row_count(rows_of_group), layers(layer_count), pieces(piece_count) {
+        rows = STAGES * stage;
+        places = rows + 2 * groups * row_count;
         bits = places + pieces + 1;
         counts = bits + (bit_count + 7) / 8;
     }
-    // What goes into layer `layer` of the segment, or comes out of the one before it.
-    __device__ __forceinline__ float4 *rows_of(int layer, int group) const {
-        const int side = layer & 1;
-        return reinterpret_cast<float4 *>(space) + (side ? rows[1] : rows[0]) + group * (side ? row_counts[1] : row_counts[0]);
+    // What goes into a layer of the segment, or comes out of the one before it; of the first group.
+    __device__ __forceinline__ float4 *rows_of(int layer) const {
+        return reinterpret_cast<float4 *>(space) + rows + (layer & 1) * groups * row_count;
     }
     __device__ __forceinline__ Counts &counts_of(int layer) const {
         return reinterpret_cast<Counts *>(space + counts)[layer];
@@ -209,7 +206,8 @@ struct Bounds {
     int curve;
 };
 
-// Run a slice of a piece on a group, into `rows`; returns the samples with a nonzero output.
+// Run a slice of a piece on a group, into `rows`; returns the samples with a nonzero output. Where there are fewer
+// than 32 neurons, other lanes write a row for nobody.
 template <class From>
 __device__ __forceinline__ unsigned run_slice(const uint4 *piece, const Slice &slice, int curve, const From &from,
                                               float4 *rows, int lane) {
@@ -219,21 +217,19 @@ __device__ __forceinline__ unsigned run_slice(const uint4 *piece, const Slice &s
     sum(from, piece + TARGETS, slice.lengths, lane, totals);
     const Bounds bounds = {slice.lower, slice.upper, curve};
     unsigned some = 0;
-    if (target.x >= 0) {
 #pragma unroll
-        for (int k = 0; k < GROUP; k++) {
-            totals[k] = activate(bounds, totals[k], __int_as_float(target.y));
-            some |= totals[k] != 0.0f ? 1u << k : 0u;
-        }
-        rows[ZERO_ROWS + target.x] = make_float4(totals[0], totals[1], totals[2], totals[3]);
+    for (int k = 0; k < GROUP; k++) {
+        totals[k] = activate(bounds, totals[k], __int_as_float(target.y));
+        some |= totals[k] != 0.0f ? 1u << k : 0u;
     }
+    rows[target.x] = make_float4(totals[0], totals[1], totals[2], totals[3]);
     return __reduce_or_sync(ALL_LANES, some);
 }
 
-// Run a piece of layer `done` on all groups with live samples; by the warps that compute.
+// Run a piece on all groups with live samples, into `rows`; by the warps that compute.
 template <class Inputs>
-__device__ __forceinline__ void run_piece(const Areas &areas, const uint4 *piece, int flags, int done, unsigned running,
-                                          const Inputs &inputs, int warp, int lane) {
+__device__ __forceinline__ void run_piece(const Areas &areas, const uint4 *piece, int flags, unsigned running,
+                                          const Inputs &inputs, float4 *rows, unsigned *nonzero, int warp, int lane) {
     const int shift = flags & 0xff;
 #pragma unroll 1
     for (int item = warp; item < areas.groups << shift; item += WARPS) {
@@ -241,9 +237,9 @@ __device__ __forceinline__ void run_piece(const Areas &areas, const uint4 *piece
         const Slice slice = reinterpret_cast<const Slice *>(piece)[item & ((1 << shift) - 1)];
         if ((running >> group * GROUP & first_bits(GROUP)) == 0 || slice.lengths < 0)
             continue;
-        const unsigned some = run_slice(piece, slice, flags >> 16, inputs(group), areas.rows_of(done + 1, group), lane);
+        const unsigned some = run_slice(piece, slice, flags >> 16, inputs(group), rows + group * areas.row_count, lane);
         if (lane == 0)
-            atomicOr(&areas.counts_of(done).nonzero, some << group * GROUP);
+            atomicOr(nonzero, some << group * GROUP);
     }
 }
 
@@ -286,35 +282,45 @@ __device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &st
                                              unsigned running, bool bits, i64 inputs, int awake) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     int unit = 0, free = (STAGES - 1) * areas.stage, done = 0, flags = areas.place_of(0).flags, ends = 1;
+    float4 *in = areas.rows_of(0), *out = areas.rows_of(1);
+    const int stride = static_cast<int>(kept(areas.row_count)); // of a group
+    unsigned live = running; // which is known a layer later
 #pragma unroll 1
     for (int piece = 0;; piece++) {
         if (warp == WARPS)
             wait_for_groups<STAGES - 2>();
         __syncthreads(); // the piece is there, and the one before it is done
+        Counts *counts = &areas.counts_of(done);
         if (ends) {
-            if (done > awake)
-                running &= areas.counts_of(done - 1).nonzero;
             if (threadIdx.x == WARPS * 32)
-                areas.counts_of(done).stamp = static_cast<unsigned>(clocks());
+                counts->stamp = static_cast<unsigned>(clocks());
+            if (done > awake)
+                live = counts[-1].nonzero & running;
             if (running == 0 || done == areas.layers)
-                return running;
+                return live;
         }
         const int next = areas.place_of(piece + 1).flags;
         const uint4 *from = space + unit;
         if (warp == WARPS) {
             request(areas, piece + STAGES - 1, free, lane);
         } else if (done) {
-            run_piece(areas, from, flags, done, running, [&](int group) { return FromShared{areas.rows_of(done, group)}; },
-                      warp, lane);
+            run_piece(areas, from, flags, running, [&](int group) { return FromShared{in + group * stride}; }, out,
+                      &counts->nonzero, warp, lane);
         } else if (bits) {
-            run_piece(areas, from, flags, done, running, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; },
-                      warp, lane);
+            run_piece(areas, from, flags, running, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; },
+                      out, &counts->nonzero, warp, lane);
         } else {
             const float4 *rows = reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, inputs));
-            run_piece(areas, from, flags, done, running, [&](int group) { return FromRows{rows + group}; }, warp, lane);
+            run_piece(areas, from, flags, running, [&](int group) { return FromRows{rows + group}; }, out, &counts->nonzero,
+                      warp, lane);
         }
+        running = live;
         ends = flags >> 8 & 1;
-        done += ends;
+        if (ends) {
+            float4 *swap = in;
+            in = out, out = swap;
+            done++;
+        }
         flags = next;
         free = unit;
         unit = unit == (STAGES - 1) * areas.stage ? 0 : unit + areas.stage;
@@ -357,7 +363,7 @@ __device__ __forceinline__ void store_tile(const Areas &areas, const State &stat
     if (to < 0)
         return;
     float *rows = state.rows[1 - state.buffer[segment]] + place(to, 0, neurons);
-    const float *from = reinterpret_cast<const float *>(areas.rows_of(areas.layers, sample / GROUP) + ZERO_ROWS) + sample % GROUP;
+    const float *from = reinterpret_cast<const float *>(areas.rows_of(areas.layers) + sample / GROUP * areas.row_count + ZERO_ROWS) + sample % GROUP;
 #pragma unroll 4
     for (int neuron = threadIdx.x / samples; neuron < neurons; neuron += THREADS / samples)
         rows[static_cast<i64>(neuron) * COLUMNS] = from[neuron * GROUP];
@@ -365,11 +371,10 @@ __device__ __forceinline__ void store_tile(const Areas &areas, const State &stat
 
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
 // `moves`: dead samples are dropped at the end; else every sample keeps its slot. `bit_count`: of the features
-// that may be packed. Then sizes: pieces of all layers, units of the largest, groups, and rows of a group that come
-// out of odd layers and of even ones, the first being even.
+// that may be packed. Then sizes: pieces of all layers, units of the largest, groups, and rows of a group.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     small(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
-          i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 odd_rows, i64 even_rows) {
+          i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 row_count) {
     __shared__ Now now;
     const State &state = *shared_state;
     if (blockIdx.x == 0 && threadIdx.x == 0)
@@ -378,13 +383,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     const unsigned total = state.slots[segment];
     if (static_cast<i64>(blockIdx.x) * samples >= total)
         return;
-    const Areas areas(static_cast<int>(stage), static_cast<int>(groups), static_cast<int>(odd_rows), static_cast<int>(even_rows),
-                      static_cast<int>(layer_count), static_cast<int>(piece_count), static_cast<int>(bit_count));
+    const Areas areas(static_cast<int>(stage), static_cast<int>(groups), static_cast<int>(row_count), static_cast<int>(layer_count), static_cast<int>(piece_count), static_cast<int>(bit_count));
     const u64 began = clocks(), began_nanos = nanoseconds(); // which take long to read
     if (threadIdx.x == 0)
         now.awake = 0;
-    if (threadIdx.x < 2 * areas.groups * ZERO_ROWS)
-        areas.rows_of(threadIdx.x & 1, threadIdx.x / (2 * ZERO_ROWS))[threadIdx.x / 2 % ZERO_ROWS] =
+    if (threadIdx.x < 2 * areas.groups * ZERO_ROWS) // rows of both sides follow one another
+        areas.rows_of(0)[threadIdx.x / ZERO_ROWS * areas.row_count + threadIdx.x % ZERO_ROWS] =
             make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     __syncthreads();
     find_pieces(layers, areas, now);
