@@ -71,7 +71,8 @@ struct Areas {
 
 // What the threads of a block tell each other.
 struct Now {
-    unsigned ticket;
+    u64 began, began_nanos;
+    unsigned ticket, left;
     int awake;       // layers up to the last after which a zero row may come to life
     int slots[WORD]; // where samples go
 };
@@ -277,54 +278,100 @@ __device__ __forceinline__ void turn_tile(const Areas &areas, const State &state
         *areas.bits_of(threadIdx.x) = 0;
 }
 
-// Take a tile through all layers; returns the samples that are live at the end.
+// The barrier between two pieces, for the warp that copies and for those that compute.
+__device__ __forceinline__ void meet() { __syncthreads(); }
+
+// How far a tile has come.
+struct Walk {
+    unsigned running, live; // those that a layer runs, and those that it leaves, as is known a layer later
+    int done, flags, piece, unit;
+    Counts *counts; // of the layer that runs
+
+    __device__ __forceinline__ Walk(const Areas &areas, unsigned samples)
+        : running(samples), live(samples), done(0), flags(areas.place_of(0).flags), piece(0), unit(0),
+          counts(&areas.counts_of(0)) {}
+    // Look at the samples that the layer before left; returns whether no layer is left to run.
+    __device__ __forceinline__ bool ended(const Areas &areas, int awake) {
+        if (done > awake)
+            live = counts[-1].nonzero & running;
+        return running == 0 || done == areas.layers;
+    }
+    // Go to the next piece, whose flags have been read; returns whether the layer ends.
+    __device__ __forceinline__ bool next(const Areas &areas, int next_flags) {
+        const int ends = flags >> 8 & 1;
+        running = live;
+        done += ends, counts += ends, piece++;
+        flags = next_flags;
+        unit = unit == (STAGES - 1) * areas.stage ? 0 : unit + areas.stage;
+        return ends;
+    }
+};
+
+// Copy pieces ahead of those that compute; by one warp.
+__device__ __forceinline__ void feed_tile(const Areas &areas, unsigned running, int awake, int lane) {
+    Walk walk(areas, running);
+    int free = (STAGES - 1) * areas.stage;
+    bool begins = true;
+#pragma unroll 1
+    for (;;) {
+        wait_for_groups<STAGES - 2>();
+        meet(); // the piece is there, and the one before it is done
+        if (begins && lane == 0)
+            walk.counts->stamp = static_cast<unsigned>(clocks());
+        if (walk.ended(areas, awake))
+            return;
+        request(areas, walk.piece + STAGES - 1, free, lane);
+        free = walk.unit;
+        begins = walk.next(areas, areas.place_of(walk.piece + 1).flags);
+    }
+}
+
+// Run the first layer of a segment; by the warps that compute.
+template <class Inputs>
+__device__ __forceinline__ void run_first(const Areas &areas, Walk &walk, const Inputs &inputs, int warp, int lane) {
+#pragma unroll 1
+    for (bool ends = false; !ends;) {
+        meet();
+        run_piece(areas, space + walk.unit, walk.flags, walk.running, inputs, areas.rows_of(1), &walk.counts->nonzero, warp,
+                  lane);
+        ends = walk.next(areas, areas.place_of(walk.piece + 1).flags);
+    }
+}
+
+// Run the other layers; returns the samples that are live at the end.
+__device__ __forceinline__ unsigned run_others(const Areas &areas, Walk &walk, int awake, int warp, int lane) {
+    float4 *in = areas.rows_of(1), *out = areas.rows_of(0);
+    const int stride = static_cast<int>(kept(areas.row_count)); // of a group
+#pragma unroll 1
+    for (;;) {
+        meet();
+        const int next = areas.place_of(walk.piece + 1).flags;
+        if (walk.ended(areas, awake))
+            return walk.live;
+        run_piece(areas, space + walk.unit, walk.flags, walk.running,
+                  [&](int group) { return FromShared{in + group * stride}; }, out, &walk.counts->nonzero, warp, lane);
+        const bool ends = walk.next(areas, next);
+        float4 *swap = in;
+        in = ends ? out : in, out = ends ? swap : out;
+    }
+}
+
+// Take a tile through all layers; returns the samples that are live at the end, to the warps that compute.
 __device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &state, i64 segment, i64 slot,
                                              unsigned running, bool bits, i64 inputs, int awake) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int unit = 0, free = (STAGES - 1) * areas.stage, done = 0, flags = areas.place_of(0).flags, ends = 1;
-    float4 *in = areas.rows_of(0), *out = areas.rows_of(1);
-    const int stride = static_cast<int>(kept(areas.row_count)); // of a group
-    unsigned live = running; // which is known a layer later
-#pragma unroll 1
-    for (int piece = 0;; piece++) {
-        if (warp == WARPS)
-            wait_for_groups<STAGES - 2>();
-        __syncthreads(); // the piece is there, and the one before it is done
-        Counts *counts = &areas.counts_of(done);
-        if (ends) {
-            if (threadIdx.x == WARPS * 32)
-                counts->stamp = static_cast<unsigned>(clocks());
-            if (done > awake)
-                live = counts[-1].nonzero & running;
-            if (running == 0 || done == areas.layers)
-                return live;
-        }
-        const int next = areas.place_of(piece + 1).flags;
-        const uint4 *from = space + unit;
-        if (warp == WARPS) {
-            request(areas, piece + STAGES - 1, free, lane);
-        } else if (done) {
-            run_piece(areas, from, flags, running, [&](int group) { return FromShared{in + group * stride}; }, out,
-                      &counts->nonzero, warp, lane);
-        } else if (bits) {
-            run_piece(areas, from, flags, running, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; },
-                      out, &counts->nonzero, warp, lane);
-        } else {
-            const float4 *rows = reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, inputs));
-            run_piece(areas, from, flags, running, [&](int group) { return FromRows{rows + group}; }, out, &counts->nonzero,
-                      warp, lane);
-        }
-        running = live;
-        ends = flags >> 8 & 1;
-        if (ends) {
-            float4 *swap = in;
-            in = out, out = swap;
-            done++;
-        }
-        flags = next;
-        free = unit;
-        unit = unit == (STAGES - 1) * areas.stage ? 0 : unit + areas.stage;
+    if (warp == WARPS) {
+        feed_tile(areas, running, awake, lane);
+        return 0;
     }
+    Walk walk(areas, running);
+    if (bits) {
+        run_first(areas, walk, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; }, warp, lane);
+    } else {
+        const float4 *rows = reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, inputs));
+        run_first(areas, walk, [&](int group) { return FromRows{rows + group}; }, warp, lane);
+    }
+    return run_others(areas, walk, awake, warp, lane);
 }
 
 // Count what a tile did; by all threads. Of `began` samples all live until a zero row stays zero.
@@ -384,17 +431,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
     if (static_cast<i64>(blockIdx.x) * samples >= total)
         return;
     const Areas areas(static_cast<int>(stage), static_cast<int>(groups), static_cast<int>(row_count), static_cast<int>(layer_count), static_cast<int>(piece_count), static_cast<int>(bit_count));
-    const u64 began = clocks(), began_nanos = nanoseconds(); // which take long to read
-    if (threadIdx.x == 0)
+    if (threadIdx.x == 0) { // nanoseconds take long to read
         now.awake = 0;
+        now.began = clocks(), now.began_nanos = nanoseconds();
+    }
     if (threadIdx.x < 2 * areas.groups * ZERO_ROWS) // rows of both sides follow one another
         areas.rows_of(0)[threadIdx.x / ZERO_ROWS * areas.row_count + threadIdx.x % ZERO_ROWS] =
             make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     __syncthreads();
     find_pieces(layers, areas, now);
-    const i64 inputs = layers[0].n_in;
-    const int outputs = static_cast<int>(layers[layer_count - 1].n_out);
-    const int *ids = state.ids[state.order[segment]];
     const bool bits = bit_count && state.bits;
     // The first tile of each block is given out over all multiprocessors, the others as blocks come free.
     for (unsigned ticket = blockIdx.x;; ticket = now.ticket) {
@@ -415,16 +460,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
             for (int k = threadIdx.x; k < areas.layers; k += THREADS)
                 areas.counts_of(k).nonzero = 0;
             if (bits)
-                turn_tile(areas, state, ids, slot, running, inputs);
-            const unsigned left = run_tile(areas, state, segment, slot, running, bits, inputs, now.awake);
-            __syncthreads(); // the last stamp
+                turn_tile(areas, state, state.ids[state.order[segment]], slot, running, layers[0].n_in);
+            const unsigned left = run_tile(areas, state, segment, slot, running, bits, layers[0].n_in, now.awake);
+            if (threadIdx.x == 0)
+                now.left = left;
+            __syncthreads(); // and the last stamp
             count_tile(areas, running, now.awake);
-            if (left)
-                store_tile(areas, state, segment, moves, slot, left, outputs, now);
+            if (now.left)
+                store_tile(areas, state, segment, moves, slot, now.left,
+                           static_cast<int>(layers[layer_count - 1].n_out), now);
         }
         __syncthreads();
     }
-    const float nanos_a_clock = static_cast<float>(nanoseconds() - began_nanos) / (clocks() - began + 1);
+    const float nanos_a_clock = static_cast<float>(nanoseconds() - now.began_nanos) / (clocks() - now.began + 1);
 #pragma unroll 1
     for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
         const Counts &counts = areas.counts_of(k);
