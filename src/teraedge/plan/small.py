@@ -20,19 +20,16 @@ WARPS = 8
 """That compute."""
 THREADS = (WARPS + 1) * LANES
 """Of a block: a warp only copies."""
-STAGES = 5
+STAGES = 4
 """Pieces of the ring."""
 PIECE_BYTES = 28672
 """Of a piece, at most."""
 WIDTH = 512
 """Neurons of a layer, inputs or outputs, up to which it is small."""
-EARLY = 16
-"""Layers after which few samples are live, as a rule."""
 LAYERS = 512
 """Layers of a segment, at most."""
-NARROW = 128
-"""Neurons between two layers up to which a block takes `GROUPS` groups of samples. Where there are
-more it takes one, but in the `EARLY` layers."""
+NARROW = 512
+"""Neurons between two layers up to which a block takes `GROUPS` groups of samples, else one."""
 GROUPS = 4
 _UNIT = 16
 _SLICE = np.dtype(
@@ -145,8 +142,6 @@ class Extent(NamedTuple):
         Neurons between two of the layers, at most.
     bits : int
         Features that there is room for if they are packed.
-    early : bool
-        Whether there are still many samples.
     """
 
     layers: int = 0
@@ -156,7 +151,6 @@ class Extent(NamedTuple):
     last: int = 0
     inside: int = 0
     bits: int = 0
-    early: bool = False
 
     def more(self, layer: DeviceLayer, number: int) -> "Extent":
         """Return that with one more layer, number so and so of the network."""
@@ -169,13 +163,12 @@ class Extent(NamedTuple):
             layer.n_out,
             max(self.inside, self.last) if self.layers else 0,
             layer.n_in + ZERO_ROWS if number == 0 else self.bits,
-            number < EARLY,
         )
 
     @property
     def sizes(self) -> tuple[int, int, int, int, int]:
         """What the kernel is told: bits, pieces, stage, groups of samples, rows of a group."""
-        groups = GROUPS if self.inside <= NARROW or self.early else 1
+        groups = GROUPS if self.inside <= NARROW else 1
         # Before the neurons lie rows of zeros, behind them one that is nobody's.
         return self.bits, self.pieces, self.stage, groups, ZERO_ROWS + self.widest + 1
 

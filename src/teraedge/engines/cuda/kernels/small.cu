@@ -252,27 +252,35 @@ __device__ __forceinline__ void turn_tile(const Areas &areas, const State &state
     const int there = running >> sample & 1 ? sample : __ffs(running) - 1; // those that are not: any
     const unsigned char *from = state.bits + (ids[slot + there] - state.first) * state.bits_stride;
     const i64 bytes = (n + 7) / 8, words = (bytes + 3) / 4;
-    const bool aligned = ((reinterpret_cast<u64>(state.bits) | static_cast<u64>(state.bits_stride)) & 3) == 0;
-    for (i64 first = threadIdx.x / 32 * parts; first < words; first += THREADS / 32 * parts) {
-        const i64 word = first + part;
-        unsigned x = 0;
-        if (aligned && word * 4 + 4 <= bytes)
-            x = __ldg(reinterpret_cast<const unsigned *>(from) + word);
-        else
-            for (int k = 0; k < 4; k++)
-                x |= word * 4 + k < bytes ? static_cast<unsigned>(__ldg(from + word * 4 + k)) << 8 * k : 0;
+    const bool aligned = ((reinterpret_cast<u64>(state.bits) | static_cast<u64>(state.bits_stride)) & 15) == 0;
+#pragma unroll 1
+    for (i64 first = threadIdx.x / 32 * parts; first * 4 < words; first += THREADS / 32 * parts) {
+        const i64 word = (first + part) * 4;
+        unsigned x[4] = {}; // words of a lane, which lie one after the other
+        if (aligned && word * 4 + 16 <= bytes) {
+            const uint4 four = __ldg(reinterpret_cast<const uint4 *>(from) + (first + part));
+            x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+        } else {
+#pragma unroll
+            for (int k = 0; k < 16; k++)
+                x[k / 4] |= word * 4 + k < bytes ? static_cast<unsigned>(__ldg(from + word * 4 + k)) << k % 4 * 8 : 0;
+        }
         unsigned mask = 0x0000ffff;
 #pragma unroll
-        for (int step = 16; step; step >>= 1, mask ^= mask << step) { // bit k of lane j to bit j of lane k
-            const unsigned other = __shfl_xor_sync(ALL_LANES, x, step);
-            x = lane & step ? (x & ~mask) | (other >> step & mask) : (x & mask) | (other & mask) << step;
-        }
+        for (int step = 16; step; step >>= 1, mask ^= mask << step) // bit k of lane j to bit j of lane k
+#pragma unroll
+            for (int q = 0; q < 4; q++) {
+                const unsigned other = __shfl_xor_sync(ALL_LANES, x[q], step);
+                x[q] = lane & step ? (x[q] & ~mask) | (other >> step & mask) : (x[q] & mask) | (other & mask) << step;
+            }
 #pragma unroll 1
-        for (int k = 0; k < parts; k++) { // the first neuron is in the highest bit of its byte
-            const i64 neuron = (first + k) * 32 + (lane ^ 7);
-            if (neuron < n)
-                *areas.bits_of(ZERO_ROWS + neuron) = static_cast<unsigned short>(x >> k * samples & first_bits(samples));
-        }
+        for (int k = 0; k < parts; k++)
+#pragma unroll
+            for (int q = 0; q < 4; q++) { // the first neuron is in the highest bit of its byte
+                const i64 neuron = ((first + k) * 4 + q) * 32 + (lane ^ 7);
+                if (neuron < n)
+                    *areas.bits_of(ZERO_ROWS + neuron) = static_cast<unsigned short>(x[q] >> k * samples & first_bits(samples));
+            }
     }
     if (threadIdx.x < ZERO_ROWS)
         *areas.bits_of(threadIdx.x) = 0;
@@ -316,10 +324,14 @@ __device__ __forceinline__ void feed_tile(const Areas &areas, unsigned running, 
     for (;;) {
         wait_for_groups<STAGES - 2>();
         meet(); // the piece is there, and the one before it is done
-        if (begins && lane == 0)
-            walk.counts->stamp = static_cast<unsigned>(clocks());
-        if (walk.ended(areas, awake))
+        const bool over = walk.ended(areas, awake);
+        if (over) {
+            if (lane == 0)
+                walk.counts->stamp = static_cast<unsigned>(clocks());
             return;
+        }
+        if (begins && lane == 0) // behind the branch, as clocks may be read before a barrier that comes first
+            walk.counts->stamp = static_cast<unsigned>(clocks());
         request(areas, walk.piece + STAGES - 1, free, lane);
         free = walk.unit;
         begins = walk.next(areas, areas.place_of(walk.piece + 1).flags);
