@@ -21,7 +21,7 @@ def device(request):
 
 @pytest.fixture(autouse=True)
 def _only_small(monkeypatch):
-    monkeypatch.setattr(rates, "small_seconds", lambda edges: -1.0)
+    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: -1.0)
     monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
 
 

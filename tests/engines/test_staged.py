@@ -67,7 +67,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
     rng = np.random.default_rng(4)
     network = chain(rng, [40, 60, 50, 60, 40, 30], -2, ClippedReLU(8))
     features = make_features(network, 150)
-    monkeypatch.setattr(rates, "small_seconds", lambda edges: np.inf)
+    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: np.inf)
     kernels = iter(["resident", "staged", "wide", "staged", "resident"])
 
     def lay_out(layer, shared_bytes, **_):

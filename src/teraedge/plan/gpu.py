@@ -130,7 +130,8 @@ def _lay_out_sparse(layer: Layer, room: int, tensor_cores: bool) -> DeviceLayer:
 
 def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> DeviceLayer | None:
     """Lay a layer out for the small kernel, if it is one and takes less than some seconds."""
-    if min(layer.n_in, layer.n_out) > small.WIDTH or rates.small_seconds(layer.edges) > seconds:
+    taken = rates.small_seconds(layer.edges, layer.n_out)
+    if min(layer.n_in, layer.n_out) > small.WIDTH or taken > rates.FEW * seconds:
         return None
     panels = all_single(layer)
     pieces = small.pieces_of(_slices(panels.single, panels, small.GROUP, LANES), panels)

@@ -41,7 +41,7 @@ def _settled_run(
     if borders == 0:
         return layers
     others = [predicted(resident_instead(layer)) for layer in layers]
-    saved = _seconds(others) - _seconds(layers)
+    saved = _seconds(others) - _seconds(layers) / rates.FEW
     if any(layer.kernel == "small" for layer in others) or saved >= borders * rates.SWITCH:
         return layers
     return others

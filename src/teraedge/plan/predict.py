@@ -46,7 +46,7 @@ def predicted(layer: DeviceLayer, speed: float) -> DeviceLayer:
     elif layer.kernel == "dense":
         seconds, limit = _dense(layer)
     elif layer.kernel == "small":
-        seconds = small_seconds(layer.edges)
+        seconds = small_seconds(layer.edges, layer.n_out)
         limit = Limit("load", seconds)
     else:
         wide = layer.kernel in ("wide", "chained")
