@@ -15,7 +15,7 @@ from teraedge import Layer, Network, Options, ReLU
 from teraedge.engines.cpu.few import FEW, MOST, SHALLOW, FewSamples
 from teraedge.engines.cpu.simd import LANES
 from teraedge.errors import FeatureError
-from teraedge.plan.rows import row_parts
+from teraedge.plan.rows import Widths, row_parts
 
 
 def helpers():
@@ -77,14 +77,26 @@ def test_parts_hold_every_edge_once(monkeypatch):
         network = random_network(density, (500, 300))
         with teraedge.compile(network) as engine:
             (layer,) = engine._plan.resident
-        parts = row_parts(layer, 3)
+        widths = Widths(32, 8)
+        parts = row_parts(layer, 3, widths)
         assert [part.first for part in parts] == [0, 100, 200]
         assert any(part.dense.size for part in parts) == dense
         rebuilt = np.zeros((500, 300), np.float32)
         for part in parts:
             width = part.last - part.first
-            sums = np.zeros((500, max(2 * width + 16, part.dense.shape[1])), np.float32)
-            sums[:, : part.dense.shape[1]] = part.dense
+            sums = np.zeros((500, 2 * width + 1), np.float32)
+            first, begin = 0, 0
+            for size in [32] * part.wide + [8] * part.narrow:
+                block = part.dense[begin : begin + 500 * size].reshape(500, size)
+                begin += block.size
+                neurons = size // (1 + part.twice)
+                count = min(neurons, width - first)
+                sums[:, first : first + count] = block[:, :count]
+                assert not block[:, count:neurons].any()
+                if part.twice:
+                    sums[:, width + first :][:, :count] = block[:, neurons : neurons + count]
+                first += neurons
+            assert begin == part.dense.size
             rows = np.repeat(np.arange(500), 4 * np.diff(part.starts))
             np.add.at(sums, (rows, part.targets), part.weights)
             rebuilt[:, part.first : part.last] = sums[:, :width] + sums[:, width : 2 * width]

@@ -17,6 +17,7 @@ import teraedge
 from teraedge import ClippedReLU, Options
 from teraedge.engines.cuda import driver
 from teraedge.plan import block, gpu, rates
+from teraedge.plan.segments import segments
 
 NAMES = [
     "rectangular",
@@ -81,6 +82,26 @@ def test_equals_reference(device, kernel, name):
                     result = engine.run(features)
                     np.testing.assert_array_equal(result.outputs, expected.outputs)
                     np.testing.assert_array_equal(result.live, expected.live)
+
+
+@pytest.mark.parametrize("kernel", [("block", 16, 2), ("block", 8, 1)], indirect=True, ids=str)
+@pytest.mark.parametrize("size", [64, 96, 104])
+def test_block_segments_hand_samples_on(device, kernel, size):
+    """Samples die within a segment, between two and not at all; many tiles follow each other."""
+    rng = np.random.default_rng(size)
+    network = chain(rng, [size] * 15, -5, ClippedReLU(8), density=0.3)
+    features = make_features(network, 1000)
+    expected = teraedge.reference.run(network, features)
+    assert 0 < len(expected.live) < 800
+    with teraedge.compile(network, device, Options.mode("b")) as engine:
+        plan = engine._plan
+        parts = list(segments(plan.resident, plan.droppable.tolist(), 0))
+        assert len(parts) > 2
+        assert any(part.takes_samples for part in parts) == (size % 32 == 0)
+        for _ in range(2):
+            result = engine.run(features)
+            np.testing.assert_array_equal(result.live, expected.live)
+            np.testing.assert_array_equal(result.outputs, expected.outputs)
 
 
 def test_layers_of_different_kernels_follow_each_other(device, monkeypatch):

@@ -31,7 +31,7 @@ def value_of(terms):
 
 
 def fragments(block):
-    """Yield (warp, panel, units of the step, fragment) of all products, in the order of the kernel."""
+    """Yield (warp, panel, units of the step, fragment) of all products, in the kernel's order."""
     for warp in range(WARPS):
         fragment = warp * block.fragments
         for panel, length in enumerate(block.lengths[warp].tolist()):

@@ -17,7 +17,7 @@ ZERO_ROWS = 8
 LANES = 32
 COLUMNS = 64
 """Samples of a tile in global memory."""
-STATIC_SHARED = 1536
+STATIC_SHARED = 1792
 """Shared memory that kernels declare themselves, and the driver's own, in bytes, at most."""
 
 LIST = np.dtype([("begin", np.int64), ("length", np.int32), ("shared", np.int32)])
@@ -29,6 +29,8 @@ PLANES = 3
 """Terms of bf16 that the block kernel keeps of each activation."""
 FIRST_PLACE = 16
 """Rows of its tile before those of neurons: zeros, and rows written for nobody."""
+GROUP = 32
+"""Neurons that it moves at a time where samples lie in one piece."""
 RECORDS = 8
 """Panels of a warp that it has room for what there is to know of."""
 
@@ -140,10 +142,13 @@ class BlockParts(NamedTuple):
     lengths: NDArray[np.uint32]
     units: NDArray[np.uint16]
 
-    @property
-    def places_and_order(self) -> NDArray[np.uint16]:
-        """Where each input lies, and, place after place, which lies there."""
-        return np.concatenate((self.places, np.argsort(self.places).astype(np.uint16)))
+    def inputs(self, before: "BlockParts | None") -> NDArray[np.uint16]:
+        """Return where each input lies, and, place after place, which lies there.
+
+        Inputs come in their order, or in that of the panels of the layer before the segment.
+        """
+        places = self.places if before is None else self.places[np.argsort(before.ends)]
+        return np.concatenate((places, np.argsort(self.places).astype(np.uint16)))
 
     @property
     def ends(self) -> NDArray[np.uint16]:
@@ -270,7 +275,8 @@ class DeviceLayer:
         ----------
         before, after : DeviceLayer or None
             The layers before and after it, if nobody else sees what passes between: those of a
-            segment of the block kernel, or two that run in the chained kernel.
+            segment of the block kernel, or two that run in the chained kernel. Before it also the
+            last one of a segment that gives samples in one piece.
         """
         tall = self.tall
         if before is not None and self.places is not None:
@@ -283,7 +289,8 @@ class DeviceLayer:
         if self.block is None:
             return arrays
         records = self.block.records(None if after is None else after.block)
-        return *arrays, self.block.places_and_order, self.block.ends, records
+        inputs = self.block.inputs(None if before is None else before.block)
+        return *arrays, inputs, self.block.ends, records
 
     @property
     def resident(self) -> bool:

@@ -11,6 +11,7 @@ apart, so it has two sums here. Skipping x 0 changes no sum of finite numbers.
 """
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,8 +25,6 @@ MIN_BYTES = 2**15
 """Of the weights of a part: what a thread multiplies while another wakes up."""
 SCATTERED = 6
 """What a weight costs that goes to a sum anywhere, in weights that are streamed, zeros included."""
-LINE = 16
-"""float32 values of a cache line, which rows of dense weights are whole numbers of."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,13 @@ class RowPart:
     targets : ndarray of uint16, shape (edges,)
         The sum that each edge goes to.
     weights : ndarray of float32, shape (edges,)
-    dense : ndarray of float32, shape (n_in, sums)
-        More weights, zeros included, that go to the first sums.
+    dense : ndarray of float32, shape (sums * n_in,)
+        More weights, zeros included: block after block of sums, the weights of an input into a
+        block side by side. `wide` blocks are followed by `narrow` ones.
+    wide, narrow : int
+    twice : bool
+        Whether a block has both sums of its neurons: the first of all, then the others. Else it has
+        the first sums.
     """
 
     first: int
@@ -52,9 +56,23 @@ class RowPart:
     targets: NDArray[np.uint16]
     weights: NDArray[np.float32]
     dense: NDArray[np.float32]
+    wide: int
+    narrow: int
+    twice: bool
 
 
-def row_parts(layer: PanelLayer, threads: int) -> list[RowPart]:
+class Widths(NamedTuple):
+    """Sums of a wide and of a narrow block of dense weights; the wide is a multiple."""
+
+    wide: int
+    narrow: int
+
+    def whole(self, sums: int) -> int:
+        """Return sums in whole narrow blocks."""
+        return -(-sums // self.narrow) * self.narrow
+
+
+def row_parts(layer: PanelLayer, threads: int, widths: Widths) -> list[RowPart]:
     """Lay a layer out by rows, in as many parts as threads can share."""
     edges = np.concatenate([_edges(layer.tall, layer.value), _edges(layer.single, layer.value)])
     tall = np.zeros(layer.n_out, np.bool_)
@@ -66,7 +84,7 @@ def row_parts(layer: PanelLayer, threads: int) -> list[RowPart]:
     for first in range(0, layer.n_out, width):
         last = min(first + width, layer.n_out)
         mine = edges[(edges["neuron"] >= first) & (edges["neuron"] < last)]
-        found.append(_part(first, last, mine, tall, layer.n_in))
+        found.append(_part(first, last, mine, tall, layer.n_in, widths))
     return found
 
 
@@ -89,11 +107,15 @@ def _edges(panels: Panels, value: float | None) -> NDArray[np.void]:
 
 
 def _part(
-    first: int, last: int, edges: NDArray[np.void], tall: NDArray[np.bool_], n_in: int
+    first: int,
+    last: int,
+    edges: NDArray[np.void],
+    tall: NDArray[np.bool_],
+    n_in: int,
+    widths: Widths,
 ) -> RowPart:
     """Return the part of the neurons `first` to `last` with these edges, by ascending input."""
     width = last - first
-    targets = edges["neuron"] - first + width * edges["odd"]
     in_panels = tall[edges["neuron"]]
     # All edges may be scattered, or those in panels streamed, or all, which takes both sums.
     streamed = (
@@ -103,15 +125,32 @@ def _part(
     )
     some, sums = min(
         streamed,
-        key=lambda way: SCATTERED * np.count_nonzero(~way[0]) + n_in * _whole_lines(way[1]),
+        key=lambda way: SCATTERED * np.count_nonzero(~way[0]) + n_in * widths.whole(way[1]),
     )
-    dense = np.zeros((n_in, _whole_lines(sums)), np.float32)
-    dense[edges["input"][some], targets[some]] = edges["weight"][some]
-    return RowPart(first, last, *_fours(edges[~some], targets[~some], n_in, 2 * width), dense)
+    twice = sums > width
+    dense, wide, narrow = _blocks(edges[some], first, sums, n_in, widths, twice)
+    rest = edges[~some]
+    targets = rest["neuron"] - first + width * rest["odd"]
+    return RowPart(first, last, *_fours(rest, targets, n_in, 2 * width), dense, wide, narrow, twice)
 
 
-def _whole_lines(sums: int) -> int:
-    return -(-sums // LINE) * LINE
+def _blocks(
+    edges: NDArray[np.void], first: int, sums: int, n_in: int, widths: Widths, twice: bool
+) -> tuple[NDArray[np.float32], int, int]:
+    """Return the weights of edges in blocks of some sums, and how many are wide and narrow."""
+    wide = sums // widths.wide
+    narrow = -(-(sums - wide * widths.wide) // widths.narrow)
+    split = wide * widths.wide
+    dense = np.zeros((split + narrow * widths.narrow) * n_in, np.float32)
+    neuron = edges["neuron"].astype(np.int64) - first
+    in_wide = neuron < split >> twice
+    size = np.where(in_wide, widths.wide, widths.narrow)
+    begin = np.where(in_wide, 0, split)  # sums before the blocks of this width
+    block, place = np.divmod(neuron - (begin >> twice), size >> twice)
+    place += (size >> 1) * (edges["odd"] if twice else 0)
+    at = (begin + block * size) * n_in + edges["input"] * size + place
+    dense[at] = edges["weight"]
+    return dense, wide, narrow
 
 
 def _fours(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from teraedge.plan import small
-from teraedge.plan.device import BlockKind, DeviceLayer, Kernel
+from teraedge.plan.device import GROUP, BlockKind, DeviceLayer, Kernel
 
 
 @dataclass(frozen=True)
@@ -108,9 +108,8 @@ def segments(
             shared = max(part.shared for part in layers[begin:end])
             if kind is not None:
                 shared = kind.shared(*most)
-            # Rows are written as wholes of 16 bytes.
             following = None if last else layers[end].block
-            gives_samples = bool(kind and following and layer.n_out % 4 == 0)
+            gives_samples = bool(kind and following and layer.n_out % GROUP == 0)
             panels = (part for found in layers[begin:end] for part in (found.tall, found.single))
             heights = tuple(dict.fromkeys(part.height for part in panels if part.count))
             if layer.kernel == "small":

@@ -1,5 +1,6 @@
 """Runs of a few samples: all threads work on the same ones, and a call costs microseconds."""
 
+import math
 import threading
 import weakref
 from math import prod
@@ -9,10 +10,12 @@ from numpy.typing import NDArray
 
 from teraedge.activations import CURVES
 from teraedge.engines.cpu import team
+from teraedge.engines.cpu.products import BLOCK, MOST_ROWS
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.shared import LAYER, LINE, PART, Shared, addresses
-from teraedge.engines.cpu.simd import LANES, TILE
-from teraedge.plan.rows import RowPart, row_parts
+from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
+from teraedge.plan.panels import PanelLayer
+from teraedge.plan.rows import RowPart, Widths, row_parts
 
 FEW = 2
 """Samples, at most, that run one after the other, by rows: more are faster side by side."""
@@ -22,6 +25,9 @@ MOST = GROUPS * LANES
 SHALLOW = 16
 """Layers, at most, of a network whose samples run side by side here: in a deep one, samples die or
 become equal, and are then dropped from tiles."""
+TALL, SINGLE = 2.0, 3.0
+"""What a weight of a panel of several neurons, and of a single one, costs for a register of
+samples: in multiply-adds, as rows of inputs come from L2."""
 SPIN = 1_000_000
 """ns that a thread looks for the next run before it sleeps: waking it up takes as long as a run."""
 
@@ -52,7 +58,7 @@ class FewSamples:
         layers = program.layers
         self.most = MOST if len(layers) <= SHALLOW else FEW
         self._program = program  # the kernels have addresses of its arrays
-        parts = [row_parts(layer, threads) for layer in layers]
+        parts = [row_parts(layer, threads, Widths(BLOCK, LANES)) for layer in layers]
         self._n_out = layers[-1].n_out
         self._shared = _shared(program, parts, droppable)
         self._table = addresses(self._shared)
@@ -128,9 +134,9 @@ def _stop(shared: Shared, sleepers: list[_Sleeper]) -> None:
 
 
 def _room(parts: list[list[RowPart]]) -> NDArray[np.float32]:
-    """Return room for the sums of any part: two a neuron, and one more, in whole tiles."""
+    """Return room for a block of any part, and two sums a neuron, and one more, in whole tiles."""
     width = max(part.last - part.first for some in parts for part in some)
-    return aligned_zeros(((2 * width // TILE + 1) * TILE,))
+    return aligned_zeros((max(BLOCK + (2 * width // TILE + 1) * TILE, MOST_ROWS * BLOCK),))
 
 
 def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -138,6 +144,26 @@ def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     size = prod(shape)
     memory = np.zeros(size + 16, np.float32)
     return memory[-memory.ctypes.data % 64 // 4 :][:size].reshape(shape)
+
+
+def _aligned(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    copy = aligned_zeros(values.shape)
+    copy[:] = values
+    return copy
+
+
+def _costs(layer: PanelLayer, parts: list[RowPart]) -> tuple[float, float]:
+    """Return what a sample costs by products, and a register of samples in panels.
+
+    The unit is a multiply-add of a register. What is not all dense has no products.
+    """
+    products = sum(part.dense.size for part in parts) / LANES
+    if any(len(part.targets) for part in parts):
+        products = math.inf
+    tall, single = layer.tall.weights.size, layer.single.weights.size
+    if layer.value is not None:
+        tall, single = len(layer.tall.indices) * HEIGHT, len(layer.single.indices)
+    return products, TALL * tall + SINGLE * single
 
 
 def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.bool_]) -> Shared:
@@ -149,6 +175,7 @@ def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.
         row["first_part"], row["parts"], row["bias"] = first, len(some), bias
         row["curve"] = CURVES.index(layer.curve)
         row["droppable"], (row["lower"], row["upper"]) = drop, layer.clamp
+        row["sample_cost"], row["group_cost"] = _costs(layer, some)
         first, bias = first + len(some), bias + layer.n_out
     flat = [part for some in parts for part in some]
     starts, fours, dense = [np.empty(0, np.int64)], 0, 0
@@ -156,7 +183,8 @@ def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.
     for piece, part in zip(pieces, flat, strict=True):
         piece["first"], piece["last"] = part.first, part.last
         piece["starts"], piece["has_edges"] = rows, len(part.targets) > 0
-        piece["dense"], piece["dense_width"] = dense, part.dense.shape[1]
+        piece["n_in"], piece["dense"], piece["twice"] = len(part.starts) - 1, dense, part.twice
+        piece["wide"], piece["narrow"] = part.wide, part.narrow
         starts.append(part.starts + fours)
         rows, fours = rows + len(part.starts), fours + len(part.targets) // 4
         dense += part.dense.size
@@ -169,10 +197,10 @@ def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.
         np.concatenate(starts),
         np.concatenate([part.targets for part in flat]).view(np.uint64),
         np.concatenate([part.weights for part in flat]),
-        np.concatenate([part.dense.ravel() for part in flat]),
+        _aligned(np.concatenate([part.dense for part in flat])),
         np.concatenate([layer.bias for layer in layers]),
         program.table,
-        values=np.zeros((2, FEW, width), np.float32),
+        values=np.zeros((2, groups * LANES, width), np.float32),
         active=np.zeros((2, FEW, width), np.int32),
         counts=np.zeros((2, FEW, most), np.int64),
         lanes=aligned_zeros((2, groups, width * LANES)),

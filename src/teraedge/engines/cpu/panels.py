@@ -11,7 +11,6 @@ from numba.extending import intrinsic
 from teraedge.engines.cpu.simd import (
     BITS,
     LANES,
-    REGISTER,
     VECTORS,
     fused_multiply_add,
     splat,
@@ -22,6 +21,11 @@ from teraedge.engines.cpu.simd import (
 _I8, _I32, _I64 = (ir.IntType(bits) for bits in (8, 32, 64))
 _F32 = ir.FloatType()
 _NO_BITS = ir.Constant(BITS, [0] * LANES)
+NARROW = tuple(lanes for lanes in (4, 8, 16) if lanes <= LANES)
+"""Samples of a row that is one register, or part of one."""
+
+
+_flat = itertools.chain.from_iterable
 
 
 class _Panels:
@@ -41,9 +45,11 @@ class _Panels:
         vectors: int,
         equal: bool,
         stride: int = VECTORS,
+        lanes: int = LANES,
     ) -> None:
         self.builder, self.height, self.vectors, self.equal = builder, height, vectors, equal
-        self.stride = stride
+        self.stride, self.lanes = stride, lanes
+        self.register, self.bits = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
         # A single neuron has too few accumulators to hide the latency of multiply-add: two sets.
         self.sets = 2 if height == 1 else 1
 
@@ -54,15 +60,21 @@ class _Panels:
         )
         builder = self.builder
         value, lower, upper = floats
-        x, y = self.pointer(x, REGISTER), self.pointer(y, REGISTER)
+        x, y = self.pointer(x, self.register), self.pointer(y, self.register)
         self.starts, self.indices = self.pointer(starts, _I64), self.pointer(indices, _I8)
         self.index_bytes = index_bytes
         is_short = builder.icmp_signed("==", index_bytes, _I64(2))
         self.index_mask = builder.select(is_short, _I32(0xFFFF), _I32(0xFFFFFFFF))
         self.weights, self.outputs = self.pointer(weights, _F32), self.pointer(outputs, _I32)
         self.bias = self.pointer(bias, _F32)
-        self.value = splat(builder, value)
-        self.bounds = splat(builder, lower), splat(builder, upper)
+        self.value = splat(builder, value, self.lanes)
+        self.bounds = splat(builder, lower, self.lanes), splat(builder, upper, self.lanes)
+        self.x, self.y, self.seen = x, y, seen
+        self.over_panels(count, blocks)
+
+    def over_panels(self, count: ir.Value, blocks: ir.Value) -> None:
+        """Emit the loop over panels, and of each over blocks of samples."""
+        builder, x, y, seen = self.builder, self.x, self.y, self.seen
         with cgutils.for_range(builder, count) as panel, cgutils.for_range(builder, blocks) as at:
             first = builder.mul(at.index, _I64(self.vectors))
             self.x, self.y = builder.gep(x, [first]), builder.gep(y, [first])
@@ -82,23 +94,40 @@ class _Panels:
 
     def one_panel(self, panel: ir.Value, seen: ir.Value) -> None:
         """Emit sums, bias, activation and store of a panel over one block of samples."""
-        builder = self.builder
-        bits = [_NO_BITS] * self.vectors
+        bits = [ir.Constant(self.bits, [0] * self.lanes)] * self.vectors
         for neuron, totals in enumerate(self.sum_edges(panel)):
             bits = self.finish(panel, neuron, totals, bits)
+        self.note(bits, seen)
+
+    def note(self, bits: list[ir.Value], seen: ir.Value) -> None:
+        """Emit the or-ing of bits into those at `seen`."""
+        builder = self.builder
         for vector, new in enumerate(bits):
             pointer = builder.gep(seen, [_I64(vector)])
             builder.store(builder.or_(builder.load(pointer), new), pointer)
 
     def sum_edges(self, panel: ir.Value) -> list[list[ir.Value]]:
         """Emit the loop over a panel's edges, two at a time; returns a row of totals a neuron."""
+        first, pairs, odd = self.edges_of(panel)
+        totals = self.pairs_loop([first], pairs, [self.no_totals()])[0]
+        return self.last_edge(pairs, odd, totals)
+
+    def edges_of(self, panel: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+        """Return the first edge of a panel, where its pairs end, and if there is one more."""
         builder = self.builder
         first = self.load(self.starts, panel)
         last = self.load(self.starts, builder.add(panel, _I64(1)))
         odd = builder.and_(builder.sub(last, first), _I64(1))
-        pairs = builder.sub(last, odd)
-        totals = [splat_constant(0.0)] * (self.height * self.sets * self.vectors)
-        totals = self.pairs_loop(first, pairs, totals)
+        return first, builder.sub(last, odd), odd
+
+    def no_totals(self) -> list[ir.Value]:
+        return [splat_constant(0.0, self.lanes)] * (self.height * self.sets * self.vectors)
+
+    def last_edge(
+        self, pairs: ir.Value, odd: ir.Value, totals: list[ir.Value]
+    ) -> list[list[ir.Value]]:
+        """Emit the edge that is in no pair, if there is one; returns a row of totals a neuron."""
+        builder = self.builder
         before, sums = builder.block, list(totals)
         with builder.if_then(builder.trunc(odd, ir.IntType(1))):
             self.one_edge(pairs, sums, 0)
@@ -113,13 +142,18 @@ class _Panels:
         """Return a or b, depending on where the code came from."""
         if a is b:
             return a
-        phi = self.builder.phi(REGISTER)
+        phi = self.builder.phi(self.register)
         phi.add_incoming(a, from_a)
         phi.add_incoming(b, from_b)
         return phi
 
-    def pairs_loop(self, first: ir.Value, last: ir.Value, totals: list[ir.Value]) -> list[ir.Value]:
-        """Emit the loop that adds the edges from `first` to `last`, two at a time."""
+    def pairs_loop(
+        self, firsts: list[ir.Value], last: ir.Value, totals: list[list[ir.Value]]
+    ) -> list[list[ir.Value]]:
+        """Emit the loop that adds the edges from the first of `firsts` to `last`, two at a time.
+
+        As many edges from each of the others on are added to totals of their own.
+        """
         builder = self.builder
         before = builder.block
         head = builder.append_basic_block("pairs")
@@ -127,22 +161,25 @@ class _Panels:
         done = builder.append_basic_block("pairs.done")
         builder.branch(head)
         builder.position_at_end(head)
-        edge = builder.phi(_I64)
-        edge.add_incoming(first, before)
-        phis = [builder.phi(REGISTER) for _ in totals]
-        for phi, total in zip(phis, totals, strict=True):
+        edges = [builder.phi(_I64) for _ in firsts]
+        for edge, first in zip(edges, firsts, strict=True):
+            edge.add_incoming(first, before)
+        phis = [[builder.phi(self.register) for _ in row] for row in totals]
+        for phi, total in zip(_flat(phis), _flat(totals), strict=True):
             phi.add_incoming(total, before)
-        builder.cbranch(builder.icmp_signed("<", edge, last), body, done)
+        builder.cbranch(builder.icmp_signed("<", edges[0], last), body, done)
         builder.position_at_end(body)
-        sums = list(phis)
+        sums = [list(row) for row in phis]
         for step in range(2):
-            self.one_edge(builder.add(edge, _I64(step)), sums, step % self.sets)
-        edge.add_incoming(builder.add(edge, _I64(2)), builder.block)
-        for phi, total in zip(phis, sums, strict=True):
+            for edge, row in zip(edges, sums, strict=True):
+                self.one_edge(builder.add(edge, _I64(step)), row, step % self.sets)
+        for edge in edges:
+            edge.add_incoming(builder.add(edge, _I64(2)), builder.block)
+        for phi, total in zip(_flat(phis), _flat(sums), strict=True):
             phi.add_incoming(total, builder.block)
         builder.branch(head)
         builder.position_at_end(done)
-        return list(phis)
+        return [list(row) for row in phis]
 
     def one_edge(self, edge: ir.Value, sums: list[ir.Value], offset: int) -> None:
         """Multiply one input row into the totals of each neuron of the panel."""
@@ -152,7 +189,7 @@ class _Panels:
             weight = self.value
             if not self.equal:
                 position = builder.add(builder.mul(edge, _I64(self.height)), _I64(k))
-                weight = splat(builder, self.load(self.weights, position))
+                weight = splat(builder, self.load(self.weights, position), self.lanes)
             for vector, x in enumerate(row):
                 slot = (k + offset) * self.vectors + vector
                 sums[slot] = fused_multiply_add(builder, x, weight, sums[slot])
@@ -172,7 +209,7 @@ class _Panels:
         builder = self.builder
         slot = builder.add(builder.mul(panel, _I64(self.height)), _I64(neuron))
         target = builder.sext(self.load(self.outputs, slot), _I64)
-        bias = splat(builder, self.load(self.bias, target))
+        bias = splat(builder, self.load(self.bias, target), self.lanes)
         lower, upper = self.bounds
         now = []
         for total, pointer, bits in zip(totals, self.row(self.y, target), seen, strict=True):
@@ -180,19 +217,55 @@ class _Panels:
             y = builder.select(builder.fcmp_ordered("<", y, lower), lower, y)
             y = builder.select(builder.fcmp_ordered(">", y, upper), upper, y)
             builder.store(y, pointer)
-            now.append(builder.or_(bits, builder.bitcast(y, BITS)))
+            now.append(builder.or_(bits, builder.bitcast(y, self.bits)))
         return now
 
 
-def live_lanes(builder: ir.IRBuilder, seen: ir.Value) -> ir.Value:
+class _Pairs(_Panels):
+    """The loop over panels of one neuron each, two at a time, a register of samples each.
+
+    So the latency of multiply-add is hidden where there are no further samples to do that.
+    """
+
+    def over_panels(self, count: ir.Value, blocks: ir.Value) -> None:
+        """Emit the loop over panels: pairs, and perhaps one more."""
+        builder = self.builder
+        with cgutils.for_range(builder, builder.lshr(count, _I64(1))) as pair:
+            self.two_panels(builder.shl(pair.index, _I64(1)))
+        odd = builder.trunc(builder.and_(count, _I64(1)), ir.IntType(1))
+        with builder.if_then(odd):
+            self.one_panel(builder.sub(count, _I64(1)), self.seen)
+
+    def two_panels(self, panel: ir.Value) -> None:
+        """Emit what `one_panel` does, of two."""
+        builder = self.builder
+        panels = [panel, builder.add(panel, _I64(1))]
+        (first, pairs, odd), (other, its_pairs, its_odd) = map(self.edges_of, panels)
+        longer, its_longer = builder.sub(pairs, first), builder.sub(its_pairs, other)
+        common = builder.select(builder.icmp_signed("<", longer, its_longer), longer, its_longer)
+        begin, its_begin = builder.add(first, common), builder.add(other, common)
+        both = self.pairs_loop([first, other], begin, [self.no_totals(), self.no_totals()])
+        mine = self.pairs_loop([begin], pairs, [both[0]])[0]
+        its = self.pairs_loop([its_begin], its_pairs, [both[1]])[0]
+        bits = [ir.Constant(self.bits, [0] * self.lanes)]
+        rows = self.last_edge(pairs, odd, mine)[0], self.last_edge(its_pairs, its_odd, its)[0]
+        for number, totals in zip(panels, rows, strict=True):
+            bits = self.finish(number, 0, totals, bits)
+        self.note(bits, self.seen)
+
+
+def live_lanes(
+    builder: ir.IRBuilder, seen: ir.Value, vectors: int = VECTORS, lanes: int = LANES
+) -> ir.Value:
     """Return a bit a lane: whether any of its values was nonzero, -0.0 counting as zero."""
     live: ir.Value = _I64(0)
-    for vector in range(VECTORS):
-        bits = builder.load(builder.gep(seen, [_I64(vector)]))
-        magnitude = builder.and_(bits, ir.Constant(BITS, [0x7FFFFFFF] * LANES))
-        nonzero = builder.icmp_unsigned("!=", magnitude, _NO_BITS)
-        mask = builder.zext(builder.bitcast(nonzero, ir.IntType(LANES)), _I64)
-        live = builder.or_(live, builder.shl(mask, _I64(vector * LANES)))
+    bits = ir.VectorType(_I32, lanes)
+    for vector in range(vectors):
+        values = builder.load(builder.gep(seen, [_I64(vector)]))
+        magnitude = builder.and_(values, ir.Constant(bits, [0x7FFFFFFF] * lanes))
+        nonzero = builder.icmp_unsigned("!=", magnitude, ir.Constant(bits, [0] * lanes))
+        mask = builder.zext(builder.bitcast(nonzero, ir.IntType(lanes)), _I64)
+        live = builder.or_(live, builder.shl(mask, _I64(vector * lanes)))
     return live
 
 
@@ -246,19 +319,18 @@ def panels(
     uint64
         Bit i is set where sample i has a nonzero in one of these neurons.
     """
-    return _over_panels(height, VECTORS)
+    return _over_panels(height)
 
 
 @intrinsic
 def narrow_panels(
     typing: Any,
     height: Any,
-    vectors: Any,
+    lanes: Any,
     equal: Any,
     index_bytes: Any,
     x: Any,
     y: Any,
-    blocks: Any,
     count: Any,
     starts: Any,
     indices: Any,
@@ -269,16 +341,41 @@ def narrow_panels(
     lower: Any,
     upper: Any,
 ) -> Any:
-    """As `panels`, over rows of one register: `vectors` and `blocks` must be 1."""
-    return _over_panels(height, 1)
+    """As `panels`, over rows of a few samples: one register of `lanes`, one of `NARROW`."""
+    if not isinstance(height, types.IntegerLiteral):
+        return None
+    signature = types.uint64(height, *[types.int64] * 11, *[types.float32] * 3)
+    tall = height.literal_value
+
+    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
+        lanes, equal, index_bytes, x, y = arguments[1:6]
+        live = cgutils.alloca_once_value(builder, _I64(0))
+        done = builder.append_basic_block("done")
+        switch = builder.switch(builder.add(builder.mul(lanes, _I64(2)), equal), done)
+        for count, is_equal in itertools.product(NARROW, (False, True)):
+            block = builder.append_basic_block("case")
+            switch.add_case(_I64(2 * count + is_equal), block)
+            builder.position_at_end(block)
+            bits = ir.VectorType(_I32, count)
+            seen = cgutils.alloca_once(builder, bits)
+            builder.store(ir.Constant(bits, [0] * count), seen)
+            kind = _Pairs if tall == 1 else _Panels
+            kernel = kind(builder, tall, 1, is_equal, 1, count)
+            kernel.emit([index_bytes, x, y, _I64(1), *arguments[6:]], seen)
+            builder.store(live_lanes(builder, seen, 1, count), live)
+            builder.branch(done)
+        builder.position_at_end(done)
+        return builder.load(live)
+
+    return signature, codegen
 
 
-def _over_panels(height: Any, stride: int) -> Any:
+def _over_panels(height: Any) -> Any:
     """Return the signature and the code of the loop over panels."""
     if not isinstance(height, types.IntegerLiteral):
         return None  # numba asks again with the literal type
     signature = types.uint64(height, *[types.int64] * 12, *[types.float32] * 3)
-    counts = [count for count in vector_counts(height.literal_value) if count <= stride]
+    counts = vector_counts(height.literal_value)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         vectors, equal = arguments[1:3]
@@ -291,7 +388,7 @@ def _over_panels(height: Any, stride: int) -> Any:
             block = builder.append_basic_block("case")
             switch.add_case(_I64(2 * count + is_equal), block)
             builder.position_at_end(block)
-            kernel = _Panels(builder, height.literal_value, count, is_equal, stride)
+            kernel = _Panels(builder, height.literal_value, count, is_equal)
             kernel.emit(list(arguments[3:]), seen)
             builder.branch(done)
         builder.position_at_end(done)

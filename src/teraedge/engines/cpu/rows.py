@@ -3,6 +3,7 @@
 import numpy as np
 
 from teraedge.engines.cpu.curves import curves
+from teraedge.engines.cpu.products import BLOCK, stream
 from teraedge.engines.cpu.simd import TILE, VECTORS, multiply_add
 from teraedge.jit import inlined
 
@@ -33,30 +34,6 @@ def scatter(shared, part, active, x, sums):
 
 
 @inlined
-def stream(shared, part, active, x, sums):
-    """Multiply some nonzero inputs into many sums, four inputs at a time."""
-    width, count = part.dense_width, len(active)
-    whole = count // 4 * 4
-    for k in range(0, whole, 4):
-        a, b, c, d = active[k], active[k + 1], active[k + 2], active[k + 3]
-        xa, xb, xc, xd = x[a], x[b], x[c], x[d]
-        wa = shared.dense[part.dense + a * width :][:width]
-        wb = shared.dense[part.dense + b * width :][:width]
-        wc = shared.dense[part.dense + c * width :][:width]
-        wd = shared.dense[part.dense + d * width :][:width]
-        for j in range(width):
-            total = multiply_add(xa, wa[j], sums[j])
-            total = multiply_add(xb, wb[j], total)
-            total = multiply_add(xc, wc[j], total)
-            sums[j] = multiply_add(xd, wd[j], total)
-    for k in range(whole, count):
-        xa = x[active[k]]
-        wa = shared.dense[part.dense + active[k] * width :][:width]
-        for j in range(width):
-            sums[j] = multiply_add(xa, wa[j], sums[j])
-
-
-@inlined
 def finish(layer, part, bias, sums, y, active):
     """Add the two sums of each neuron and its bias, and apply the activation.
 
@@ -84,20 +61,19 @@ def run_rows(shared, index, number, samples, sums):
     width, turn = part.last - part.first, index % 2
     bias = shared.bias[layer.bias + part.first : layer.bias + part.last]
     seen = np.uint64(0)
+    totals = sums[BLOCK:]
     for sample in range(samples):
         x = shared.values[turn, sample]
-        sums[: 2 * width] = 0
+        totals[: 2 * width] = 0
+        stream(shared, part, index, sample, turn, sums)
         # What the layer before left, part after part; the features are one.
-        for before in range(shared.layers[index - 1].parts if index else 1):
+        for before in range((shared.layers[index - 1].parts if index else 1) * part.has_edges):
             begin = shared.parts[shared.layers[index - 1].first_part + before].first if index else 0
             active = shared.active[turn, sample, begin:][: shared.counts[turn, sample, before]]
-            if part.dense_width:
-                stream(shared, part, active, x, sums)
-            if part.has_edges:
-                scatter(shared, part, active, x, sums)
+            scatter(shared, part, active, x, totals)
         y = shared.values[1 - turn, sample]
         active = shared.active[1 - turn, sample, part.first :]
-        count = finish(layer, part, bias, sums, y, active)
+        count = finish(layer, part, bias, totals, y, active)
         shared.counts[1 - turn, sample, number] = count
         seen |= np.uint64(count > 0) << np.uint64(sample)
     shared.seen[index, number, 0] = seen

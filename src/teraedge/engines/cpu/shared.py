@@ -17,16 +17,22 @@ LINE = 8
 
 LAYER = np.dtype(
     [(name, np.int64) for name in ("first_part", "parts", "bias", "droppable", "curve")]
-    + [("lower", np.float32), ("upper", np.float32)],
+    + [(name, np.float32) for name in ("lower", "upper", "sample_cost", "group_cost")],
     align=True,
 )
 """A layer: its parts, where its bias begins; `droppable`: zero rows after it are dead;
-`curve`: the number of its smooth activation, 0 for none."""
+`curve`: the number of its smooth activation, 0 for none; what a sample costs by products, and a
+register of samples in panels."""
 PART = np.dtype(
-    [(name, np.int64) for name in ("first", "last", "starts", "has_edges", "dense", "dense_width")],
+    [
+        (name, np.int64)
+        for name in ("first", "last", "n_in", "starts", "has_edges", "dense", "wide", "narrow")
+    ]
+    + [("twice", np.int64)],
     align=True,
 )
-"""A part: its neurons, where its `starts` and its dense weights begin, and the sums these go to."""
+"""A part: its neurons, inputs, where its `starts` and its dense weights begin, the blocks of these,
+and whether those have both sums of a neuron."""
 
 
 class Shared(NamedTuple):
@@ -42,14 +48,14 @@ class Shared(NamedTuple):
         Of all parts, one after the other; see `plan.rows.RowPart`. Four targets are one number.
     panels : ndarray of state.LAYER
         The layers in panels, for more samples.
-    values : ndarray of float32, shape (2, samples, width)
+    values : ndarray of float32, shape (2, groups * LANES, width)
         What a layer reads and what it writes, in turn.
-    active : ndarray of int32, shape (2, samples, width)
+    active : ndarray of int32, shape (2, few, width)
         The numbers of the values that are not zero: those of a part from its first neuron on.
-    counts : ndarray of int64, shape (2, samples, parts of a layer)
+    counts : ndarray of int64, shape (2, few, parts of a layer)
         How many those are.
     lanes : ndarray of float32, shape (2, groups, width * LANES)
-        As values, of more samples: a register a neuron, `LANES` samples a group.
+        As values, for panels: a register a neuron, `LANES` samples a group.
     seen : ndarray of uint64, shape (layers, parts of a layer, groups)
         A bit a sample of a group: whether the part wrote a nonzero.
     claimed, done : ndarray of int64, shape (layers * LINE,)
@@ -90,7 +96,7 @@ FIELDS = len(Shared._fields)
 
 def addresses(shared: Shared) -> NDArray[np.int64]:
     """Return what `opened` makes them from: addresses, then sizes."""
-    sizes = *shared.values.shape[1:], *shared.seen.shape
+    sizes = *shared.active.shape[1:], *shared.seen.shape
     return np.array([*(array.ctypes.data for array in shared), *sizes], np.int64)
 
 
@@ -119,7 +125,7 @@ def opened(table):
         carray(pointer(table[5], np.float32), (any_length,)),
         carray(pointer(table[6], np.float32), (any_length,)),
         carray(pointer(table[7], PANEL_LAYER), (layers,)),
-        carray(pointer(table[8], np.float32), (2, samples, width)),
+        carray(pointer(table[8], np.float32), (2, groups * LANES, width)),
         carray(pointer(table[9], np.int32), (2, samples, width)),
         carray(pointer(table[10], np.int64), (2, samples, most)),
         carray(pointer(table[11], np.float32), (2, groups, width * LANES)),

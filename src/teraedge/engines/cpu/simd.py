@@ -81,16 +81,17 @@ def vector_counts(height: int) -> tuple[int, ...]:
     return tuple(count for count in (1, 2, 3, 4, 6) if count <= most and (count != 4 or most == 4))
 
 
-def splat_constant(value: float) -> ir.Constant:
+def splat_constant(value: float, lanes: int = LANES) -> ir.Constant:
     """Return a register with the same constant in every lane."""
-    return ir.Constant(REGISTER, [value] * LANES)
+    return ir.Constant(ir.VectorType(_F32, lanes), [value] * lanes)
 
 
-def splat(builder: ir.IRBuilder, scalar: ir.Value) -> ir.Value:
+def splat(builder: ir.IRBuilder, scalar: ir.Value, lanes: int = LANES) -> ir.Value:
     """Return a register with the same value in every lane."""
-    undefined = ir.Constant(REGISTER, ir.Undefined)
+    undefined = ir.Constant(ir.VectorType(_F32, lanes), ir.Undefined)
     one = builder.insert_element(undefined, scalar, _I32(0))
-    return builder.shuffle_vector(one, undefined, ir.Constant(BITS, [0] * LANES))
+    zeros = ir.Constant(ir.VectorType(_I32, lanes), [0] * lanes)
+    return builder.shuffle_vector(one, undefined, zeros)
 
 
 def fused_multiply_add(
@@ -101,8 +102,8 @@ def fused_multiply_add(
     Explicit, because LLVM would share the product of equal weights, and then add.
     """
     if FUSED:
-        kind = ir.FunctionType(REGISTER, [REGISTER] * 3)
-        name = f"llvm.fma.v{LANES}f32"
+        kind = ir.FunctionType(x.type, [x.type] * 3)
+        name = f"llvm.fma.v{x.type.count}f32"
         return builder.call(
             cgutils.get_or_insert_function(builder.module, kind, name), [x, weight, total]
         )

@@ -17,7 +17,8 @@ from teraedge.engines.cpu.atomics import (
     store_atomic,
     swap_if_equal,
 )
-from teraedge.engines.cpu.lanes import load_lanes, run_lanes
+from teraedge.engines.cpu.lanes import lanes_to_rows, load_lanes, run_lanes
+from teraedge.engines.cpu.products import run_products
 from teraedge.engines.cpu.rows import ONE, load_values, run_rows
 from teraedge.engines.cpu.shared import LINE, opened
 from teraedge.engines.cpu.simd import LANES, nanoseconds
@@ -25,6 +26,8 @@ from teraedge.jit import inlined, jit
 
 LOOKS = 64
 """Looks at what another thread writes, before others get a chance to run on this core."""
+STREAM = 6
+"""Samples up to which products take as long as their weights take to come."""
 EXPONENT = np.uint32(0x7F800000)
 """The bits of a float32 that are all set in infinities and NaN."""
 STOP = -1
@@ -49,14 +52,13 @@ def claim(address, end):
 @inlined
 def note_live(shared, samples):
     """Write which samples live after each layer, and which have a nonzero at the end."""
-    size = len(shared.values[0]) if samples <= len(shared.values[0]) else LANES
     for index in range(len(shared.layers)):
         layer = shared.layers[index]
         live = 0
         for sample in range(samples):
             bit = np.uint64(0)
             for part in range(layer.parts):
-                bit |= shared.seen[index, part, sample // size] >> np.uint64(sample % size)
+                bit |= shared.seen[index, part, sample // LANES] >> np.uint64(sample % LANES)
             shared.nonzero[sample] = bit & ONE
             live += np.int64(bit & ONE)
         shared.live[index] = live if layer.droppable else samples
@@ -71,6 +73,16 @@ def wait(address, number):
         looks += 1
         if looks % LOOKS == 0:
             let_others_run()
+
+
+@inlined
+def by_products(shared, index, samples):
+    """Tell whether a layer reads some samples row by row, as does who asked for the run."""
+    if index == len(shared.layers):
+        return True
+    layer = shared.layers[index]
+    groups = (samples + LANES - 1) // LANES
+    return max(samples, STREAM) * layer.sample_cost < groups * layer.group_cost
 
 
 @inlined
@@ -89,10 +101,15 @@ def walk(shared, run, samples, sums, asked):
             if taken < 0:
                 break
             number = taken - (run - 1) * parts
-            if samples <= len(shared.values[0]):
+            if samples <= len(shared.active[0]):
                 run_rows(shared, index, number, samples, sums)
+            elif by_products(shared, index, samples):
+                after = by_products(shared, index + 1, samples)
+                run_products(shared, index, number, samples, after, sums)
             else:
-                run_lanes(shared, index, number, samples)
+                run_lanes(shared, index, number, samples, sums)
+                if by_products(shared, index + 1, samples):
+                    lanes_to_rows(shared, index, number, samples)
             add_atomic(done, 1)
         wait(done, run * parts)
         if asked:
@@ -129,23 +146,17 @@ def ask(table, run, features, out, sums):
             infinite |= bits & EXPONENT == EXPONENT
     if infinite:
         return False
-    few = samples <= len(shared.values[0])
-    if few:
+    if samples <= len(shared.active[0]):
         load_values(shared, features)
+    elif by_products(shared, 0, samples):
+        shared.values[0, :samples, : features.shape[1]] = features
     else:
         load_lanes(shared, features)
     shared.run[1] = samples
     store_atomic(shared.run.ctypes.data, run)
     walk(shared, run, samples, sums, True)
     note_live(shared, samples)
-    turn = len(shared.layers) % 2
-    for sample in range(samples):
-        if few:
-            out[sample] = shared.values[turn, sample, : out.shape[1]]
-        else:
-            lanes = shared.lanes[turn, sample // LANES]
-            for neuron in range(out.shape[1]):
-                out[sample, neuron] = lanes[neuron * LANES + sample % LANES]
+    out[:] = shared.values[len(shared.layers) % 2, :samples, : out.shape[1]]
     return True
 
 

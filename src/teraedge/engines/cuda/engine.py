@@ -59,7 +59,7 @@ class CudaEngine(Engine):
         self.device, self.options = device, options
         self._closed = False
         self._lock = RLock()
-        self._graph: driver.Graph | None = None
+        self._graphs: dict[bool, driver.Graph] = {}  # by whether features are packed
         self._device = driver.open_device(device)
         self.hardware = self._device.name
         try:
@@ -85,6 +85,8 @@ class CudaEngine(Engine):
         self._loader = Loader(self._device, self._stream)
         self._state: RunState | None = None
         self._chunk = self._send_resident()
+        self._first_kernel = self._chunk.segments[0].kernel if self._chunk else None
+        self._shares: dict[tuple[int, ...], NDArray[np.int64]] = {}
         self._ran: list[Segment] = []
         self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
         self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None
@@ -120,7 +122,7 @@ class CudaEngine(Engine):
             if not self._closed and hasattr(self, "_pending"):
                 self._settle()
             self._closed = True
-            self._free_graph()
+            self._free_graphs()
             self._device.close()
 
     def _lay_out(self, layer: Layer) -> DeviceLayer:
@@ -279,7 +281,7 @@ class CudaEngine(Engine):
         if self._state is not None and (self._state.samples >= wanted or self._state.is_largest):
             return self._state
         if self._state is not None:
-            self._free_graph()
+            self._free_graphs()
             self._state.free()
             self._state = None
         layers = len(plan.origin)
@@ -303,40 +305,47 @@ class CudaEngine(Engine):
 
     def _run_batch(self, features: Given, first: int, last: int, state: RunState) -> Counters:
         """Take some samples through all layers; returns what was counted."""
-        state.clear(self._stream)
-        layers = self._plan.resident
-        kept = self._loader.load(
-            features,
-            first,
-            last,
-            self.n_in,
-            state,
-            spreads=bool(layers) and layers[0].kernel in ("block", "small"),
-            turned=bool(layers) and layers[0].kernel == "chained",
-            sorts=bool(self._plan.droppable.any()),
-        )
+        piece, packed = self._loader.give(features, first, last, state, self._first_kernel)
+        kept = None if packed else self._load(state, piece)
         self._ran = []
         if self._chunk is not None:
-            if self._graph is None:
-                with self._stream.capture() as graph:
-                    self._launch(self._chunk, state)
-                    if not self._feeder.streams:
-                        self._finish(state)
-                self._graph = graph
-                self._ran = []
-            self._graph.launch(self._stream)
-            self._ran += self._chunk.segments
+            if packed not in self._graphs:
+                self._graphs[packed] = self._capture(self._chunk, state, packed)
+            self._graphs[packed].launch(self._stream)
+            self._ran = list(self._chunk.segments)
+        elif packed:
+            self._load(state)
         if self._feeder.streams:
             self._feeder.run(self._stream, lambda chunk: self._launch(chunk, state))
             self._finish(state)
         self._stream.synchronize()
-        del kept
+        del kept, piece
         counters = state.counters
         if counters.invalid[0]:
             raise FeatureError(
                 "features hold NaN, infinity or values beyond fp32; give finite numbers"
             )
         return counters
+
+    def _load(self, state: RunState, features: Given | None = None) -> Any:
+        """Queue the start of a run and the loading of its features, by default packed ones."""
+        state.begin(self._stream)
+        if features is not None:
+            return self._loader.load_rows(features, self.n_in, state)
+        sorts = bool(self._plan.droppable.any())
+        return self._loader.load_bits(
+            self.n_in, state, first_kernel=self._first_kernel, sorts=sorts
+        )
+
+    def _capture(self, chunk: Chunk, state: RunState, packed: bool) -> driver.Graph:
+        """Return the graph of the layers that stay; of all of a run if its features are packed."""
+        with self._stream.capture() as graph:
+            if packed:
+                self._load(state)
+            self._launch(chunk, state)
+            if not self._feeder.streams:
+                self._finish(state)
+        return graph
 
     def _finish(self, state: RunState) -> None:
         """Queue what brings the answer to the host."""
@@ -353,14 +362,16 @@ class CudaEngine(Engine):
 
     def _blocks(self) -> NDArray[np.int64]:
         """Return the blocks that shared the time of each layer in the last run."""
-        return np.concatenate(
-            [np.full(part.count, self._launcher.blocks_of(part)) for part in self._ran]
-        )
+        key = tuple(part.first for part in self._ran)
+        if key not in self._shares:
+            blocks = [np.full(part.count, self._launcher.blocks_of(part)) for part in self._ran]
+            self._shares[key] = np.concatenate(blocks)
+        return self._shares[key]
 
-    def _free_graph(self) -> None:
-        if self._graph is not None:
-            self._graph.free()
-            self._graph = None
+    def _free_graphs(self) -> None:
+        for graph in self._graphs.values():
+            graph.free()
+        self._graphs.clear()
 
 
 def _trace(

@@ -1,6 +1,6 @@
 """Features into tiles on the device, from the host or from the device."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,10 +11,13 @@ from teraedge.engines.cuda.specialisations import samples as sample_kernels
 from teraedge.engines.cuda.state import BINS, RunState
 from teraedge.errors import FeatureError
 from teraedge.features import Features, PackedFeatures, as_features
+from teraedge.plan.device import Kernel
 
 KINDS = ("f4", "f8", "f2", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8")
 """Element types in the order of `enum Kind` of kernels/samples.cu."""
 BLOCK = 256
+SPREADING = ("block", "small")
+"""Kernels that read packed features as they are."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class DeviceFeatures:
     dtype: np.dtype[Any]
     owner: Any
     packed: bool = False
+
+    def rows(self, first: int, last: int) -> "DeviceFeatures":
+        """Return samples `first` to `last`."""
+        address = self.address + first * self.strides[0] * self.dtype.itemsize
+        return replace(self, address=address, shape=(last - first, self.shape[1]))
 
 
 Given: TypeAlias = Features | DeviceFeatures
@@ -87,58 +95,73 @@ class Loader:
         self._kernels = device.kernels(file, defines, names)
         self._grid = device.multiprocessors * 8
 
-    def load(
-        self,
-        features: Given,
-        first: int,
-        last: int,
-        n: int,
-        state: RunState,
-        *,
-        spreads: bool,
-        turned: bool,
-        sorts: bool,
-    ) -> Any:
-        """Queue samples `first` to `last` as the samples of a run.
+    def give(
+        self, features: Given, first: int, last: int, state: RunState, first_kernel: Kernel | None
+    ) -> tuple[Given, bool]:
+        """Note that a run has samples `first` to `last`; packed ones are brought to the device.
 
-        Packed ones stay as they are if the first layer `spreads` them itself, are turned if it
-        wants bits `turned`, and are sorted by brightness where samples may die (`sorts`).
+        Returns
+        -------
+        features : Features or DeviceFeatures
+            Of those samples; to be kept until the run is over.
+        packed : bool
+            Whether they are to be loaded as bits.
+        """
+        count = last - first
+        if isinstance(features, DeviceFeatures):
+            piece = features.rows(first, last)
+            packed = piece.packed and count > 0
+            state.give(count, first, *(piece.address, piece.strides[0]) if packed else (0, 0))
+            return piece, packed
+        found = features[first:last]
+        if not isinstance(found, PackedFeatures) or count == 0:
+            state.give(count, first)
+            return found, False
+        bits = np.ascontiguousarray(found.bits)
+        memory = state.rows[0 if first_kernel in SPREADING else 1]  # that is not written next
+        self._stream.to_device(memory, bits)
+        state.give(count, first, memory.address, bits.shape[1])
+        return found, True
+
+    def load_bits(
+        self, n: int, state: RunState, *, first_kernel: Kernel | None, sorts: bool
+    ) -> None:
+        """Queue the loading of packed features that were given.
+
+        They stay as they are if the first layer spreads them itself, are turned if it wants bits
+        turned, and are sorted by brightness where samples may die (`sorts`).
+        """
+        self._launch("begin", state.struct)
+        if sorts:
+            self._launch("count_bright", n, state.struct)
+            self._stream.launch(self._kernels["sum_bins"], 1, BINS, 0, state.struct)
+            self._launch("place_samples", state.struct)
+        if first_kernel not in SPREADING:
+            self._launch(
+                "turn_bits" if first_kernel == "chained" else "load_packed", n, state.struct
+            )
+
+    def load_rows(self, features: Given, n: int, state: RunState) -> Any:
+        """Queue the loading of other features, those that were given.
 
         Returns
         -------
         object
             To be kept until the stream has come so far.
         """
-        count = last - first
-        if count == 0:
-            self._begin(state, 0, first)
+        self._launch("begin", state.struct)
+        if features.shape[0] == 0:
             return None
         if isinstance(features, DeviceFeatures):
-            itemsize = features.dtype.itemsize
-            address = features.address + first * features.strides[0] * itemsize
-            if features.packed:
-                bits = address, features.strides[0]
-                self._packed(bits, count, first, n, state, spreads, turned, sorts)
-            else:
-                self._begin(state, count, first)
-                self._dense(address, features.dtype, features.strides, count, n, state)
-            return features.owner
-        piece = features[first:last]
-        if isinstance(piece, PackedFeatures):
-            packed = np.ascontiguousarray(piece.bits)
-            memory = state.rows[0 if spreads else 1]  # the one that is not written next
-            self._stream.to_device(memory, packed)
-            bits = memory.address, packed.shape[1]
-            self._packed(bits, count, first, n, state, spreads, turned, sorts)
-            return packed
-        self._begin(state, count, first)
-        if isinstance(piece, sp.csr_array):
-            return self._sparse(piece, n, state)
+            return self._dense(features, n, state)
+        if isinstance(features, sp.csr_array):
+            return self._sparse(features, n, state)
         with np.errstate(over="ignore"):
-            dense = np.ascontiguousarray(piece, np.float32)
-        self._stream.to_device(state.rows[1], dense)
-        self._dense(state.rows[1].address, dense.dtype, (n, 1), count, n, state)
-        return dense
+            dense = np.ascontiguousarray(features, np.float32)
+        memory = state.rows[1]
+        self._stream.to_device(memory, dense)
+        there = DeviceFeatures(memory.address, dense.shape, (n, 1), dense.dtype, dense)
+        return self._dense(there, n, state)
 
     def mark(self, state: RunState, segment: int) -> None:
         """Queue the marking of the samples that are live before a segment."""
@@ -148,48 +171,18 @@ class Loader:
         """Queue the rows before a segment, row-major, into `rows`."""
         self._launch("store_rows", state.struct, segment, n, rows, by_id)
 
-    def _begin(
-        self, state: RunState, count: int, first: int, bits: int = 0, stride: int = 0
-    ) -> None:
-        """Have a run begin, perhaps with packed features that the first layer spreads."""
-        self._launch("begin", state.struct, count, first, bits, stride)
-
     def apply_head(self, head: str, rows: Memory, shape: tuple[int, int], out: Memory) -> None:
         """Queue a head over rows, row-major, of some shape."""
         self._launch("apply_head", rows, *shape, head == "log_softmax", out)
 
-    def _packed(
-        self,
-        bits: tuple[int, int],
-        count: int,
-        first: int,
-        n: int,
-        state: RunState,
-        spreads: bool,
-        turned: bool,
-        sorts: bool,
-    ) -> None:
-        """Have a run begin with packed features, from their address and the bytes of each."""
-        self._begin(state, count, first, *bits if spreads or turned else (0, 0))
-        if sorts:
-            self._launch("count_bright", *bits, count, n, state.struct)
-            self._stream.launch(self._kernels["sum_bins"], 1, BINS, 0, state.struct)
-            self._launch("place_samples", state.struct, count)
-        if not spreads:
-            name = "turn_bits" if turned else "load_packed"
-            self._launch(name, *bits, count, n, state.struct)
-
-    def _dense(
-        self,
-        address: int,
-        dtype: np.dtype[Any],
-        strides: tuple[int, int],
-        count: int,
-        n: int,
-        state: RunState,
-    ) -> None:
-        kind = "u1" if dtype.kind == "b" else f"{dtype.kind}{dtype.itemsize}"
-        self._launch("load_dense", address, KINDS.index(kind), *strides, count, n, state.struct)
+    def _dense(self, features: DeviceFeatures, n: int, state: RunState) -> Any:
+        dtype = features.dtype
+        kind = KINDS.index("u1" if dtype.kind == "b" else f"{dtype.kind}{dtype.itemsize}")
+        samples = features.shape[0]
+        self._launch(
+            "load_dense", features.address, kind, *features.strides, samples, n, state.struct
+        )
+        return features.owner
 
     def _sparse(self, piece: sp.csr_array, n: int, state: RunState) -> Any:
         arrays = (

@@ -108,6 +108,9 @@ def _neighbours(
     before: list[DeviceLayer | None] = [None]
     for layer, one in zip(layers, after, strict=True):
         before.append(None if one is None else layer)
+    for part in parts:
+        if part.takes_samples:
+            before[part.first - parts[0].first] = layers[part.first - parts[0].first - 1]
     return list(zip(before[:-1], after, strict=True))
 
 

@@ -14,6 +14,14 @@ SPARE_TILES = 1
 BINS = 1024
 """Of samples by brightness, as kernels/common.cuh has it."""
 
+GIVEN = [
+    ("bits", np.uint64),
+    ("bits_stride", np.int64),
+    ("first", np.int64),
+    ("samples", np.int64),
+]
+"""What differs from run to run in a `State`."""
+
 STATE = np.dtype(
     [
         ("rows", np.uint64, (2,)),
@@ -22,11 +30,10 @@ STATE = np.dtype(
             (name, np.uint64)
             for name in (
                 *("slots", "buffer", "order", "masks", "nonzero", "starts", "sources", "compacts"),
-                *("tickets", "live", "ran", "nanos", "began", "invalid", "bins", "alive", "bits"),
+                *("tickets", "live", "ran", "nanos", "began", "invalid", "bins", "alive"),
             )
         ],
-        ("bits_stride", np.int64),
-        ("first", np.int64),
+        *GIVEN,
         ("words", np.int64),
     ]
 )
@@ -132,6 +139,7 @@ class RunState:
             raise
         self._alive, self._masks, self._nonzero = alive, begin, begin + bits
         self._host = device.pinned(bins)
+        self._given = device.pinned(np.dtype(GIVEN).itemsize)
         table = np.zeros((), STATE)
         table["rows"] = [memory.address for memory in self.rows]
         table["ids"] = [memory.address for memory in self.ids]
@@ -157,8 +165,21 @@ class RunState:
         stream.fill(self.rows[1], 0)
         stream.synchronize()
 
-    def clear(self, stream: Stream) -> None:
-        """Set all counters and masks to zero."""
+    def give(self, samples: int, first: int, bits: int = 0, stride: int = 0) -> None:
+        """Note what the next run has; nothing is queued.
+
+        Parameters
+        ----------
+        samples, first : int
+            How many samples, and the number of the first.
+        bits, stride : int
+            Device address and bytes a sample of packed features, if they are.
+        """
+        self._given.array.view(GIVEN)[0] = bits, stride, first, samples
+
+    def begin(self, stream: Stream) -> None:
+        """Queue the start of what was given: all counters and masks are zero after it."""
+        stream.to_device(self.struct, self._given.array, STATE.fields["bits"][1])  # type: ignore[index]
         stream.fill(self._cleared, 0)
 
     def fetch(self, stream: Stream) -> None:
@@ -194,8 +215,9 @@ class RunState:
         """Give the memory back."""
         for memory in self._memories:
             memory.free()
-        if hasattr(self, "_host"):
-            self._host.free()
+        for name in ("_host", "_given"):
+            if hasattr(self, name):
+                getattr(self, name).free()
 
 
 class Live(NamedTuple):

@@ -36,19 +36,40 @@ __device__ __forceinline__ bool packed(const State &state, const Segment &segmen
     return segment.takes_bits && state.bits;
 }
 
-// Take the tile through a layer, number `number` of the segment, by a warp that computes; ors the samples with
-// a nonzero output into now.nonzero[number % 3].
+// What the layers of all tiles of a block follow each other with: the first layer of a tile follows on the last one
+// of the tile before.
+struct Going {
+    int number; // of the layer that runs, over all tiles
+    int rows;   // number of the rows that the next layer reads
+    Records records;
+    Weights weights;
+    Panel panel;
+
+    // Begin with the first layer of a segment.
+    __device__ __forceinline__ void begin(const Segment &segment, Tile &now) {
+        wait_for_copies(); // of before
+        __syncthreads();
+        for (int k = 0; k < LAYERS_AHEAD; k++)
+            load_layer(now.layers + (number + k) % PLACES, opaque(segment.layers) + k % segment.count, threadIdx.x);
+        wait_for_copies();
+        __syncthreads();
+        records.begin(number);
+        weights.begin(now.layers[number % PLACES]);
+        panel.read(records.take(now.layers[number % PLACES]));
+    }
+};
+
+// Take the tile through a layer; ors the samples with a nonzero output into now.nonzero.
 template <int WIDTH, int TERMS_IN>
-__device__ __forceinline__ void run_layer(const Layer &layer, const Areas &areas, Records &records, Weights &weights,
-                                          Panel &panel, int number, Tile &now) {
+__device__ __forceinline__ void run_layer(const Layer &layer, const Areas &areas, Going &going, Tile &now) {
     constexpr int TILES = WIDTH / 8;
     const int lane = threadIdx.x % 32;
-    const Task<TILES> task(layer, weights, areas, number);
+    const Task<TILES> task(layer, going.weights, areas, going.rows);
     unsigned some[TILES][2] = {};
     if (HELD)
-        run_held_panels<TILES, TERMS_IN>(task, records, panel, some);
+        run_held_panels<TILES, TERMS_IN>(task, going.records, going.panel, some);
     else
-        run_panels<TILES, TERMS_IN>(task, records, panel, some);
+        run_panels<TILES, TERMS_IN>(task, going.records, going.panel, some);
     if (!layer.droppable)
         return;
     unsigned live = 0;
@@ -59,96 +80,147 @@ __device__ __forceinline__ void run_layer(const Layer &layer, const Areas &areas
             live |= (some[t][k] << 1 ? 1u : 0u) << (t * 8 + lane % 4 * 2 + k);
     live = __reduce_or_sync(ALL_LANES, live);
     if (lane == 0 && live)
-        atomicOr(now.nonzero + number % 3, live);
+        atomicOr(now.nonzero + going.number % 3, live);
 }
 
-// Take a tile of WIDTH samples that is there through layers, as long as some live; returns which do.
+// Find the next tile with live samples, from a slot on, by turns with other blocks: all tiles take about as long. By
+// one thread.
+template <int WIDTH>
+__device__ __forceinline__ void find_tile(const State &state, i64 segment, int slot, Turn &turn) {
+    const int total = static_cast<int>(state.slots[segment]), stride = static_cast<int>(gridDim.x) * WIDTH;
+    unsigned running = 0;
+    for (; slot < total; slot += stride) {
+        running = state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(WIDTH);
+        if (running)
+            break;
+    }
+    turn.slot = slot, turn.running = running;
+}
+
+// Bring the inputs of a tile into the rows of a number.
+template <int WIDTH>
+__device__ __forceinline__ void load_inputs(const State &state, const Segment &segment, const Areas &areas, int number,
+                                            const Turn &turn) {
+    const Layer &layer = segment.layers[0];
+    const float *rows = state.rows[state.buffer[opaque(segment.number)]];
+    if (packed(state, segment))
+        load_bits<WIDTH>(state, areas, number, turn, layer);
+    else if (segment.takes_samples)
+        load_samples<WIDTH>(rows, areas, number, turn.slot, layer);
+    else
+        load_rows<WIDTH>(rows, areas, number, turn.slot, layer);
+}
+
+// Have what load_inputs will read brought near, in two stages: what says where it is, and it itself; by a warp.
+template <int WIDTH>
+__device__ __forceinline__ void touch_inputs(const State &state, const Segment &segment, int stage, Turn &turn,
+                                             const Layer &layer) {
+    if (turn.running == 0)
+        return;
+    if (packed(state, segment)) {
+        touch_bits<WIDTH>(state, stage, turn, layer.n_in);
+    } else if (segment.takes_samples && stage) {
+        const float *rows = state.rows[state.buffer[opaque(segment.number)]] + turn.slot * layer.n_in;
+        for (i64 at = threadIdx.x % 32 * LINE; at < WIDTH * layer.n_in * 4; at += 32 * LINE)
+            touch(reinterpret_cast<const char *>(rows) + at);
+    }
+}
+
+// Take a tile of WIDTH samples that is there through the layers, as long as some live; returns which do.
 template <int WIDTH>
 __device__ __forceinline__ unsigned run_layers(const State &state, const Segment &segment, const Areas &areas,
-                                               Records &records, Weights &weights, Tile &now) {
-    constexpr int PLACES = LAYERS_AHEAD + 1;
+                                               Going &going, Tile &now, Turn *turns) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    Panel panel;
-    panel.read(records.take(now.layers[0]));
-    unsigned ran = now.before[0];
+    unsigned live = ALL_LANES;
 #pragma unroll 1
-    for (int done = 0; done < segment.count && ran; done++) {
-        const Layer &layer = now.layers[done % PLACES];
-        const bool errands = warp == done % WARPS;
+    for (int done = 0; done < segment.count && live; done++, going.number++, going.rows++) {
+        const int number = going.number;
+        const Layer &layer = now.layers[number % PLACES];
+        const bool errands = warp == number % WARPS;
         if (errands) { // the copies join the group of the next records
-            if (done + LAYERS_AHEAD < segment.count)
-                load_layer(now.layers + (done + LAYERS_AHEAD) % PLACES, segment.layers + done + LAYERS_AHEAD, lane);
+            load_layer(now.layers + (number + LAYERS_AHEAD) % PLACES,
+                       segment.layers + (done + LAYERS_AHEAD) % segment.count, lane);
             if (lane == 0)
-                now.nonzero[(done + 1) % 3] = 0; // read last before the barrier before this layer
-            if (done < 2 && packed(state, segment))
-                touch_bits<WIDTH>(state, static_cast<int>(now.slot + gridDim.x * WIDTH), done, layer.n_in);
+                now.nonzero[(number + 1) % 3] = 0; // read last before the barrier before this layer
+            if (done == 0)
+                touch_inputs<WIDTH>(state, segment, 0, turns[now.turn], layer);
+            if (done == (segment.count > 1))
+                touch_inputs<WIDTH>(state, segment, 1, turns[now.turn], segment.layers[0]);
         }
         if (ONE_TERM && done == 0 && packed(state, segment))
-            run_layer<WIDTH, 1>(layer, areas, records, weights, panel, done, now);
+            run_layer<WIDTH, 1>(layer, areas, going, now);
         else
-            run_layer<WIDTH, PLANES>(layer, areas, records, weights, panel, done, now);
-        if (done + 1 < segment.count)
-            weights.begin(now.layers[(done + 1) % PLACES]);
+            run_layer<WIDTH, PLANES>(layer, areas, going, now);
+        going.weights.begin(now.layers[(number + 1) % PLACES]);
         const bool droppable = layer.droppable; // a later layer may take its place from here on
         __syncthreads(); // every output has been written, and nonzero samples are known
-        ran = now.before[done % 2];
-        const unsigned live = droppable ? ran & now.nonzero[done % 3] : ran;
+        const unsigned ran = now.before[number % 2];
+        live = droppable ? ran & now.nonzero[number % 3] : ran;
         if (errands && lane == 0) {
             count(state, segment.first + done, ran, live, now);
-            now.before[(done + 1) % 2] = live; // read after the next barrier
+            if (done + 1 < segment.count)
+                now.before[(number + 1) % 2] = live; // read after the next barrier
         }
-        ran = live;
     }
-    return ran;
+    return live;
 }
 
-// Take all tiles of WIDTH samples through the segment, by turns with other blocks: all tiles take about as long.
+// Take all tiles of WIDTH samples through the segment. While the rows of one are written to memory, the inputs of
+// the next one come, and its first layer is known.
 template <int WIDTH>
 __device__ __forceinline__ void run_tiles(const State &state, const Segment &segment, const Areas &areas,
-                                          Asked *asked, Tile &now) {
-    const int stride = static_cast<int>(gridDim.x) * WIDTH;
-    if (threadIdx.x == 0) // kept in shared memory: layers need all registers
-        now.slot = static_cast<i64>(blockIdx.x) * WIDTH - stride;
-    for (;;) {
-        __syncthreads(); // all are done with the tile before
-        int slot = static_cast<int>(now.slot);
-        const unsigned running = next_tile<WIDTH>(state, opaque(segment.number), stride, slot);
-        if (running == 0)
-            break;
-        for (int k = 0; k < LAYERS_AHEAD && k < segment.count; k++)
-            load_layer(now.layers + k, opaque(segment.layers) + k, threadIdx.x);
-        wait_for_copies();
-        __syncthreads();
-        Records records(areas, now.layers, segment.count, asked[threadIdx.x / 32]);
-        Weights weights;
-        weights.begin(now.layers[0]);
-        if (packed(state, segment))
-            load_bits<WIDTH>(state, areas, slot, segment.layers[0]);
-        else if (segment.takes_samples)
-            load_samples<WIDTH>(state.rows[state.buffer[segment.number]], areas, slot, segment.layers[0]);
-        else
-            load_rows<WIDTH>(state.rows[state.buffer[segment.number]], areas, slot, segment.layers[0]);
+                                          Asked *asked, Tile &now, Turn *turns) {
+    if (threadIdx.x < 32) {
         if (threadIdx.x == 0) {
-            now.slot = slot, now.before[0] = running, now.began = nanoseconds();
-            now.nonzero[0] = now.nonzero[1] = now.nonzero[2] = 0;
+            now.turn = 0, now.nonzero[0] = 0;
+            find_tile<WIDTH>(state, segment.number, static_cast<int>(blockIdx.x) * WIDTH, turns[0]);
         }
-        __syncthreads();
-        const unsigned live = run_layers<WIDTH>(state, segment, areas, records, weights, now);
-        wait_for_copies(); // for layers that nobody lived to see
-        if (live == 0)
-            continue;
-        if (threadIdx.x == 0)
-            now.running = live;
         __syncwarp();
-        claim_slots(state, opaque(segment.number), now, WIDTH, segment.moves);
-        __syncthreads();
-        float *rows = state.rows[1 - state.buffer[segment.number]];
-        const Layer &last = segment.layers[segment.count - 1];
-        if (segment.gives_samples)
-            store_samples<WIDTH>(rows, areas, segment.count, now.slots, last);
-        else
-            store_rows<WIDTH>(rows, areas, segment.count, now.slots, last);
+        touch_inputs<WIDTH>(state, segment, 1, turns[0], segment.layers[0]);
     }
+    __syncthreads();
+    Going going = {0, 0, Records(areas, now.layers, asked[threadIdx.x / 32])};
+    bool more = turns[0].running != 0;
+    if (more)
+        load_inputs<WIDTH>(state, segment, areas, 0, turns[0]), going.begin(segment, now);
+    while (more) {
+        if (threadIdx.x == 0) {
+            const Turn &turn = turns[now.turn];
+            now.slot = turn.slot, now.before[going.number % 2] = turn.running, now.began = nanoseconds();
+            now.turn ^= 1; // last read before the barrier after the layers of the tile before
+            find_tile<WIDTH>(state, opaque(segment.number), turn.slot + static_cast<int>(gridDim.x) * WIDTH,
+                             turns[now.turn]);
+        }
+        __syncthreads(); // the inputs are there, and rows before them have been written
+        const unsigned live = run_layers<WIDTH>(state, segment, areas, going, now, turns);
+        if (live && threadIdx.x < 32) {
+            if (threadIdx.x == 0)
+                now.running = live;
+            __syncwarp();
+            claim_slots(state, opaque(segment.number), now, WIDTH, segment.moves);
+        }
+        const Turn &next = turns[now.turn];
+        const int rows = going.rows++;
+        more = next.running != 0;
+        if (!HELD && more)
+            load_inputs<WIDTH>(state, segment, areas, going.rows, next);
+        __syncthreads(); // slots are known
+        if (live) {
+            float *to = state.rows[1 - state.buffer[opaque(segment.number)]];
+            const Layer &last = segment.layers[segment.count - 1];
+            if (segment.gives_samples)
+                store_samples<WIDTH>(to, areas, rows, now.slots, last);
+            else
+                store_rows<WIDTH>(to, areas, rows, now.slots, last);
+        }
+        if (HELD && more) {
+            __syncthreads(); // rows have been written
+            load_inputs<WIDTH>(state, segment, areas, going.rows, next);
+        }
+        if (!live && more) // the tile has not come to its end, where the first layer would be known
+            going.begin(segment, now);
+    }
+    wait_for_copies(); // that nobody needs
 }
 
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
@@ -160,6 +232,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
           i64 takes_bits, i64 takes_samples, i64 gives_samples, i64 plane_bytes, i64 record_bytes) {
     __shared__ Tile now;
     __shared__ Asked asked[WARPS];
+    __shared__ Turn turns[2];
     const State &state = *shared_state;
     // Arguments are kept as they are: they cost no registers.
     const Segment own = {layers, first, segment, layer_count, moves, takes_bits, takes_samples, gives_samples};
@@ -169,7 +242,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x < 32)
         clear_zero_rows(areas);
     if (SAMPLES > 8 && state.slots[segment] > gridDim.x * 8)
-        run_tiles<SAMPLES>(state, own, areas, asked, now);
+        run_tiles<SAMPLES>(state, own, areas, asked, now, turns);
     else
-        run_tiles<8>(state, own, areas, asked, now);
+        run_tiles<8>(state, own, areas, asked, now, turns);
 }

@@ -56,26 +56,29 @@ struct Asked {
 struct Records {
     const Areas &areas;
     const Layer *layers; // by turns
-    int layers_in_all;
     Asked &asked;
     unsigned record; // that is used,
     int more;        // and those after it in its chunk
 
-    __device__ __forceinline__ Records(const Areas &areas, const Layer *layers, int layers_in_all, Asked &asked)
-        : areas(areas), layers(layers), layers_in_all(layers_in_all), asked(asked), more(0) {
-        fetch({nullptr, -1, 0, 0, 0});
+    __device__ __forceinline__ Records(const Areas &areas, const Layer *layers, Asked &asked)
+        : areas(areas), layers(layers), asked(asked) {}
+
+    // Ask for those of a layer of this number.
+    __device__ __forceinline__ void begin(int number) {
+        more = 0;
+        fetch({nullptr, number - 1, 0, 0, 0});
     }
 
-    // Ask for the next chunk, if there is one, which is a group, and note that.
+    // Ask for the next chunk, which is a group, and note that.
     __device__ __forceinline__ void fetch(Asked now) {
         const int mine = threadIdx.x % 32 * 16, warp = threadIdx.x / 32;
-        if (now.left == 0 && now.layer + 1 < layers_in_all) {
-            const Layer &layer = layers[++now.layer % (LAYERS_AHEAD + 1)];
+        if (now.left == 0) {
+            const Layer &layer = layers[++now.layer % PLACES];
             now.left = layer.rounds;
             now.next = static_cast<const char *>(layer.records) + warp * now.left * record_size(layer);
         }
         now.coming = min(now.left, CHUNK);
-        const int all = now.coming * record_size(layers[now.layer % (LAYERS_AHEAD + 1)]);
+        const int all = now.coming * record_size(layers[now.layer % PLACES]);
         const unsigned into = slot(now.place) + mine;
 #pragma unroll 1
         for (int at = 0; at + mine < all; at += 512)

@@ -6,18 +6,26 @@
 
 // At the end of layer d, records of layer d + 2 may be asked for: its sizes must have been waited for before the
 // barrier at the end of layer d - 1, by the warp that copies them, which does so a layer after it asked.
-constexpr int LAYERS_AHEAD = 4;
+constexpr int LAYERS_AHEAD = 4, PLACES = LAYERS_AHEAD + 1;
 #include "tiles.cuh"
 
 constexpr int WARPS = THREADS / 32;
 constexpr int CHUNK = 64 / WARPS; // records of a warp that come together
-constexpr int PANEL = 16, STEP = 16;
+constexpr int PANEL = 16, STEP = 16, LINE = 128;
 constexpr int PLANES = 3;       // terms of an activation
 constexpr int FIRST_PLACE = 16; // of a neuron; rows before it are zero, or are written for nobody
 constexpr int TILE_COUNT = HELD ? 1 : 2;
 constexpr bool ONE_TERM = !HELD && TERMS < 2; // whether there is code for features of one: registers are short
 
 extern __shared__ __align__(128) float4 shared[]; // tiles [plane][place][WIDTH], records of all warps
+
+// What a block knows of a tile before it runs: the slot of its first sample, which live, and, of packed features,
+// the number of each sample among those given, or -1.
+struct Turn {
+    int slot;
+    unsigned running;
+    int sources[SAMPLES];
+};
 
 // What shared memory is for, in bytes; the same for all layers of a segment.
 struct Areas {
@@ -50,21 +58,10 @@ __device__ __forceinline__ void clear_zero_rows(const Areas &areas) {
                 reinterpret_cast<float4 *>(areas.plane(number, plane))[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-// Turn to the slot of the next tile of a block that has live samples; returns which, none where no tile is left.
+// Split the rows of WIDTH slots from `slot` on into rows of a number, in the order of their places there.
 template <int WIDTH>
-__device__ __forceinline__ unsigned next_tile(const State &state, i64 segment, int stride, int &slot) {
-    const int total = static_cast<int>(state.slots[segment]);
-    for (slot += stride; slot < total; slot += stride) {
-        const unsigned running = state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(WIDTH);
-        if (running)
-            return running;
-    }
-    return 0;
-}
-
-// Split the rows of WIDTH slots from `slot` on into the tile, in the order of their places there.
-template <int WIDTH>
-__device__ __forceinline__ void load_rows(const float *rows, const Areas &areas, int slot, const Layer &layer) {
+__device__ __forceinline__ void load_rows(const float *rows, const Areas &areas, int number, int slot,
+                                          const Layer &layer) {
     constexpr int CHUNKS = WIDTH / 8;
     const int neurons = static_cast<int>(layer.n_in);
     const unsigned short *order = layer.places + neurons; // the neuron at each place
@@ -82,38 +79,35 @@ __device__ __forceinline__ void load_rows(const float *rows, const Areas &areas,
         split(y.z, y.w, terms[0].w, terms[1].w, terms[2].w);
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
-            *reinterpret_cast<uint4 *>(areas.plane(0, plane) + at) = terms[plane];
+            *reinterpret_cast<uint4 *>(areas.plane(number, plane) + at) = terms[plane];
     }
 }
 
-// Between two segments of this kernel a sample's values lie in one piece, n floats, n a multiple of 4: those of
-// the few samples that live on are whole lines. A warp moves 32 neurons of 8 samples as four matrices: lane
-// 4 g + q has neurons 8 q to 8 q + 7 of sample g.
+// Between two segments of this kernel a sample's values lie in one piece, n floats, n a multiple of 32, so that those
+// of the few samples that live on are whole lines. They are in the order in which the layer before has them in its
+// panels, and that within 32 is so that a warp moves 32 neurons of 8 samples as four matrices: lane 4 g + q has
+// two times four neurons of sample g.
+constexpr int GROUP = 32;
 
-// Where in the tile the row lies that a lane says of them, from `table`; a row for nobody where there is none.
+// Split such samples, of WIDTH slots from `slot` on, into rows. layer.places are in that order, too.
 template <int WIDTH>
-__device__ __forceinline__ unsigned matrix_row(const unsigned short *table, int first, int neurons, int chunk) {
-    const int lane = threadIdx.x % 32, neuron = first + lane % 8 / 2 * 8 + lane / 8 * 2 + lane % 2;
-    return chunk_at<WIDTH>(unit_of(neuron < neurons ? __ldg(table + neuron) : FIRST_PLACE / 2 + lane % 8), chunk);
-}
-
-// Split such samples, of WIDTH slots from `slot` on, into the tile.
-template <int WIDTH>
-__device__ __forceinline__ void load_samples(const float *rows, const Areas &areas, int slot, const Layer &layer) {
-    constexpr int CHUNKS = WIDTH / 8;
-    const int lane = threadIdx.x % 32, neurons = static_cast<int>(layer.n_in);
-    for (int k = threadIdx.x / 32; k < (neurons + 31) / 32 * CHUNKS; k += WARPS) {
-        const int chunk = k % CHUNKS, first = k / CHUNKS * 32, mine = first + lane % 4 * 8;
-        const float *from = rows + static_cast<i64>(slot + chunk * 8 + lane / 4) * neurons + mine;
-        const float4 none = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        const float4 x = mine < neurons ? *reinterpret_cast<const float4 *>(from) : none;
-        const float4 y = mine + 4 < neurons ? *reinterpret_cast<const float4 *>(from + 4) : none;
+__device__ __forceinline__ void load_samples(const float *from, const Areas &areas, int number, int slot,
+                                             const Layer &layer) {
+    constexpr int CHUNKS = WIDTH / 8, APART = WARPS / CHUNKS * GROUP;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, neurons = static_cast<int>(layer.n_in);
+    const int chunk = warp % CHUNKS;
+    const unsigned tile = shared_address(shared, areas.rows(number));
+    from += static_cast<i64>(slot + chunk * 8 + lane / 4) * neurons + lane % 4 * 4;
+#pragma unroll 2
+    for (int first = warp / CHUNKS * GROUP; first < neurons; first += APART) {
+        const float4 x = *reinterpret_cast<const float4 *>(from + first);
+        const float4 y = *reinterpret_cast<const float4 *>(from + first + GROUP / 2);
+        const unsigned at = tile + chunk_at<WIDTH>(unit_of(__ldg(layer.places + first + lane)), chunk);
         unsigned words[PLANES][4];
         split(x.x, x.y, words[0][0], words[1][0], words[2][0]);
         split(x.z, x.w, words[0][1], words[1][1], words[2][1]);
         split(y.x, y.y, words[0][2], words[1][2], words[2][2]);
         split(y.z, y.w, words[0][3], words[1][3], words[2][3]);
-        const unsigned at = shared_address(shared, areas.rows(0)) + matrix_row<WIDTH>(layer.places, first, neurons, chunk);
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
             store_turned(shared, at + plane * areas.plane_bytes, words[plane]);
@@ -122,14 +116,16 @@ __device__ __forceinline__ void load_samples(const float *rows, const Areas &are
 
 // Write samples with a slot of 0 or more so.
 template <int WIDTH>
-__device__ __forceinline__ void store_samples(float *rows, const Areas &areas, int number, const int *slots,
+__device__ __forceinline__ void store_samples(float *to, const Areas &areas, int number, const int *slots,
                                               const Layer &layer) {
-    constexpr int CHUNKS = WIDTH / 8;
-    const int lane = threadIdx.x % 32, neurons = static_cast<int>(layer.n_out);
-    for (int k = threadIdx.x / 32; k < (neurons + 31) / 32 * CHUNKS; k += WARPS) {
-        const int chunk = k % CHUNKS, first = k / CHUNKS * 32, mine = first + lane % 4 * 8;
-        const unsigned at =
-            shared_address(shared, areas.rows(number)) + matrix_row<WIDTH>(layer.ends, first, neurons, chunk);
+    constexpr int CHUNKS = WIDTH / 8, APART = WARPS / CHUNKS * GROUP;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, neurons = static_cast<int>(layer.n_out);
+    const int chunk = warp % CHUNKS, slot = slots[chunk * 8 + lane / 4];
+    const unsigned tile = shared_address(shared, areas.rows(number));
+    to += static_cast<i64>(slot) * neurons + lane % 4 * 4;
+#pragma unroll 2
+    for (int first = warp / CHUNKS * GROUP; first < neurons; first += APART) {
+        const unsigned at = tile + chunk_at<WIDTH>(unit_of(FIRST_PLACE + first + lane), chunk);
         unsigned words[PLANES][4];
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
@@ -141,37 +137,34 @@ __device__ __forceinline__ void store_samples(float *rows, const Areas &areas, i
             x[2 * m + 1] =
                 joined(words[0][m] & 0xffff0000u, words[1][m] & 0xffff0000u, words[2][m] & 0xffff0000u);
         }
-        const int to = slots[chunk * 8 + lane / 4];
-        float *target = rows + static_cast<i64>(to) * neurons + mine;
-        if (to >= 0 && mine < neurons)
-            *reinterpret_cast<float4 *>(target) = make_float4(x[0], x[1], x[2], x[3]);
-        if (to >= 0 && mine + 4 < neurons)
-            *reinterpret_cast<float4 *>(target + 4) = make_float4(x[4], x[5], x[6], x[7]);
+        if (slot >= 0) {
+            store_global(reinterpret_cast<float4 *>(to + first), make_float4(x[0], x[1], x[2], x[3]));
+            store_global(reinterpret_cast<float4 *>(to + first + GROUP / 2), make_float4(x[4], x[5], x[6], x[7]));
+        }
     }
 }
 
-// Spread packed 0/1 features of the samples from `slot` on into the tile: into the first plane, as they have
-// one term; others are cleared if they are read. A thread takes four neurons of eight samples.
+// Spread packed 0/1 features of a tile into rows: into the first plane, as they have one term; others are cleared
+// if they are read. A thread takes four neurons of eight samples.
 template <int WIDTH>
-__device__ __forceinline__ void load_bits(const State &state, const Areas &areas, int slot, const Layer &layer) {
-    const int lane = threadIdx.x % 32, neurons = static_cast<int>(layer.n_in);
-    i64 mine = -1; // where the features of a sample are; lanes have those of the tile by turns
-    if (slot + lane % WIDTH < state.slots[0])
-        mine = (state.ids[0][slot + lane % WIDTH] - state.first) * state.bits_stride;
+__device__ __forceinline__ void load_bits(const State &state, const Areas &areas, int number, const Turn &turn,
+                                          const Layer &layer) {
+    const int neurons = static_cast<int>(layer.n_in);
     const int halves = (neurons + 127) / 128 * 32; // of bytes, in whole warps
 #pragma unroll 1
     for (int k = threadIdx.x; k < halves * (WIDTH / 8); k += THREADS) {
         const int chunk = k / halves, half = k % halves; // the same chunk in all lanes
-        unsigned both[4] = {}; // of two samples each
-#pragma unroll
-        for (int sample = 0; sample < 8; sample++) {
-            const i64 from = __shfl_sync(ALL_LANES, mine, chunk * 8 + sample);
-            if (from >= 0 && half * 4 < neurons)
-                both[sample / 2] |= static_cast<unsigned>(state.bits[from + half / 2]) << sample % 2 * 16;
-        }
         if (half * 4 >= neurons)
             continue;
         const uint2 pairs = __ldg(reinterpret_cast<const uint2 *>(layer.places) + half); // there are whole fours
+        unsigned both[4] = {}; // of two samples each
+#pragma unroll
+        for (int sample = 0; sample < 8; sample++) {
+            const int source = turn.sources[chunk * 8 + sample];
+            if (source >= 0)
+                both[sample / 2] |= static_cast<unsigned>(__ldg(state.bits + source * state.bits_stride + half / 2))
+                                    << sample % 2 * 16;
+        }
 #pragma unroll
         for (int bit = 0; bit < 4; bit++) {
             const int shift = 7 - bit - half % 2 * 4;
@@ -183,27 +176,31 @@ __device__ __forceinline__ void load_bits(const State &state, const Areas &areas
             if (half * 4 + bit >= neurons)
                 continue;
             const unsigned to = chunk_at<WIDTH>(unit_of(at), chunk);
-            *reinterpret_cast<uint4 *>(areas.plane(0, 0) + to) = make_uint4(ones[0], ones[1], ones[2], ones[3]);
+            *reinterpret_cast<uint4 *>(areas.plane(number, 0) + to) = make_uint4(ones[0], ones[1], ones[2], ones[3]);
 #pragma unroll
             for (int plane = 1; plane < (ONE_TERM ? 1 : PLANES); plane++)
-                *reinterpret_cast<uint4 *>(areas.plane(0, plane) + to) = make_uint4(0, 0, 0, 0);
+                *reinterpret_cast<uint4 *>(areas.plane(number, plane) + to) = make_uint4(0, 0, 0, 0);
         }
     }
 }
 
-// Have packed features of a tile that comes later brought near, in two stages: what says where they are, and they
-// themselves; by a warp.
+// Have packed features of a tile brought near, in two stages: what says where they are, and they themselves, which
+// is noted; by a warp.
 template <int WIDTH>
-__device__ __forceinline__ void touch_bits(const State &state, int slot, int stage, i64 neurons) {
-    const int lane = threadIdx.x % 32;
-    if (slot + lane % WIDTH >= state.slots[0])
+__device__ __forceinline__ void touch_bits(const State &state, int stage, Turn &turn, i64 neurons) {
+    const int lane = threadIdx.x % 32, slot = turn.slot + lane % WIDTH;
+    const bool there = slot < state.slots[0];
+    const int *id = state.ids[0] + slot;
+    if (stage == 0) {
+        if (there)
+            touch(id);
         return;
-    const int *id = state.ids[0] + slot + lane % WIDTH;
-    if (stage == 0)
-        return touch(id);
-    constexpr int LINE = 128;
-    const unsigned char *bits = state.bits + (*id - state.first) * state.bits_stride;
-    for (i64 at = lane / WIDTH * LINE; at < (neurons + 7) / 8; at += 32 / WIDTH * LINE)
+    }
+    const int source = there ? static_cast<int>(*id - state.first) : -1;
+    if (lane < WIDTH)
+        turn.sources[lane] = source;
+    const unsigned char *bits = state.bits + source * state.bits_stride;
+    for (i64 at = lane / WIDTH * LINE; there && at < (neurons + 7) / 8; at += 32 / WIDTH * LINE)
         touch(bits + at);
 }
 

@@ -82,9 +82,9 @@ struct State {
     int *invalid;       // set where a feature is not finite
     unsigned *bins;     // [BINS] samples by brightness, then where the next of each goes
     unsigned *alive;    // [words] of samples by their number: those of the last masks, as `mark` found them
-    const unsigned char *bits; // packed features that have not been brought into rows, or none
+    const unsigned char *bits; // packed features, or none
     i64 bits_stride;           // bytes a sample
-    i64 first;                 // the number of the first sample
+    i64 first, samples;        // the number of the first sample, and how many a run has
     i64 words;          // the most a run may have, an even number
 };
 

@@ -46,32 +46,32 @@ __device__ __forceinline__ void read_elements(const void *data, i64 kind, i64 at
     }
 }
 
-// Start a run of `samples` samples, numbered from `first` on: all of them live, in order. `bits` are packed
-// features, `stride` bytes a sample, that the first layer spreads, or none.
-extern "C" __global__ void begin(State *shared_state, i64 samples, i64 first, const unsigned char *bits, i64 stride) {
-    State &state = *shared_state;
+// Start a run: all samples live, in order.
+extern "C" __global__ void begin(const State *shared_state) {
+    const State &state = *shared_state;
     const i64 thread = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x;
     const i64 threads = static_cast<i64>(gridDim.x) * blockDim.x;
-    for (i64 k = thread; k < samples; k += threads)
-        state.ids[0][k] = static_cast<int>(first + k);
+    for (i64 k = thread; k < state.samples; k += threads)
+        state.ids[0][k] = static_cast<int>(state.first + k);
     for (i64 word = thread; word < state.words; word += threads) {
-        const i64 rest = samples - word * WORD;
+        const i64 rest = state.samples - word * WORD;
         state.masks[word] = rest <= 0 ? 0 : first_bits(rest < WORD ? static_cast<int>(rest) : WORD);
     }
     if (thread == 0)
-        state.slots[0] = static_cast<unsigned>(samples), state.bits = bits, state.bits_stride = stride, state.first = first;
+        state.slots[0] = static_cast<unsigned>(state.samples);
 }
 
 // Count the nonzero features of packed samples: bright samples live longest, so that tiles of samples that
 // are alike die as a whole. A warp takes a sample.
 extern "C" __global__ void __launch_bounds__(256)
-    count_bright(const unsigned char *bits, i64 stride, i64 samples, i64 n, const State *shared_state) {
+    count_bright(i64 n, const State *shared_state) {
     const State &state = *shared_state;
+    const i64 samples = state.samples;
     const int lane = threadIdx.x % 32;
     const i64 bytes = (n + 7) / 8, warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
     for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples; sample += warps) {
         unsigned bright = 0;
-        const unsigned char *from = bits + sample * stride;
+        const unsigned char *from = state.bits + sample * state.bits_stride;
         const i64 whole = (reinterpret_cast<u64>(from) & 3) == 0 ? bytes / 4 : 0; // words
         for (i64 word = lane; word < whole; word += 32)
             bright += __popc(reinterpret_cast<const unsigned *>(from)[word]);
@@ -105,18 +105,17 @@ extern "C" __global__ void __launch_bounds__(BINS) sum_bins(const State *shared_
 }
 
 // Give every sample its slot, by brightness.
-extern "C" __global__ void place_samples(const State *shared_state, i64 samples) {
+extern "C" __global__ void place_samples(const State *shared_state) {
     const State &state = *shared_state;
-    for (i64 sample = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; sample < samples;
+    for (i64 sample = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; sample < state.samples;
          sample += static_cast<i64>(gridDim.x) * blockDim.x)
         state.ids[0][atomicAdd(state.bins + state.ids[1][sample], 1)] = static_cast<int>(state.first + sample);
 }
 
-// Packed 0/1 features, `stride` bytes a sample, the first neuron in the highest bit. A warp takes
-// eight neurons of 32 samples.
-extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i64 samples, i64 n,
-                                       const State *state) {
+// Packed 0/1 features, the first neuron in the highest bit. A warp takes eight neurons of 32 samples.
+extern "C" __global__ void load_packed(i64 n, const State *state) {
     float *rows = state->rows[0];
+    const i64 samples = state->samples;
     const int lane = threadIdx.x % 32;
     const i64 bytes = (n + 7) / 8;
     const i64 words = words_of(static_cast<unsigned>(samples));
@@ -125,7 +124,7 @@ extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i6
     for (i64 item = warp; item < words * bytes; item += warps) {
         const i64 byte = item % bytes;
         const i64 slot = item / bytes * WORD + lane;
-        const unsigned eight = slot < samples ? bits[(state->ids[0][slot] - state->first) * stride + byte] : 0;
+        const unsigned eight = slot < samples ? state->bits[(state->ids[0][slot] - state->first) * state->bits_stride + byte] : 0;
         float *target = rows + place(slot, byte * 8, n);
         for (int k = 0; k < 8 && byte * 8 + k < n; k++)
             target[k * COLUMNS] = static_cast<float>(eight >> (7 - k) & 1);
@@ -135,9 +134,11 @@ extern "C" __global__ void load_packed(const unsigned char *bits, i64 stride, i6
 // Packed features turned, a bit a sample: [tile][neuron] of 64 bits where rows would lie. A warp takes 128
 // neurons of a tile.
 extern "C" __global__ void __launch_bounds__(256)
-    turn_bits(const unsigned char *bits, i64 stride, i64 samples, i64 n, const State *state) {
+    turn_bits(i64 n, const State *state) {
     constexpr i64 SIZE = 16; // bytes of a sample that a lane takes
     uint2 *turned = reinterpret_cast<uint2 *>(state->rows[0]);
+    const unsigned char *bits = state->bits;
+    const i64 stride = state->bits_stride, samples = state->samples;
     const int lane = threadIdx.x % 32;
     const i64 bytes = (n + 7) / 8, groups = (bytes + SIZE - 1) / SIZE, tiles = (samples + COLUMNS - 1) / COLUMNS;
     const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;

@@ -10,8 +10,9 @@ struct Tile {
     Layer layers[LAYERS_AHEAD + 1]; // the one that runs, and those after it, by turns
     i64 slot;            // of its first sample
     unsigned running;
-    unsigned before[2];  // live before the layer that runs, and after it (block kernel)
+    unsigned before[2];  // live before the layer that runs, and after it, by turns (block kernel)
     unsigned nonzero[3]; // samples with a nonzero output, of layers in turn
+    int turn;            // which of two places is the next tile's (block kernel)
     u64 began;           // the layer that runs
     int slots[WORD];     // where samples go
 };
