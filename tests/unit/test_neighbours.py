@@ -49,13 +49,13 @@ def test_small_layers_stay_among_their_like():
 
 
 def test_a_lone_small_layer_goes_with_the_resident_ones():
-    tiny, large = laid_out(64, 1024, 4), laid_out(1024, 64, 100)
+    tiny, large = laid_out(64, 64, 4), laid_out(1024, 1024, 16)
     assert (tiny.kernel, large.kernel) == ("small", "resident")
     assert kernels(large, tiny, large, tiny) == ["resident"] * 4
 
 
 def test_many_small_layers_are_worth_a_change_of_kernels():
-    tiny, large = laid_out(64, 64, 4), laid_out(1024, 64, 100)
+    tiny, large = laid_out(64, 64, 4), laid_out(1024, 1024, 16)
     assert kernels(large, *[tiny] * 40) == ["resident"] + ["small"] * 40
 
 
