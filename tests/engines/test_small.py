@@ -87,6 +87,6 @@ def test_room_decides_where_segments_end(device):
         extent = extent.more(layer, 40)
     assert extent.fits(layers[0].shared)
     assert extent.layers == 8
-    for layer in layers * 70:
+    for layer in layers * 130:
         extent = extent.more(layer, 40)
     assert not extent.fits(layers[0].shared)

@@ -72,7 +72,7 @@ def segments(
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
     layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
-    The small kernel is faster still for a handful of samples: after 4, 8, 16 and 40.
+    The small kernel is faster still for a handful of samples: after 4, 9 and 24.
 
     Parameters
     ----------
@@ -156,7 +156,7 @@ def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
 def _is_border(layer: int, kernel: Kernel) -> bool:
     """Tell whether samples are moved before a layer of this number."""
     if kernel == "small":
-        return layer in (4, 8, 16, 40)
+        return layer in (4, 9, 24)
     if kernel == "block":
         border = 4
         while border < layer:

@@ -26,7 +26,7 @@ PIECE_BYTES = 28672
 """Of a piece, at most."""
 WIDTH = 512
 """Neurons of a layer, inputs or outputs, up to which it is small."""
-LAYERS = 512
+LAYERS = 1024
 """Layers of a segment, at most."""
 NARROW = 512
 """Neurons between two layers up to which a block takes `GROUPS` groups of samples, else one."""
