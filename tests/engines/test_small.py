@@ -23,6 +23,7 @@ def device(request):
 def _only_small(monkeypatch):
     monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: -1.0)
     monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: np.inf)
 
 
 def packed(network, samples):
