@@ -3,13 +3,16 @@
 import re
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from teraedge.errors import OptionsError
 from teraedge.passes import PASSES
 
 Mode = Literal["a", "b", "c"]
-PRECISIONS = ("fp32",)
+Precision = Literal["fp32", "fp16", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+ITEMSIZE: dict[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2}
+"""Bytes of an activation in memory, by precision."""
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -45,8 +48,12 @@ class Options:
     passes : bool or tuple of str, default True
         The exact rewrites of the network before the run: True for every one, False for none, or
         the names of those wanted.
-    precision : {"fp32"}, default "fp32"
-        The storage of activations and weights, and the arithmetic.
+    precision : {"fp32", "fp16", "bf16"}, default "fp32"
+        How activations are stored between layers; sums are fp32 in any case. "fp16" and "bf16",
+        on a GPU only, round the features and the outputs of every layer to 11 or 8 significant
+        bits, so that they take half of the memory and of its bandwidth: **the answer changes**, by
+        at most what `Result.error_bound` says. Values that "fp16" cannot hold, beyond 65504, are
+        held there. The pass `factor` is left out, since it would round once more.
     threads : int, optional
         CPU threads of a run; by default every core this process may use.
     memory : int or str, optional
@@ -69,7 +76,7 @@ class Options:
     prune: bool = True
     merge: bool = True
     passes: bool | tuple[str, ...] = True
-    precision: str = "fp32"
+    precision: Precision = "fp32"
     threads: int | None = None
     memory: int | str | None = None
 
@@ -101,11 +108,14 @@ class Options:
     def chosen_passes(self) -> tuple[str, ...]:
         """The names of the passes to run, in their order."""
         if isinstance(self.passes, bool):
-            return PASSES if self.passes else ()
-        return tuple(name for name in PASSES if name in self.passes)
+            names: tuple[str, ...] = PASSES if self.passes else ()
+        else:
+            names = tuple(name for name in PASSES if name in self.passes)
+        exact = self.precision == "fp32"
+        return names if exact else tuple(name for name in names if name != "factor")
 
     @classmethod
-    def mode(cls, mode: Mode, *, threads: int | None = None) -> Self:
+    def mode(cls, mode: Mode, *, threads: int | None = None, precision: Precision = "fp32") -> Self:
         """Return the options of one of the three measuring modes.
 
         Parameters
@@ -115,9 +125,13 @@ class Options:
             champions measure; "c": everything exact, the default of `Options()`.
         threads : int, optional
             As in `Options`.
+        precision : {"fp32", "fp16", "bf16"}, default "fp32"
+            As in `Options`.
         """
         if str(mode).lower() not in ("a", "b", "c"):
             raise OptionsError(f"mode is {mode!r}; allowed: 'a', 'b', 'c'")
         mode = str(mode).lower()  # type: ignore[assignment]
         exact = mode == "c"
-        return cls(prune=mode != "a", merge=exact, passes=exact, threads=threads)
+        return cls(
+            prune=mode != "a", merge=exact, passes=exact, threads=threads, precision=precision
+        )

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from teraedge.errors import ModelError, OptionsError
 from teraedge.head import apply_head
+from teraedge.options import Precision
 
 if TYPE_CHECKING:
     from teraedge.network import Network
@@ -85,6 +86,8 @@ class Result:
         The ids with a nonzero last row, ascending, where they are known without the rows.
     head : str, optional
         That of the network, yet to be applied to `blocks`.
+    precision : {"fp32", "fp16", "bf16"}
+        How activations were stored; see `Options`.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Result:
         rounding: Sequence[str] = (),
         live: NDArray[np.int64] | None = None,
         head: str | None = None,
+        precision: Precision = "fp32",
     ) -> None:
         self.shape = shape
         self._trace = trace
@@ -109,6 +113,7 @@ class Result:
         self.exact = tuple(exact)
         self.passes = dict(passes or {})
         self.rounding = tuple(rounding)
+        self.precision = precision
         self._lazy_blocks: LazyBlocks | None = blocks
         self._same_as, self._live, self._head = same_as, live, head
 
@@ -289,7 +294,7 @@ class Result:
         """
         from teraedge.rounding import error_bound
 
-        bound = error_bound(network, features)
+        bound = error_bound(network, features, self.precision)
         if bound.shape != self.shape:
             raise ModelError(
                 f"the network and features give {bound.shape} outputs and this result has "

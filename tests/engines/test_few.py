@@ -84,22 +84,19 @@ def test_parts_hold_every_edge_once(monkeypatch):
         rebuilt = np.zeros((500, 300), np.float32)
         for part in parts:
             width = part.last - part.first
-            sums = np.zeros((500, 2 * width + 1), np.float32)
+            sums = np.zeros((500, width + 1), np.float32)
             first, begin = 0, 0
             for size in [32] * part.wide + [8] * part.narrow:
                 block = part.dense[begin : begin + 500 * size].reshape(500, size)
                 begin += block.size
-                neurons = size // (1 + part.twice)
-                count = min(neurons, width - first)
+                count = min(size, width - first)
                 sums[:, first : first + count] = block[:, :count]
-                assert not block[:, count:neurons].any()
-                if part.twice:
-                    sums[:, width + first :][:, :count] = block[:, neurons : neurons + count]
-                first += neurons
+                assert not block[:, count:].any()
+                first += size
             assert begin == part.dense.size
             rows = np.repeat(np.arange(500), 4 * np.diff(part.starts))
             np.add.at(sums, (rows, part.targets), part.weights)
-            rebuilt[:, part.first : part.last] = sums[:, :width] + sums[:, width : 2 * width]
+            rebuilt[:, part.first : part.last] = sums[:, :width]
         np.testing.assert_array_equal(rebuilt, network[0].weights.toarray().astype(np.float32))
 
 

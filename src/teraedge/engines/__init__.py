@@ -58,6 +58,11 @@ def compile(  # noqa: A001 (the field's verb)
     _check(network, options)
     options = Options() if options is None else options
     if device == "cpu":
+        if options.precision != "fp32":
+            raise OptionsError(
+                f"precision is {options.precision!r}; on device 'cpu' only 'fp32' is allowed; "
+                "give that, or run on a GPU with device 'cuda'"
+            )
         from teraedge.engines.cpu import CpuEngine
 
         return CpuEngine.compile(network, options)

@@ -231,6 +231,8 @@ class DeviceLayer:
         Of bf16 that a weight is the sum of (dense).
     instead : PanelLayer or None
         The panels that the resident kernel would take (small).
+    itemsize : int
+        Bytes of an activation in device memory.
     nbytes : int
         Bytes on the device.
     """
@@ -255,6 +257,7 @@ class DeviceLayer:
     places: NDArray[np.int32] | None = None
     terms: int = 0
     instead: PanelLayer | None = None
+    itemsize: int = 4
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -15,12 +15,14 @@ length, so that little is padded, and their edges are ordered for the banks of s
 (`plan.banks`). The wide kernel reads one panel a warp.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.network import Layer
+from teraedge.options import ITEMSIZE, Precision
 from teraedge.plan import banks, predict, rates, small
 from teraedge.plan.block import PANEL, lay_out_block
 from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
@@ -43,6 +45,7 @@ from teraedge.plan.device import (
 )
 from teraedge.plan.panels import PanelLayer, Panels, panel_layer
 from teraedge.plan.staged import Staging, lay_out_staged, settled, staging
+from teraedge.rounding import LARGEST
 
 RESIDENT_HEIGHT = 4
 """Neurons of a tall panel of the resident kernel."""
@@ -59,7 +62,13 @@ NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
 
 
-def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> DeviceLayer:
+def lay_out(
+    layer: Layer,
+    shared_bytes: int,
+    *,
+    tensor_cores: bool = True,
+    precision: Precision = "fp32",
+) -> DeviceLayer:
     """Lay a layer out for the kernel that it fits.
 
     Parameters
@@ -69,19 +78,29 @@ def lay_out(layer: Layer, shared_bytes: int, *, tensor_cores: bool = True) -> De
         Shared memory a block may have.
     tensor_cores : bool
         Whether the device has some that multiply bf16.
+    precision : {"fp32", "fp16", "bf16"}
+        How activations are stored. Their bounds are drawn in to what can be.
 
     Raises
     ------
     ModelError
         If a weight or bias is too large for float32.
     """
-    room = shared_bytes - STATIC_SHARED
+    laid_out = _lay_out(layer, shared_bytes - STATIC_SHARED, tensor_cores, precision)
+    largest = LARGEST[precision]
+    lower, upper = (min(max(bound, -largest), largest) for bound in laid_out.clamp)
+    clamp = laid_out.clamp if precision == "fp32" else (lower, upper)
+    return replace(laid_out, clamp=clamp, itemsize=ITEMSIZE[precision])
+
+
+def _lay_out(layer: Layer, room: int, tensor_cores: bool, precision: Precision) -> DeviceLayer:
+    """Lay a layer out as a product of matrices, or for the edges there are."""
     terms = _dense_terms(layer, room) if tensor_cores else 0
     if not terms:
-        return _lay_out_sparse(layer, room, tensor_cores)
+        return _lay_out_sparse(layer, room, tensor_cores, precision)
     seconds = rates.dense_seconds(dense_edges(layer), terms)
     if seconds + rates.SWITCH >= layer.edges / rates.FASTEST:
-        sparse = _lay_out_sparse(layer, room, tensor_cores)
+        sparse = _lay_out_sparse(layer, room, tensor_cores, precision)
         found = predict.predicted(sparse, rates.SPEED).choice.seconds
         # A dense layer is a launch of its own, and its rows go through device memory.
         if found is not None and found <= seconds + rates.SWITCH * sparse.resident:
@@ -98,34 +117,40 @@ def _dense_terms(layer: Layer, room: int) -> int:
     return terms if dense_shared(terms) <= room else 0
 
 
-def _lay_out_sparse(layer: Layer, room: int, tensor_cores: bool) -> DeviceLayer:
-    """Lay a layer out for the fastest of the kernels that run the edges there are."""
+def _lay_out_sparse(
+    layer: Layer, room: int, tensor_cores: bool, precision: Precision
+) -> DeviceLayer:
+    """Lay a layer out for the fastest of the kernels that run the edges there are.
+
+    The block, the small and the staged kernel know activations of fp32 only.
+    """
+    exact = precision == "fp32"
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
     resident, seconds = None, np.inf
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
         seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
-        if tensor_cores and not panels.curve:
+        if exact and tensor_cores and not panels.curve:
             block = _block(layer, room, seconds_there)
             if block is not None:
                 return block
-        tiny = _small(layer, panels, room, seconds_there)
+        tiny = _small(layer, panels, room, seconds_there) if exact else None
         if tiny is not None:
             return tiny
         if samples > 4:
             return _resident(panels, samples, _shared(panels, samples))
         if samples:
             resident, seconds = panels, rates.resident_four_seconds(panels, RESIDENT_TALL_EDGE)
-    wide, wide_seconds = _best_wide(layer)
-    if rates.staged_at_best(wide) < min(seconds, wide_seconds):
+    wide, wide_seconds = _best_wide(layer, ITEMSIZE[precision])
+    if exact and rates.staged_at_best(wide) < min(seconds, wide_seconds):
         single = wide if not len(wide.tall.outputs) else all_single(layer)
         plan = _best_staging(single, room, min(seconds, wide_seconds))
         if plan is not None:
             return lay_out_staged(single, plan)
     if resident is not None and seconds < wide_seconds:
         return _resident(resident, 4, _shared(resident, 4))
-    return _wide(wide)
+    return _wide(wide, precision)
 
 
 def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> DeviceLayer | None:
@@ -181,12 +206,12 @@ def all_single(layer: Layer) -> PanelLayer:
     return panel_layer(layer, _relative(min(WIDE_TALL_EDGES), NEVER))
 
 
-def _best_wide(layer: Layer) -> tuple[PanelLayer, float]:
+def _best_wide(layer: Layer, itemsize: int) -> tuple[PanelLayer, float]:
     """Return the panels that are the fastest in the wide kernel, and what they take."""
     found = []
     for height, edge in WIDE_TALL_EDGES.items():
         panels = panel_layer(layer, _relative(height, edge))
-        found.append((panels, rates.wide_seconds(panels, edge)))
+        found.append((panels, rates.wide_seconds(panels, edge, itemsize)))
         if not len(panels.single.outputs):
             break  # lower panels would only read more
     return min(found, key=lambda pair: pair[1])
@@ -295,13 +320,13 @@ def _lanes(
     return in_group_order(order, size, width)
 
 
-def _wide(layer: PanelLayer) -> DeviceLayer:
+def _wide(layer: PanelLayer, precision: Precision) -> DeviceLayer:
     """Lay a layer out for the wide kernel, or for the chained one if its panels share inputs."""
     index = np.uint16 if layer.n_in <= 2**16 else np.uint32
     kernel: Kernel = "wide"
     places = None
     single = _lists(layer.single, layer, index)
-    if len(layer.tall.outputs) and not single.count:
+    if len(layer.tall.outputs) and not single.count and _fits_terms(layer, precision):
         found = chained(layer.tall, layer.n_in)
         if found.pieces <= rates.CHAINED_PIECES * pieces(np.diff(layer.tall.starts)):
             kernel = "chained"
@@ -324,6 +349,17 @@ def _wide(layer: PanelLayer) -> DeviceLayer:
         choice=layer.choice.without_times(kernel),
         places=places,
     )
+
+
+def _fits_terms(layer: PanelLayer, precision: Precision) -> bool:
+    """Tell whether two terms of fp16 hold every weight to 21 bits, as tensor cores take them."""
+    if precision != "fp16" or layer.value is not None:
+        return True
+    weights = layer.tall.weights.astype(np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        rest = weights - weights.astype(np.float16)
+        rest -= rest.astype(np.float16)
+    return bool((np.abs(rest) <= np.abs(weights) * 2.0**-21).all())
 
 
 def _lists(panels: Panels, layer: PanelLayer, index: Any) -> DevicePanels:

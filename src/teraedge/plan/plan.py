@@ -143,6 +143,7 @@ class Plan(Generic[L]):
         places: int = 1,
     ) -> None:
         self._network, self._passes = network, options.chosen_passes
+        self._precision = options.precision
         self._layout, self._budget, self._places = lay_out, memory, places
         self.n_in = self.width = network.n_in
         self.head = network.head
@@ -196,7 +197,7 @@ class Plan(Generic[L]):
     @property
     def rounding(self) -> list[str]:
         """What makes the last bits differ from those of the reference; see `rounding`."""
-        return statements(self.saved, self.curved, self.head)
+        return statements(self.saved, self.curved, self.head, self._precision)
 
     def streamed(self) -> Iterator[tuple[int, list[L]]]:
         """Yield (first layer, layers) for what is not resident, as many at a time as have room."""

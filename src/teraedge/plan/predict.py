@@ -110,8 +110,8 @@ def _wide(layer: DeviceLayer) -> tuple[float, Limit]:
     reads = layer.tall.slots / layer.tall.height + layer.single.slots
     if layer.kernel == "chained":
         reads = float(layer.tall.lists["length"].sum() + layer.tall.lists["shared"].sum())
-    rows = reads * 4 / L2_BYTES
-    activations = 4 * (layer.n_in + layer.n_out) / HBM_BYTES
+    rows = reads * layer.itemsize / L2_BYTES
+    activations = layer.itemsize * (layer.n_in + layer.n_out) / HBM_BYTES
     limit = Limit("L2", rows) if rows > activations else Limit("HBM", activations)
     return rows + activations, limit
 

@@ -107,10 +107,10 @@ def block_at_best(layer: PanelLayer) -> float:
     return inputs / STEP * BLOCK_FRAGMENT[0]
 
 
-def wide_seconds(layer: PanelLayer, tall_edge: float) -> float:
-    """Return what the wide kernel takes: it reads 4 bytes an edge of a panel from L2."""
+def wide_seconds(layer: PanelLayer, tall_edge: float, itemsize: int = 4) -> float:
+    """Return what the wide kernel takes: it reads an activation an edge of a panel from L2."""
     reads = len(layer.single.indices) + tall_edge * len(layer.tall.indices)
-    return reads * 4 / L2_BYTES
+    return reads * itemsize / L2_BYTES
 
 
 def resident_four_seconds(layer: PanelLayer, tall_edge: float) -> float:

@@ -6,8 +6,7 @@ inputs that are zero, of which a ReLU leaves many, cost nothing. A layer is cut 
 output neurons, one or more a thread.
 
 The order of sums is that of the panels, so a sample's row is the same to the last bit in whatever
-company it runs: inputs ascend, and a neuron without a panel has its even and odd edges summed
-apart, so it has two sums here. Skipping x 0 changes no sum of finite numbers.
+company it runs: inputs ascend. Skipping x 0 changes no sum of finite numbers.
 """
 
 from dataclasses import dataclass
@@ -19,8 +18,8 @@ from numpy.typing import NDArray
 from teraedge.grouping import lengths
 from teraedge.plan.panels import PanelLayer, Panels
 
-MAX_WIDTH = 2**15 - 1
-"""Neurons of a part, at most: two sums each, and one more, numbered in two bytes."""
+MAX_WIDTH = 2**16 - 1
+"""Neurons of a part, at most: their sums, and one more, are numbered in two bytes."""
 MIN_BYTES = 2**15
 """Of the weights of a part: what a thread multiplies while another wakes up."""
 SCATTERED = 6
@@ -34,7 +33,7 @@ class RowPart:
     Attributes
     ----------
     first, last : int
-        The neurons. Each has two sums, of which the first of all neurons come first.
+        The neurons.
     starts : ndarray of int64, shape (n_in + 1,)
         Edges of input i are ``4 starts[i]`` to ``4 starts[i + 1]``: each row is padded to whole
         fours with edges of weight 0 to one sum more.
@@ -45,9 +44,6 @@ class RowPart:
         More weights, zeros included: block after block of sums, the weights of an input into a
         block side by side. `wide` blocks are followed by `narrow` ones.
     wide, narrow : int
-    twice : bool
-        Whether a block has both sums of its neurons: the first of all, then the others. Else it has
-        the first sums.
     """
 
     first: int
@@ -58,7 +54,6 @@ class RowPart:
     dense: NDArray[np.float32]
     wide: int
     narrow: int
-    twice: bool
 
 
 class Widths(NamedTuple):
@@ -88,9 +83,7 @@ def row_parts(layer: PanelLayer, threads: int, widths: Widths) -> list[RowPart]:
     return found
 
 
-_EDGE = np.dtype(
-    [("input", np.int32), ("neuron", np.int32), ("odd", np.bool_), ("weight", np.float32)]
-)
+_EDGE = np.dtype([("input", np.int32), ("neuron", np.int32), ("weight", np.float32)])
 
 
 def _edges(panels: Panels, value: float | None) -> NDArray[np.void]:
@@ -100,8 +93,6 @@ def _edges(panels: Panels, value: float | None) -> NDArray[np.void]:
     edges["input"] = np.repeat(panels.indices, height)
     panel = np.repeat(np.arange(len(counts)), counts)
     edges["neuron"] = panels.outputs.reshape(-1, height)[panel].ravel()
-    number = np.arange(len(panel)) - panels.starts[panel]
-    edges["odd"] = np.repeat(number & (height == 1), height)
     edges["weight"] = panels.weights if value is None else value
     return np.asarray(edges[edges["weight"] != 0])
 
@@ -117,39 +108,33 @@ def _part(
     """Return the part of the neurons `first` to `last` with these edges, by ascending input."""
     width = last - first
     in_panels = tall[edges["neuron"]]
-    # All edges may be scattered, or those in panels streamed, or all, which takes both sums.
-    streamed = (
-        (np.zeros_like(in_panels), 0),
-        (in_panels, width),
-        (np.ones_like(in_panels), 2 * width),
-    )
-    some, sums = min(
-        streamed,
-        key=lambda way: SCATTERED * np.count_nonzero(~way[0]) + n_in * widths.whole(way[1]),
-    )
-    twice = sums > width
-    dense, wide, narrow = _blocks(edges[some], first, sums, n_in, widths, twice)
+    # All edges may be scattered, or those in panels streamed, or all.
+    ways = (np.zeros_like(in_panels), in_panels, np.ones_like(in_panels))
+    costs = [
+        SCATTERED * np.count_nonzero(~way) + n_in * widths.whole(width * bool(way.any()))
+        for way in ways
+    ]
+    some = ways[int(np.argmin(costs))]
+    dense, wide, narrow = _blocks(edges[some], first, width * bool(some.any()), n_in, widths)
     rest = edges[~some]
-    targets = rest["neuron"] - first + width * rest["odd"]
-    return RowPart(first, last, *_fours(rest, targets, n_in, 2 * width), dense, wide, narrow, twice)
+    scattered = _fours(rest, rest["neuron"] - first, n_in, width)
+    return RowPart(first, last, *scattered, dense, wide, narrow)
 
 
 def _blocks(
-    edges: NDArray[np.void], first: int, sums: int, n_in: int, widths: Widths, twice: bool
+    edges: NDArray[np.void], first: int, sums: int, n_in: int, widths: Widths
 ) -> tuple[NDArray[np.float32], int, int]:
     """Return the weights of edges in blocks of some sums, and how many are wide and narrow."""
     wide = sums // widths.wide
-    narrow = -(-(sums - wide * widths.wide) // widths.narrow)
     split = wide * widths.wide
+    narrow = -(-(sums - split) // widths.narrow)
     dense = np.zeros((split + narrow * widths.narrow) * n_in, np.float32)
     neuron = edges["neuron"].astype(np.int64) - first
-    in_wide = neuron < split >> twice
+    in_wide = neuron < split
     size = np.where(in_wide, widths.wide, widths.narrow)
     begin = np.where(in_wide, 0, split)  # sums before the blocks of this width
-    block, place = np.divmod(neuron - (begin >> twice), size >> twice)
-    place += (size >> 1) * (edges["odd"] if twice else 0)
-    at = (begin + block * size) * n_in + edges["input"] * size + place
-    dense[at] = edges["weight"]
+    block, place = np.divmod(neuron - begin, size)
+    dense[(begin + block * size) * n_in + edges["input"] * size + place] = edges["weight"]
     return dense, wide, narrow
 
 

@@ -39,6 +39,8 @@ class Segment:
         Heights of the panels there are, which the wide kernel runs one after the other.
     curved : bool
         Whether a layer has a smooth activation, which takes kernels that know them.
+    equal : bool
+        Whether each layer's weights are all equal.
     leaves : bool
         Whether samples that are put together after it may be left where they lie: the next segment
         is of the chained kernel, which finds them there.
@@ -60,6 +62,7 @@ class Segment:
     gives_samples: bool
     heights: tuple[int, ...]
     curved: bool
+    equal: bool
     leaves: bool
 
 
@@ -131,6 +134,7 @@ def segments(
                 gives_samples=gives_samples,
                 heights=heights,
                 curved=any(part.curve for part in layers[begin:end]),
+                equal=all(part.value is not None for part in layers[begin:end]),
                 leaves=not last and layers[end].kernel == "chained",
             )
             begin, most, takes_samples, extent = end, (0, 0), gives_samples, small.Extent()

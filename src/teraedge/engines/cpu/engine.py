@@ -44,8 +44,7 @@ _ENGINE = {"device": "cpu", "layout": VERSION, "lanes": LANES, "tile": TILE, "he
 """What a saved plan must have been made for."""
 
 _ROUNDING = [
-    "the even and the odd edges of a neuron without a panel are summed apart",
-    "the edges of a panel are summed in the order of its inputs",
+    "the edges of a neuron are summed in the order of its inputs",
 ]
 """How the kernels order sums; see `rounding.statements`."""
 

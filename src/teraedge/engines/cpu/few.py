@@ -17,7 +17,7 @@ from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
 from teraedge.plan.panels import PanelLayer
 from teraedge.plan.rows import RowPart, Widths, row_parts
 
-FEW = 2
+FEW = 1
 """Samples, at most, that run one after the other, by rows: more are faster side by side."""
 GROUPS = 4
 """Registers of samples, at most, that threads run together."""
@@ -25,7 +25,7 @@ MOST = GROUPS * LANES
 SHALLOW = 16
 """Layers, at most, of a network whose samples run side by side here: in a deep one, samples die or
 become equal, and are then dropped from tiles."""
-TALL, SINGLE = 2.0, 3.0
+TALL, SINGLE = 1.8, 2.5
 """What a weight of a panel of several neurons, and of a single one, costs for a register of
 samples: in multiply-adds, as rows of inputs come from L2."""
 SPIN = 1_000_000
@@ -134,9 +134,9 @@ def _stop(shared: Shared, sleepers: list[_Sleeper]) -> None:
 
 
 def _room(parts: list[list[RowPart]]) -> NDArray[np.float32]:
-    """Return room for a block of any part, and two sums a neuron, and one more, in whole tiles."""
+    """Return room for a block of any part, and a sum a neuron, and one more, in whole tiles."""
     width = max(part.last - part.first for some in parts for part in some)
-    return aligned_zeros((max(BLOCK + (2 * width // TILE + 1) * TILE, MOST_ROWS * BLOCK),))
+    return aligned_zeros((max(BLOCK + (width // TILE + 1) * TILE, MOST_ROWS * BLOCK),))
 
 
 def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -183,7 +183,7 @@ def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.
     for piece, part in zip(pieces, flat, strict=True):
         piece["first"], piece["last"] = part.first, part.last
         piece["starts"], piece["has_edges"] = rows, len(part.targets) > 0
-        piece["n_in"], piece["dense"], piece["twice"] = len(part.starts) - 1, dense, part.twice
+        piece["n_in"], piece["dense"] = len(part.starts) - 1, dense
         piece["wide"], piece["narrow"] = part.wide, part.narrow
         starts.append(part.starts + fours)
         rows, fours = rows + len(part.starts), fours + len(part.targets) // 4

@@ -50,8 +50,6 @@ class _Panels:
         self.builder, self.height, self.vectors, self.equal = builder, height, vectors, equal
         self.stride, self.lanes = stride, lanes
         self.register, self.bits = ir.VectorType(_F32, lanes), ir.VectorType(_I32, lanes)
-        # A single neuron has too few accumulators to hide the latency of multiply-add: two sets.
-        self.sets = 2 if height == 1 else 1
 
     def emit(self, arguments: list[ir.Value], seen: ir.Value) -> None:
         """Emit the loop; values are or-ed into the registers at `seen`, one a register of a row."""
@@ -73,12 +71,18 @@ class _Panels:
         self.over_panels(count, blocks)
 
     def over_panels(self, count: ir.Value, blocks: ir.Value) -> None:
-        """Emit the loop over panels, and of each over blocks of samples."""
+        """Emit the loop over panels."""
+        with cgutils.for_range(self.builder, count) as panel:
+            self.over_blocks(blocks, [panel.index])
+
+    def over_blocks(self, blocks: ir.Value, panels: list[ir.Value]) -> None:
+        """Emit the loop over blocks of samples of one panel, or of two."""
         builder, x, y, seen = self.builder, self.x, self.y, self.seen
-        with cgutils.for_range(builder, count) as panel, cgutils.for_range(builder, blocks) as at:
-            first = builder.mul(at.index, _I64(self.vectors))
-            self.x, self.y = builder.gep(x, [first]), builder.gep(y, [first])
-            self.one_panel(panel.index, builder.gep(seen, [first]))
+        with cgutils.for_range(builder, blocks) as block:
+            first = builder.mul(block.index, _I64(self.vectors))
+            self.x, self.y, self.seen = (builder.gep(start, [first]) for start in (x, y, seen))
+            self.some_panels(panels)
+        self.x, self.y, self.seen = x, y, seen
 
     def pointer(self, address: ir.Value, element: ir.Type) -> ir.Value:
         return self.builder.inttoptr(address, element.as_pointer())
@@ -92,25 +96,32 @@ class _Panels:
         start = self.builder.gep(tile, [begin])
         return [self.builder.gep(start, [_I64(k)]) for k in range(self.vectors)]
 
-    def one_panel(self, panel: ir.Value, seen: ir.Value) -> None:
-        """Emit sums, bias, activation and store of a panel over one block of samples."""
-        bits = [ir.Constant(self.bits, [0] * self.lanes)] * self.vectors
-        for neuron, totals in enumerate(self.sum_edges(panel)):
-            bits = self.finish(panel, neuron, totals, bits)
-        self.note(bits, seen)
-
-    def note(self, bits: list[ir.Value], seen: ir.Value) -> None:
-        """Emit the or-ing of bits into those at `seen`."""
+    def some_panels(self, panels: list[ir.Value]) -> None:
+        """Emit sums, bias, activation and store of one panel or two over a block of samples."""
         builder = self.builder
+        bits = [ir.Constant(self.bits, [0] * self.lanes)] * self.vectors
+        for panel, rows in zip(panels, self.sum_edges(panels), strict=True):
+            for neuron, totals in enumerate(rows):
+                bits = self.finish(panel, neuron, totals, bits)
         for vector, new in enumerate(bits):
-            pointer = builder.gep(seen, [_I64(vector)])
+            pointer = builder.gep(self.seen, [_I64(vector)])
             builder.store(builder.or_(builder.load(pointer), new), pointer)
 
-    def sum_edges(self, panel: ir.Value) -> list[list[ir.Value]]:
-        """Emit the loop over a panel's edges, two at a time; returns a row of totals a neuron."""
-        first, pairs, odd = self.edges_of(panel)
-        totals = self.pairs_loop([first], pairs, [self.no_totals()])[0]
-        return self.last_edge(pairs, odd, totals)
+    def sum_edges(self, panels: list[ir.Value]) -> list[list[list[ir.Value]]]:
+        """Emit the loops over the edges of panels; returns a row of totals a neuron of each."""
+        builder, edges = self.builder, [self.edges_of(panel) for panel in panels]
+        firsts, totals = [first for first, _, _ in edges], [self.no_totals() for _ in panels]
+        if len(panels) > 1:  # as many edges of both as there are of each
+            counts = [builder.sub(last, first) for first, last, _ in edges]
+            less = builder.icmp_signed("<", *counts)
+            common = builder.select(less, *counts)
+            lasts = [builder.add(first, common) for first in firsts]
+            totals, firsts = self.pairs_loop(firsts, lasts[0], totals), lasts
+        rows = []
+        for first, (_, last, odd), total in zip(firsts, edges, totals, strict=True):
+            rest = self.pairs_loop([first], last, [total])[0]
+            rows.append(self.last_edge(last, odd, rest))
+        return rows
 
     def edges_of(self, panel: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
         """Return the first edge of a panel, where its pairs end, and if there is one more."""
@@ -121,7 +132,7 @@ class _Panels:
         return first, builder.sub(last, odd), odd
 
     def no_totals(self) -> list[ir.Value]:
-        return [splat_constant(0.0, self.lanes)] * (self.height * self.sets * self.vectors)
+        return [splat_constant(0.0, self.lanes)] * (self.height * self.vectors)
 
     def last_edge(
         self, pairs: ir.Value, odd: ir.Value, totals: list[ir.Value]
@@ -130,13 +141,10 @@ class _Panels:
         builder = self.builder
         before, sums = builder.block, list(totals)
         with builder.if_then(builder.trunc(odd, ir.IntType(1))):
-            self.one_edge(pairs, sums, 0)
+            self.one_edge(pairs, sums)
             inside = builder.block
         totals = [self.either(a, before, b, inside) for a, b in zip(totals, sums, strict=True)]
-        rows = [totals[k : k + self.vectors] for k in range(0, len(totals), self.vectors)]
-        if self.sets == 2:
-            return [[builder.fadd(a, b) for a, b in zip(*rows, strict=True)]]
-        return rows
+        return [totals[k : k + self.vectors] for k in range(0, len(totals), self.vectors)]
 
     def either(self, a: ir.Value, from_a: ir.Block, b: ir.Value, from_b: ir.Block) -> ir.Value:
         """Return a or b, depending on where the code came from."""
@@ -172,7 +180,7 @@ class _Panels:
         sums = [list(row) for row in phis]
         for step in range(2):
             for edge, row in zip(edges, sums, strict=True):
-                self.one_edge(builder.add(edge, _I64(step)), row, step % self.sets)
+                self.one_edge(builder.add(edge, _I64(step)), row)
         for edge in edges:
             edge.add_incoming(builder.add(edge, _I64(2)), builder.block)
         for phi, total in zip(_flat(phis), _flat(sums), strict=True):
@@ -181,7 +189,7 @@ class _Panels:
         builder.position_at_end(done)
         return [list(row) for row in phis]
 
-    def one_edge(self, edge: ir.Value, sums: list[ir.Value], offset: int) -> None:
+    def one_edge(self, edge: ir.Value, sums: list[ir.Value]) -> None:
         """Multiply one input row into the totals of each neuron of the panel."""
         builder = self.builder
         row = [builder.load(pointer) for pointer in self.row(self.x, self.input_of(edge))]
@@ -191,7 +199,7 @@ class _Panels:
                 position = builder.add(builder.mul(edge, _I64(self.height)), _I64(k))
                 weight = splat(builder, self.load(self.weights, position), self.lanes)
             for vector, x in enumerate(row):
-                slot = (k + offset) * self.vectors + vector
+                slot = k * self.vectors + vector
                 sums[slot] = fused_multiply_add(builder, x, weight, sums[slot])
 
     def input_of(self, edge: ir.Value) -> ir.Value:
@@ -222,36 +230,25 @@ class _Panels:
 
 
 class _Pairs(_Panels):
-    """The loop over panels of one neuron each, two at a time, a register of samples each.
+    """The loop over panels of one neuron each, two at a time.
 
-    So the latency of multiply-add is hidden where there are no further samples to do that.
+    One has too few accumulators to hide the latency of multiply-add.
     """
 
     def over_panels(self, count: ir.Value, blocks: ir.Value) -> None:
         """Emit the loop over panels: pairs, and perhaps one more."""
         builder = self.builder
         with cgutils.for_range(builder, builder.lshr(count, _I64(1))) as pair:
-            self.two_panels(builder.shl(pair.index, _I64(1)))
+            first = builder.shl(pair.index, _I64(1))
+            self.over_blocks(blocks, [first, builder.add(first, _I64(1))])
         odd = builder.trunc(builder.and_(count, _I64(1)), ir.IntType(1))
         with builder.if_then(odd):
-            self.one_panel(builder.sub(count, _I64(1)), self.seen)
+            self.over_blocks(blocks, [builder.sub(count, _I64(1))])
 
-    def two_panels(self, panel: ir.Value) -> None:
-        """Emit what `one_panel` does, of two."""
-        builder = self.builder
-        panels = [panel, builder.add(panel, _I64(1))]
-        (first, pairs, odd), (other, its_pairs, its_odd) = map(self.edges_of, panels)
-        longer, its_longer = builder.sub(pairs, first), builder.sub(its_pairs, other)
-        common = builder.select(builder.icmp_signed("<", longer, its_longer), longer, its_longer)
-        begin, its_begin = builder.add(first, common), builder.add(other, common)
-        both = self.pairs_loop([first, other], begin, [self.no_totals(), self.no_totals()])
-        mine = self.pairs_loop([begin], pairs, [both[0]])[0]
-        its = self.pairs_loop([its_begin], its_pairs, [both[1]])[0]
-        bits = [ir.Constant(self.bits, [0] * self.lanes)]
-        rows = self.last_edge(pairs, odd, mine)[0], self.last_edge(its_pairs, its_odd, its)[0]
-        for number, totals in zip(panels, rows, strict=True):
-            bits = self.finish(number, 0, totals, bits)
-        self.note(bits, self.seen)
+
+def _loop_of(height: int, vectors: int) -> type[_Panels]:
+    # More registers hide the latency by themselves, and two lists of rows wait longer for L3.
+    return _Pairs if height == 1 and vectors <= 2 else _Panels
 
 
 def live_lanes(
@@ -359,8 +356,7 @@ def narrow_panels(
             bits = ir.VectorType(_I32, count)
             seen = cgutils.alloca_once(builder, bits)
             builder.store(ir.Constant(bits, [0] * count), seen)
-            kind = _Pairs if tall == 1 else _Panels
-            kernel = kind(builder, tall, 1, is_equal, 1, count)
+            kernel = _loop_of(tall, 1)(builder, tall, 1, is_equal, 1, count)
             kernel.emit([index_bytes, x, y, _I64(1), *arguments[6:]], seen)
             builder.store(live_lanes(builder, seen, 1, count), live)
             builder.branch(done)
@@ -375,7 +371,8 @@ def _over_panels(height: Any) -> Any:
     if not isinstance(height, types.IntegerLiteral):
         return None  # numba asks again with the literal type
     signature = types.uint64(height, *[types.int64] * 12, *[types.float32] * 3)
-    counts = vector_counts(height.literal_value)
+    tall = height.literal_value
+    counts = vector_counts(tall)
 
     def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
         vectors, equal = arguments[1:3]
@@ -388,7 +385,7 @@ def _over_panels(height: Any) -> Any:
             block = builder.append_basic_block("case")
             switch.add_case(_I64(2 * count + is_equal), block)
             builder.position_at_end(block)
-            kernel = _Panels(builder, height.literal_value, count, is_equal)
+            kernel = _loop_of(tall, count)(builder, tall, count, is_equal)
             kernel.emit(list(arguments[3:]), seen)
             builder.branch(done)
         builder.position_at_end(done)

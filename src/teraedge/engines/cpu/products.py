@@ -148,23 +148,26 @@ def add_products(
 def block_of(part, block):
     """Return where the weights of a block begin, its registers, and its first neuron and how many.
 
-    Wide blocks come first. The neurons of a part that are summed `twice` have two sums in a block.
+    Wide blocks come first.
     """
     wide = block < part.wide
     registers = BLOCK // LANES if wide else 1
     before = block * BLOCK if wide else part.wide * BLOCK + (block - part.wide) * LANES
-    neurons = registers * LANES >> part.twice
-    first = part.first + (before >> part.twice)
-    return part.dense + before * part.n_in, registers, first, min(neurons, part.last - first)
+    first = part.first + before
+    return (
+        part.dense + before * part.n_in,
+        registers,
+        first,
+        min(registers * LANES, part.last - first),
+    )
 
 
 @inlined
 def stream(shared, part, index, sample, turn, sums):
     """Multiply the nonzero inputs of one sample into the sums that dense weights go to.
 
-    `sums` begin with room for a block; then come the first sums of all neurons, and the others.
+    `sums` begin with room for a block; then come those of all neurons.
     """
-    width = part.last - part.first
     x = shared.values[turn, sample].ctypes.data
     for block in range(part.wide + part.narrow):
         weights, registers, first, count = block_of(part, block)
@@ -180,9 +183,6 @@ def stream(shared, part, index, sample, turn, sums):
         totals = sums[BLOCK + first - part.first :]
         for j in range(count):
             totals[j] = sums[j]
-        if part.twice:
-            for j in range(count):
-                totals[width + j] = sums[(registers * LANES >> 1) + j]
 
 
 @inlined
@@ -209,7 +209,7 @@ def run_products(shared, index, number, samples, rows_after, sums):
             )  # fmt: skip
             for row in range(rows):
                 mine, sample = sums[row * size :][:size], begin + row
-                seen = finish_block(layer, part, shared.bias[layer.bias + first :], mine, count)
+                seen = finish_block(layer, shared.bias[layer.bias + first :], mine, count)
                 bit = np.uint64(sample % LANES)
                 shared.seen[index, number, sample // LANES] |= np.uint64(seen) << bit
                 if rows_after:
@@ -221,11 +221,8 @@ def run_products(shared, index, number, samples, rows_after, sums):
 
 
 @inlined
-def finish_block(layer, part, bias, sums, count):
+def finish_block(layer, bias, sums, count):
     """Make the outputs of a block of its sums, in place; returns whether one is not zero."""
-    if part.twice:
-        for j in range(count):
-            sums[j] += sums[(len(sums) >> 1) + j]
     for j in range(count):
         value = sums[j] + bias[j]
         value = layer.lower if value < layer.lower else value

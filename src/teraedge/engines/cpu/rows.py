@@ -35,13 +35,13 @@ def scatter(shared, part, active, x, sums):
 
 @inlined
 def finish(layer, part, bias, sums, y, active):
-    """Add the two sums of each neuron and its bias, and apply the activation.
+    """Add the bias of each neuron to its sum, and apply the activation.
 
     Writes the outputs, and the numbers of those that are not zero; returns how many those are.
     """
     width, count = part.last - part.first, 0
     for j in range(width):
-        value = sums[j] + sums[width + j] + bias[j]
+        value = sums[j] + bias[j]
         value = layer.lower if value < layer.lower else value
         sums[j] = layer.upper if value > layer.upper else value
     if layer.curve:
@@ -64,7 +64,7 @@ def run_rows(shared, index, number, samples, sums):
     totals = sums[BLOCK:]
     for sample in range(samples):
         x = shared.values[turn, sample]
-        totals[: 2 * width] = 0
+        totals[:width] = 0
         stream(shared, part, index, sample, turn, sums)
         # What the layer before left, part after part; the features are one.
         for before in range((shared.layers[index - 1].parts if index else 1) * part.has_edges):

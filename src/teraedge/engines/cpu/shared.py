@@ -27,12 +27,11 @@ PART = np.dtype(
     [
         (name, np.int64)
         for name in ("first", "last", "n_in", "starts", "has_edges", "dense", "wide", "narrow")
-    ]
-    + [("twice", np.int64)],
+    ],
     align=True,
 )
-"""A part: its neurons, inputs, where its `starts` and its dense weights begin, the blocks of these,
-and whether those have both sums of a neuron."""
+"""A part: its neurons, inputs, where its `starts` and its dense weights begin, and the blocks of
+these."""
 
 
 class Shared(NamedTuple):

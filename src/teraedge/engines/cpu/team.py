@@ -131,8 +131,7 @@ def ask(table, run, features, out, sums):
     out : ndarray of float32, shape (samples, n_out)
         To be written.
     sums : ndarray of float32
-        Two for each neuron of a part, and one more, whole tiles; from a cache line on, and of this
-        thread alone.
+        Room as `few` makes it: from a cache line on, and of this thread alone.
 
     Returns
     -------

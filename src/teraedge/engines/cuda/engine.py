@@ -22,7 +22,7 @@ from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError, FeatureError
 from teraedge.host import memory_bytes
 from teraedge.network import Layer, Network
-from teraedge.options import Options, parse_bytes
+from teraedge.options import ITEMSIZE, Options, parse_bytes
 from teraedge.plan import gpu
 from teraedge.plan.device import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
@@ -81,8 +81,9 @@ class CudaEngine(Engine):
         said = [_ROUNDING[kernel] for kernel in _ROUNDING if kernel in kernels]
         self._rounding = [*self._plan.rounding, *said]
         self._stream = self._device.stream()
-        self._launcher = Launcher(self._device)
-        self._loader = Loader(self._device, self._stream)
+        precision = self.options.precision
+        self._launcher = Launcher(self._device, precision)
+        self._loader = Loader(self._device, self._stream, precision)
         self._state: RunState | None = None
         self._chunk = self._send_resident()
         self._first_kernel = self._chunk.segments[0].kernel if self._chunk else None
@@ -127,7 +128,10 @@ class CudaEngine(Engine):
 
     def _lay_out(self, layer: Layer) -> DeviceLayer:
         laid_out = gpu.lay_out(
-            layer, self._device.shared_bytes, tensor_cores=self._device.tensor_cores
+            layer,
+            self._device.shared_bytes,
+            tensor_cores=self._device.tensor_cores,
+            precision=self.options.precision,
         )
         return self._predicted(laid_out)
 
@@ -194,6 +198,7 @@ class CudaEngine(Engine):
             "rounding": self._rounding,
             "live": ids,
             "head": self._plan.head,
+            "precision": self.options.precision,
         }
         self._last = partial(
             _trace, self._plan.origin, self._edges, self._blocks(), samples, counted
@@ -287,7 +292,9 @@ class CudaEngine(Engine):
         layers = len(plan.origin)
         kept = 0 if self._chunk is None else len(self._chunk.segments)
         most = kept + layers - len(plan.resident)
-        each = bytes_a_sample(plan.width, most) + 4 * self.n_out
+        width = plan.width * ITEMSIZE[self.options.precision]
+        row_bytes = width, max(width, 4 * self.n_in)  # the second takes features as they are given
+        each = bytes_a_sample(row_bytes, most) + 4 * self.n_out
         free = self._device.free_bytes()
         room = (int(free * SHARE / each) // COLUMNS - SPARE_TILES) * COLUMNS
         if room < COLUMNS:
@@ -298,7 +305,7 @@ class CudaEngine(Engine):
                 "layers, or close other programs on this GPU"
             )
         self._state = RunState(
-            self._device, plan.width, layers, most, min(wanted, room), wanted >= room
+            self._device, row_bytes, layers, most, min(wanted, room), wanted >= room
         )
         self._state.install(self._stream)
         return self._state

@@ -11,6 +11,7 @@ from teraedge.engines.cuda.specialisations import samples as sample_kernels
 from teraedge.engines.cuda.state import BINS, RunState
 from teraedge.errors import FeatureError
 from teraedge.features import Features, PackedFeatures, as_features
+from teraedge.options import Precision
 from teraedge.plan.device import Kernel
 
 KINDS = ("f4", "f8", "f2", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8")
@@ -89,9 +90,9 @@ def as_given(features: Any, n_in: int, device: Device, stream: Stream) -> Given:
 class Loader:
     """Queues the loading of features on a stream."""
 
-    def __init__(self, device: Device, stream: Stream) -> None:
+    def __init__(self, device: Device, stream: Stream, precision: Precision) -> None:
         self._device, self._stream = device, stream
-        file, defines, names = sample_kernels()
+        file, defines, names = sample_kernels(precision)
         self._kernels = device.kernels(file, defines, names)
         self._grid = device.multiprocessors * 8
 

@@ -1,6 +1,7 @@
 """Which kernels a segment launches, and with what grid."""
 
 from collections.abc import Callable
+from functools import partial
 
 from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
@@ -22,29 +23,26 @@ from teraedge.engines.cuda.specialisations import (
     wide_shared,
 )
 from teraedge.engines.cuda.state import RunState
+from teraedge.options import ITEMSIZE, Precision
 from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
 from teraedge.plan.small import THREADS as SMALL_THREADS
-
-MOVE_BELOW = 144
-"""Live columns of 256 at which samples are moved together: moving costs a layer or two."""
-LEAVE_BELOW = 250
-"""The same where the next layer takes them from where they lie, which costs little."""
 
 
 class Launcher:
     """Launches segments on a device; kernels are compiled when a segment first needs them."""
 
-    def __init__(self, device: Device) -> None:
-        self._device = device
+    def __init__(self, device: Device, precision: Precision) -> None:
+        self._device, self._precision = device, precision
+        self._itemsize = ITEMSIZE[precision]
         self._resident: dict[tuple[int, bool, bool], Kernel] = {}
         self._small: dict[bool, Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
         self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
-        self._chained: dict[tuple[int, bool], tuple[Kernel, int]] = {}
-        self._compact = device.kernels(*compact())
+        self._chained: dict[tuple[int, bool, bool], tuple[Kernel, int]] = {}
+        self._compact = device.kernels(*compact(precision))
         self._grids: dict[tuple[int, int, int], int] = {}
 
     def prepare(self, segment: Segment) -> None:
@@ -60,7 +58,7 @@ class Launcher:
         elif segment.kernel == "staged":
             self._staged_kernel(segment)
         elif segment.kernel == "chained":
-            self._chained_kernel(segment.heights[0], segment.curved)
+            self._chained_kernel(segment)
         else:
             for height in segment.heights:
                 self._wide_kernel(height, segment.curved)
@@ -104,7 +102,8 @@ class Launcher:
                 segment.plane, segment.record,
             )  # fmt: skip
             return
-        limit = LEAVE_BELOW if segment.leaves else MOVE_BELOW
+        # Values of two bytes are not copied from anywhere without waiting for each.
+        leaves = segment.leaves and self._itemsize == 4
         if segment.kernel == "dense":
             kernel, shared = self._dense_kernel(segment), segment.shared
             grid = self._blocks(kernel, DENSE_THREADS, shared)
@@ -114,10 +113,10 @@ class Launcher:
             grid = self._blocks(kernel, THREADS, shared)
             stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
         elif segment.kernel == "chained":
-            kernel, shared = self._chained_kernel(segment.heights[0], segment.curved)
+            kernel, shared = self._chained_kernel(segment)
             stream.launch(
                 kernel, self._blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
-                layers, state.struct, number, number == 0, segment.first, limit, segment.leaves,
+                layers, state.struct, number, number == 0, segment.first, leaves,
             )  # fmt: skip
         else:
             for height in segment.heights:
@@ -127,9 +126,9 @@ class Launcher:
         if segment.kernel != "chained":  # which does it itself
             stream.launch(
                 self._compact["census"], 1, CENSUS_THREADS, 0,
-                layers, segment.first, state.struct, number, limit, segment.leaves,
+                layers, segment.first, state.struct, number, leaves,
             )  # fmt: skip
-        if segment.moves and not segment.leaves:
+        if segment.moves and not leaves:
             grid = self._blocks(self._compact["compact"], 256, 0)
             stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)
 
@@ -147,7 +146,7 @@ class Launcher:
     def _resident_kernel(self, segment: Segment) -> Kernel:
         key = segment.samples, max(segment.heights, default=1) > 1, segment.curved
         if key not in self._resident:
-            file, defines, names = resident(*key)
+            file, defines, names = resident(*key, self._precision)
             self._resident[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[key]
 
@@ -166,7 +165,7 @@ class Launcher:
     def _dense_kernel(self, segment: Segment) -> Kernel:
         key = segment.terms, segment.curved
         if key not in self._dense:
-            file, defines, names = dense(*key)
+            file, defines, names = dense(*key, self._precision)
             self._dense[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._dense[key]
 
@@ -181,28 +180,29 @@ class Launcher:
         """Return the wide kernel for a height of panels, and its dynamic shared memory."""
         key = height, curved
         if key not in self._wide:
-            stages = self._stages(WIDE_STAGES, wide_shared, height)
-            file, defines, names = wide(height, stages, curved)
+            nbytes = partial(wide_shared, height, itemsize=self._itemsize)
+            stages = self._stages(WIDE_STAGES[self._itemsize], nbytes)
+            file, defines, names = wide(height, stages, curved, self._precision)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._wide[key] = kernel, wide_shared(height, stages)
+            self._wide[key] = kernel, nbytes(stages)
         return self._wide[key]
 
-    def _chained_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
-        """Return the chained kernel for a height of panels, and its dynamic shared memory."""
-        key = height, curved
+    def _chained_kernel(self, segment: Segment) -> tuple[Kernel, int]:
+        """Return the chained kernel for a segment, and its dynamic shared memory."""
+        equal = segment.equal and (self._itemsize, True) in CHAINED_STAGES
+        key = height, curved, _ = segment.heights[0], segment.curved, equal
         if key not in self._chained:
-            stages = self._stages(CHAINED_STAGES, chained_shared, height)
-            file, defines, names = chained(height, stages, curved)
+            nbytes = partial(chained_shared, height, itemsize=self._itemsize, equal_only=equal)
+            stages = self._stages(CHAINED_STAGES[self._itemsize, equal], nbytes)
+            file, defines, names = chained(height, stages, curved, self._precision, equal)
             kernel = self._device.kernels(file, defines, names)[names[0]]
-            self._chained[key] = kernel, chained_shared(height, stages)
+            self._chained[key] = kernel, nbytes(stages)
         return self._chained[key]
 
-    def _stages(
-        self, counts: tuple[int, ...], nbytes: Callable[[int, int], int], height: int
-    ) -> int:
+    def _stages(self, counts: tuple[int, ...], nbytes: Callable[[int], int]) -> int:
         """Return the most stages that there is room for, or the least that there are."""
         room = self._device.shared_bytes - STATIC_SHARED
-        return next((n for n in counts if nbytes(height, n) <= room), counts[-1])
+        return next((n for n in counts if nbytes(n) <= room), counts[-1])
 
     def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""

@@ -1,5 +1,6 @@
 """The kernels there are, and the macros that each may be compiled with."""
 
+from teraedge.options import ITEMSIZE, PRECISIONS, Precision
 from teraedge.plan import dense as dense_layout
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
@@ -15,11 +16,13 @@ Specialisation = tuple[str, dict[str, int | str], list[str]]
 
 WIDE_TILES, WIDE_THREADS = 2, 512
 """Tiles that a warp of the wide kernel takes at a time, and threads of a block."""
-WIDE_STAGES, CHAINED_STAGES = (3, 2), (4, 3, 2)
-"""Pieces in the ring of a warp: as many as shared memory has room for."""
+WIDE_STAGES = {4: (3, 2), 2: (5, 3)}
+"""Pieces in the ring of a warp, as many as shared memory has room for; by the bytes of a value."""
+CHAINED_STAGES = {(4, False): (4, 3, 2), (2, False): (3, 2), (2, True): (6, 4)}
+"""The same, and by whether there is no room for weights, as all are equal."""
 CHAINED_PANELS = 16
 """Panels that a warp of the chained kernel takes in a run, at most."""
-WIDE_EDGES = 8
+WIDE_EDGES, CHAINED_EDGES = 8, {4: 8, 2: 16}
 """Edges of a piece."""
 DENSE_THREADS = 256
 CENSUS_THREADS = 512
@@ -30,13 +33,21 @@ def _curves(curved: bool) -> dict[str, int | str]:
     return {"CURVES": 1} if curved else {}
 
 
-def resident(samples: int, tall: bool, curved: bool) -> Specialisation:
+def _stored(precision: Precision) -> dict[str, int | str]:
+    """Return the macro for activations that are stored in less than fp32."""
+    return {"STORAGE": PRECISIONS.index(precision)} if precision != "fp32" else {}
+
+
+def resident(
+    samples: int, tall: bool, curved: bool, precision: Precision = "fp32"
+) -> Specialisation:
     """Return the resident kernel for tiles of so many samples, perhaps with `tall` panels.
 
     Only the largest tiles gain where it is known that there are none.
     """
     sizes = {"SAMPLES": samples, "TALL": RESIDENT_HEIGHT if tall or samples < 32 else 0}
-    return "resident.cu", {**sizes, "THREADS": THREADS, **_curves(curved)}, ["resident"]
+    more = {"THREADS": THREADS, **_curves(curved), **_stored(precision)}
+    return "resident.cu", {**sizes, **more}, ["resident"]
 
 
 def small(curved: bool) -> Specialisation:
@@ -58,47 +69,58 @@ def block(kind: BlockKind) -> Specialisation:
     return "block.cu", {**sizes, "THREADS": THREADS}, ["block"]
 
 
-def dense(terms: int, curved: bool) -> Specialisation:
+def dense(terms: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
     """Return the dense kernel for weights of so many terms."""
     fragments, stages = dense_layout.HEIGHT // 16, dense_layout.dense_stages(terms)
     sizes = {"FRAGMENTS": fragments, "TERMS": terms, "STAGES": stages}
-    return "dense.cu", {**sizes, **_curves(curved)}, ["dense"]
+    return "dense.cu", {**sizes, **_curves(curved), **_stored(precision)}, ["dense"]
 
 
-def wide_shared(height: int, stages: int) -> int:
+def wide_shared(height: int, stages: int, itemsize: int) -> int:
     """Return the dynamic shared memory of a block of the wide kernel, in bytes."""
-    piece = WIDE_EDGES * (WIDE_TILES * COLUMNS + height) * 4
+    piece = WIDE_EDGES * (WIDE_TILES * COLUMNS * itemsize + height * 4)
     return WIDE_THREADS // 32 * stages * piece
 
 
-def wide(height: int, stages: int, curved: bool) -> Specialisation:
+def wide(height: int, stages: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
     """Return the wide kernel for panels of one height."""
     sizes = {"TILES": WIDE_TILES, "STAGES": stages, "THREADS": WIDE_THREADS}
-    return "wide.cu", {"HEIGHT": height, **sizes, **_curves(curved)}, ["wide"]
+    more = {**_curves(curved), **_stored(precision)}
+    return "wide.cu", {"HEIGHT": height, **sizes, **more}, ["wide"]
 
 
-def chained_shared(height: int, stages: int) -> int:
+def chained_shared(height: int, stages: int, itemsize: int, equal_only: bool) -> int:
     """Return the dynamic shared memory of a block of the chained kernel, in bytes."""
-    piece = WIDE_EDGES * (COLUMNS + 2 * height) * 4 + height * 8
+    weights = 0 if equal_only else 2 * height * 4
+    piece = CHAINED_EDGES[itemsize] * (COLUMNS * itemsize + weights) + height * 8
     return WIDE_THREADS // 32 * (stages * (piece + 16) + (CHAINED_PANELS + 2) * 16)
 
 
-def chained(height: int, stages: int, curved: bool) -> Specialisation:
-    """Return the chained kernel for panels of one height."""
+def chained(
+    height: int,
+    stages: int,
+    curved: bool,
+    precision: Precision = "fp32",
+    equal_only: bool = False,
+) -> Specialisation:
+    """Return the chained kernel for panels of one height, perhaps without room for weights."""
     sizes = {"HEIGHT": height, "STAGES": stages, "MOST": CHAINED_PANELS}
-    return "chained.cu", {**sizes, "THREADS": WIDE_THREADS, **_curves(curved)}, ["chained"]
+    more = {"THREADS": WIDE_THREADS, **_curves(curved), **_stored(precision)}
+    if equal_only:
+        more["EQUAL_ONLY"] = 1
+    return "chained.cu", {**sizes, **more}, ["chained"]
 
 
-def compact() -> Specialisation:
+def compact(precision: Precision = "fp32") -> Specialisation:
     """Return what counts samples and moves them together."""
-    return "compact.cu", {}, ["census", "compact"]
+    return "compact.cu", _stored(precision), ["census", "compact"]
 
 
-def samples() -> Specialisation:
+def samples(precision: Precision = "fp32") -> Specialisation:
     """Return what takes samples in and out."""
     return (
         "samples.cu",
-        {},
+        _stored(precision),
         [
             *("begin", "count_bright", "sum_bins", "place_samples"),
             *("load_packed", "turn_bits", "load_dense", "load_sparse"),
@@ -109,21 +131,25 @@ def samples() -> Specialisation:
 
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
-    found = [compact(), samples(), *map(block, KINDS)]
-    for curved in (False, True):
-        found.append(small(curved))
-        found += [resident(count, True, curved) for count in SAMPLES]
-        found.append(resident(32, False, curved))
-        found += [dense(terms, curved) for terms in range(1, MOST_TERMS + 1)]
-        found += [staged(buffers, curved) for buffers in (1, 2)]
-        found += [
-            wide(height, stages, curved)
-            for height in (1, *WIDE_TALL_EDGES)
-            for stages in WIDE_STAGES
-        ]
-        found += [
-            chained(height, stages, curved)
-            for height in WIDE_TALL_EDGES
-            for stages in CHAINED_STAGES
-        ]
+    found = list(map(block, KINDS))
+    found += [small(curved) for curved in (False, True)]
+    found += [staged(buffers, curved) for buffers in (1, 2) for curved in (False, True)]
+    for precision, itemsize in ITEMSIZE.items():
+        found += [compact(precision), samples(precision)]
+        for curved in (False, True):
+            found += [resident(count, True, curved, precision) for count in SAMPLES]
+            found.append(resident(32, False, curved, precision))
+            found += [dense(terms, curved, precision) for terms in range(1, MOST_TERMS + 1)]
+            found += [
+                wide(height, stages, curved, precision)
+                for height in (1, *WIDE_TALL_EDGES)
+                for stages in WIDE_STAGES[itemsize]
+            ]
+            found += [
+                chained(height, stages, curved, precision, equal)
+                for (size, equal), counts in CHAINED_STAGES.items()
+                for stages in counts
+                for height in WIDE_TALL_EDGES
+                if size == itemsize
+            ]
     return found

@@ -30,7 +30,7 @@ STATE = np.dtype(
             (name, np.uint64)
             for name in (
                 *("slots", "buffer", "order", "masks", "nonzero", "starts", "sources", "compacts"),
-                *("tickets", "live", "ran", "nanos", "began", "invalid", "bins", "alive"),
+                *("tickets", "live", "ran", "nanos", "idle", "began", "invalid", "bins", "alive"),
             )
         ],
         *GIVEN,
@@ -50,12 +50,13 @@ class Counters(NamedTuple):
     slots, tickets : ndarray of uint32, shape (layers + 1,)
     buffer, order, compacts : ndarray of int32, shape (layers + 1,)
     invalid : ndarray of int32, shape (1,)
-    began : ndarray of uint64, shape (layers + 1,)
+    idle, began : ndarray of uint64, shape (layers + 1,)
     """
 
     live: NDArray[np.uint64]
     ran: NDArray[np.uint64]
     nanos: NDArray[np.uint64]
+    idle: NDArray[np.uint64]
     began: NDArray[np.uint64]
     slots: NDArray[np.uint32]
     tickets: NDArray[np.uint32]
@@ -70,7 +71,7 @@ def _counter_type(layers: int) -> np.dtype[Any]:
     return np.dtype(
         [
             *[(name, np.uint64, (layers,)) for name in ("live", "ran", "nanos")],
-            ("began", np.uint64, after),
+            *[(name, np.uint64, after) for name in ("idle", "began")],
             *[(name, np.uint32, after) for name in ("slots", "tickets")],
             *[(name, np.int32, after) for name in ("buffer", "order", "compacts")],
             ("invalid", np.int32, (1,)),
@@ -78,9 +79,9 @@ def _counter_type(layers: int) -> np.dtype[Any]:
     )
 
 
-def bytes_a_sample(width: int, segments: int) -> float:
-    """Return the device memory that a sample takes."""
-    return 2 * width * 4 + 3 * 4 + (2 * (segments + 1) + 2) * 4 / LANES
+def bytes_a_sample(rows: tuple[int, int], segments: int) -> float:
+    """Return the device memory that a sample takes, whose rows take so many bytes."""
+    return sum(rows) + 3 * 4 + (2 * (segments + 1) + 2) * 4 / LANES
 
 
 class RunState:
@@ -89,8 +90,8 @@ class RunState:
     Parameters
     ----------
     device : Device
-    width : int
-        The largest number of neurons before or after any layer.
+    row_bytes : (int, int)
+        Bytes of a sample's rows: before and after layers in turn.
     layers, segments : int
         Layers that run, and segments that they make at most.
     samples : int
@@ -110,7 +111,7 @@ class RunState:
     def __init__(
         self,
         device: Device,
-        width: int,
+        row_bytes: tuple[int, int],
         layers: int,
         segments: int,
         samples: int,
@@ -127,7 +128,7 @@ class RunState:
         bins = alive + -(-words * 4 // 256) * 256
         begin = bins + BINS * 4
         try:
-            self.rows = tuple(self._allocate(device, tiles * COLUMNS * width * 4) for _ in range(2))
+            self.rows = tuple(self._allocate(device, tiles * COLUMNS * each) for each in row_bytes)
             self.ids = tuple(self._allocate(device, tiles * COLUMNS * 4) for _ in range(2))
             starts = self._allocate(device, words * 4)
             sources = self._allocate(device, tiles * COLUMNS * 4)

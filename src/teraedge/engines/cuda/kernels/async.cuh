@@ -74,6 +74,9 @@ __device__ __forceinline__ void store_shared(void *, unsigned address, unsigned 
 __device__ __forceinline__ void store_global(float4 *to, const float4 &x) {
     asm volatile("st.global.v4.f32 [%0], {%1, %2, %3, %4};" ::"l"(to), "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w));
 }
+__device__ __forceinline__ void store_global(uint4 *to, const uint4 &x) {
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
+}
 
 // The same value, of which nothing is computed ahead of a loop: registers are short there.
 template <class T> __device__ __forceinline__ T opaque(T value) {
@@ -121,7 +124,7 @@ template <class T> inline void store_shared(void *of, unsigned address, T x) {
     *reinterpret_cast<T *>(static_cast<char *>(of) + address) = x;
 }
 
-inline void store_global(float4 *to, const float4 &x) { *to = x; }
+template <class T> inline void store_global(T *to, const T &x) { *to = x; }
 
 __device__ __forceinline__ unsigned long long nanoseconds() { return emulated_nanoseconds(); }
 

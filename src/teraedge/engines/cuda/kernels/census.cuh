@@ -63,11 +63,10 @@ __device__ __forceinline__ void find_sources(const State &state, i64 segment, i6
 }
 
 // By one block. Samples without a nonzero output are dead where the layer lets them die. The others are put
-// together when at most `limit` of 256 columns up to the last live one are live: by the next layer when it
-// reads them (`leaves`), or by `compact`.
+// together: by the next layer when it reads them (`leaves`), which costs little, as soon as 2 % are dead; or by
+// `compact`, which costs as much as most of a layer, once layers have run as many dead samples.
 template <int BLOCK>
-__device__ __forceinline__ void take_census(const Layer &layer, i64 number, const State &state, i64 segment, i64 limit,
-                                            bool leaves) {
+__device__ __forceinline__ void take_census(const Layer &layer, i64 number, const State &state, i64 segment, bool leaves) {
     __shared__ unsigned sums[BLOCK / 32];
     __shared__ unsigned last; // the words up to the last with a live sample
     if (threadIdx.x == 0)
@@ -100,7 +99,8 @@ __device__ __forceinline__ void take_census(const Layer &layer, i64 number, cons
         atomicMax(&last, far);
     __syncthreads();
     const unsigned left = last * WORD < slots ? last * WORD : slots; // where the last are dead, without moving any
-    const bool moves = live < left && live * 256 <= static_cast<u64>(left) * limit;
+    const u64 idle = state.idle[segment] + left - live; // dead samples that layers run between two moves
+    const bool moves = live < left && (leaves ? live * 256 <= static_cast<u64>(left) * 250 : idle * 4 >= live * 3);
     if (moves) {
         find_sources<BLOCK>(state, segment, used, live, after);
         __syncthreads();
@@ -113,6 +113,7 @@ __device__ __forceinline__ void take_census(const Layer &layer, i64 number, cons
         const int from = state.buffer[segment], order = state.order[segment];
         state.compacts[segment] = !moves ? STAY : leaves ? LEFT : MOVED;
         state.slots[segment + 1] = moves ? static_cast<unsigned>(live) : left;
+        state.idle[segment + 1] = moves ? 0 : idle;
         state.buffer[segment + 1] = moves && !leaves ? from : 1 - from;
         state.order[segment + 1] = moves ? 1 - order : order;
         state.ran[number] += ran;

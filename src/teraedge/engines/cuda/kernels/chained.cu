@@ -5,109 +5,43 @@
 // samples: an input that two of them share is read once and multiplied into both. So most rows come from
 // device memory once a layer; read twice, by warps that drift apart, they would come twice.
 //
-// A lane is four samples and half of a panel's neurons: half a warp reads a row as 256 bytes. Rows are
+// How rows are multiplied: chained_fma.cuh for fp32, chained_mma.cuh for what is stored in half of that. Rows are
 // copied into a ring in shared memory, STAGES pieces of EDGES edges before they are used, from one panel
 // on to the next. A *note* with each piece says what to do with it. How many panels a warp takes in a run
 // follows from how many tiles there are.
 //
 // After samples have died, the layer takes the live ones from wherever they lie (`sources`), so nothing
-// has to be moved before it. The first layer may take packed features, turned so that 64 samples' bits
+// has to be moved before it; not where values take two bytes, of which no copy in the background is made. The first layer may take packed features, turned so that 64 samples' bits
 // of a neuron lie side by side.
 //
-// Specialised by: HEIGHT (8, 16), STAGES, MOST (panels of a run), THREADS.
-#include "chained_walk.cuh"
+// Specialised by: HEIGHT (8, 16), STAGES, MOST (panels of a run), STORAGE, EQUAL_ONLY
+// (without room for weights), THREADS.
+#if STORAGE
+#include "chained_mma.cuh"
+#else
+#include "chained_fma.cuh"
+#endif
 
 // Make rows of the bits of a piece, in place.
 __device__ __forceinline__ void spread(uint4 *stage, int lane) {
-    const int quad = lane % ROW;
-    unsigned fours[EDGES / 2];
+    constexpr unsigned ONE = STORAGE == 0 ? 0x3f800000 : STORAGE == 1 ? 0x3c00 : 0x3f80;
+    constexpr int VALUES = 16 / sizeof(Stored), COPIES = EDGES / APART;
+    const int begin = lane % ROW * VALUES; // the first sample that this lane spreads
+    unsigned bits[COPIES];
 #pragma unroll
-    for (int k = 0; k < EDGES / 2; k++)
-        fours[k] = reinterpret_cast<const unsigned *>(stage)[(2 * k + lane / ROW) * 2 + quad / 8] >> quad % 8 * 4;
+    for (int k = 0; k < COPIES; k++)
+        bits[k] = reinterpret_cast<const unsigned *>(stage)[(APART * k + lane / ROW) * 2 + begin / 32] >> begin % 32;
     __syncwarp();
 #pragma unroll
-    for (int k = 0; k < EDGES / 2; k++) {
-        constexpr unsigned ONE = 0x3f800000;
-        const unsigned bits = fours[k];
-        stage[k * 2 * ROW + lane] =
-            make_uint4(bits & 1 ? ONE : 0, bits & 2 ? ONE : 0, bits & 4 ? ONE : 0, bits & 8 ? ONE : 0);
+    for (int k = 0; k < COPIES; k++) {
+        unsigned words[4];
+#pragma unroll
+        for (int w = 0; w < 4; w++)
+            words[w] = STORAGE ? (bits[k] >> 2 * w & 1 ? ONE : 0) | (bits[k] >> 2 * w & 2 ? ONE << 16 : 0)
+                               : bits[k] >> w & 1 ? ONE : 0;
+        stage[place_of(APART * k + lane / ROW, lane % ROW)] = make_uint4(words[0], words[1], words[2], words[3]);
     }
     __syncwarp();
-}
-
-__device__ __forceinline__ void add(float4 &sum, const float4 &x, float weight) {
-    sum.x = fmaf(x.x, weight, sum.x);
-    sum.y = fmaf(x.y, weight, sum.y);
-    sum.z = fmaf(x.z, weight, sum.z);
-    sum.w = fmaf(x.w, weight, sum.w);
-}
-
-// Multiply an edge into the sums of a panel.
-template <bool EQUAL>
-__device__ __forceinline__ void add_edge(float value, const float4 &x, const float4 *weights, float4 (&sums)[OWN]) {
-#pragma unroll
-    for (int four = 0; four < OWN / 4; four++) {
-        const float4 w = EQUAL ? make_float4(value, value, value, value) : weights[four];
-        add(sums[four * 4 + 0], x, w.x);
-        add(sums[four * 4 + 1], x, w.y);
-        add(sums[four * 4 + 2], x, w.z);
-        add(sums[four * 4 + 3], x, w.w);
-    }
-}
-
-// Multiply a piece into the sums of a panel, or of two.
-template <bool EQUAL, bool TWO>
-__device__ __forceinline__ void add_piece(float value, const uint4 *stage, int count, int lane, float4 (&now)[OWN],
-                                          float4 (&next)[OWN]) {
-    const float4 *rows = reinterpret_cast<const float4 *>(stage) + lane % ROW;
-    const float4 *weights = reinterpret_cast<const float4 *>(stage + ROWS) + lane / ROW * (OWN / 4);
-    constexpr int QUADS_HERE = QUADS * (TWO ? 2 : 1);
-    auto one = [&](int k) {
-        const float4 x = rows[k * ROW];
-        add_edge<EQUAL>(value, x, weights + k * QUADS_HERE, now);
-        if (TWO)
-            add_edge<EQUAL>(value, x, weights + k * QUADS_HERE + QUADS, next);
-    };
-    if (count == EDGES) {
-#pragma unroll(EQUAL ? 2 : 1) // more at once take too many registers
-        for (int k = 0; k < EDGES; k++)
-            one(k);
-    } else {
-#pragma unroll 1
-        for (int k = 0; k < count; k++)
-            one(k);
-    }
-}
-
-// Bias, activation, and out, by the last piece of a panel; ors the bits of each sample's values into `some`.
-__device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsigned tile, int lane,
-                                       float4 (&sums)[OWN], unsigned (&some)[4]) {
-    const Target *targets = reinterpret_cast<const Target *>(piece + TARGETS) + lane / ROW * OWN;
-    float4 *out = reinterpret_cast<float4 *>(job.out) + job.layer.n_out * tile * ROW + lane % ROW;
-#pragma unroll
-    for (int h = 0; h < OWN; h++) {
-        const float bias = targets[h].bias;
-        float4 &y = sums[h];
-        y.x = activate(job.layer, y.x, bias), y.y = activate(job.layer, y.y, bias);
-        y.z = activate(job.layer, y.z, bias), y.w = activate(job.layer, y.w, bias);
-        some[0] |= __float_as_uint(y.x), some[1] |= __float_as_uint(y.y);
-        some[2] |= __float_as_uint(y.z), some[3] |= __float_as_uint(y.w);
-    }
-#pragma unroll
-    for (int h = 0; h < OWN; h++)
-        store_global(out + static_cast<i64>(targets[h].output) * ROW, sums[h]);
-}
-
-// Mark the samples with a nonzero output: of a tile, a word of even columns and one of odd ones.
-__device__ __forceinline__ void mark(const Job &job, unsigned tile, int lane, const unsigned (&some)[4]) {
-#pragma unroll
-    for (int odd = 0; odd < 2; odd++) {
-        const unsigned two = (some[odd] << 1 ? 1u : 0u) | (some[odd + 2] << 1 ? 2u : 0u); // -0 is zero
-        const unsigned all = __reduce_or_sync(ALL_LANES, two << lane % ROW * 2);
-        unsigned *seen = job.nonzero + tile * 2 + odd;
-        if (lane == 0 && (all & ~*seen)) // most runs tell nothing new
-            atomicOr(seen, all);
-    }
 }
 
 // Not inlined: together with the others it would take more registers than there are.
@@ -124,11 +58,8 @@ template <bool EQUAL, Rows KIND> __device__ __noinline__ void run() {
         fetch_inputs(job, ahead, lane);
     for (int k = 0; k < STAGES; k++)
         bring<EQUAL, KIND>(job, warps, ahead, address + k * STAGE * 16, notes + k, lane);
-    float4 now[OWN], next[OWN];
-    unsigned some[4] = {};
-#pragma unroll
-    for (int h = 0; h < OWN; h++)
-        now[h] = next[h] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    Sums now = {}, next = {};
+    Seen some = {};
     int stage = 0;
 #pragma unroll 1
     for (;;) {
@@ -141,14 +72,12 @@ template <bool EQUAL, Rows KIND> __device__ __noinline__ void run() {
         if (KIND == BITS)
             spread(piece, lane);
         if (note.x & BOTH)
-            add_piece<EQUAL, true>(job.layer.value, piece, note.x % BOTH, lane, now, next);
+            add_piece<EQUAL, true>(job, piece, note.x % BOTH, lane, now, next);
         else
-            add_piece<EQUAL, false>(job.layer.value, piece, note.x % BOTH, lane, now, next);
+            add_piece<EQUAL, false>(job, piece, note.x % BOTH, lane, now, next);
         if (note.x & FINISH) {
-            finish(job, piece, note.y, lane, now, some);
-#pragma unroll
-            for (int h = 0; h < OWN; h++)
-                now[h] = next[h], next[h] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            finish<EQUAL>(job, piece, note.y, lane, now, some);
+            now = next, next = {};
         }
         __syncwarp(); // all have read it
         bring<EQUAL, KIND>(job, warps, ahead, address + stage * STAGE * 16, notes + stage, lane);
@@ -156,7 +85,7 @@ template <bool EQUAL, Rows KIND> __device__ __noinline__ void run() {
         if (note.x & END) {
             if (job.layer.droppable)
                 mark(job, note.y, lane, some);
-            some[0] = some[1] = some[2] = some[3] = 0;
+            some = {};
         }
     }
 }
@@ -164,24 +93,22 @@ template <bool EQUAL, Rows KIND> __device__ __noinline__ void run() {
 template <bool EQUAL> __device__ __forceinline__ void run(Rows kind) {
     if (kind == BITS)
         run<EQUAL, BITS>();
-    else if (kind == SCATTERED)
-        run<EQUAL, SCATTERED>();
+    else if (STORAGE == 0 && kind == SCATTERED)
+        run<EQUAL, STORAGE == 0 ? SCATTERED : IN_SLOTS>();
     else
         run<EQUAL, IN_SLOTS>();
 }
 
 // Not inlined either.
-__device__ __noinline__ void end_layer(const Layer &layer, i64 number, const State &state, i64 segment, i64 limit,
-                                       bool leaves) {
-    take_census<THREADS>(layer, number, state, segment, limit, leaves);
+__device__ __noinline__ void end_layer(const Layer &layer, i64 number, const State &state, i64 segment, bool leaves) {
+    take_census<THREADS>(layer, number, state, segment, leaves);
 }
 
 // Run a layer that has tall panels only, number `segment` of the segments, over all tiles with a live sample.
 // `takes_bits`: the inputs may be packed features. The last block takes the census of the layer, number
-// `number` of the network; `limit` and `leaves` are for that.
+// `number` of the network; `leaves` is for that.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits, i64 number, i64 limit,
-            i64 leaves) {
+    chained(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits, i64 number, i64 leaves) {
     __shared__ bool last;
     const Layer &layer = *shared_layer;
     const State &state = *shared_state;
@@ -208,10 +135,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     note_begin(state, segment);
     __syncthreads();
-    if (layer.equal)
+    if (EQUAL_ONLY || layer.equal)
         run<true>(shared_job.kind);
     else
-        run<false>(shared_job.kind);
+        run<EQUAL_ONLY>(shared_job.kind);
     __syncthreads();
     if (threadIdx.x == 0) {
         __threadfence(); // what the block marked comes before its ticket
@@ -220,5 +147,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     }
     __syncthreads();
     if (last)
-        end_layer(layer, number, state, segment, limit, leaves);
+        end_layer(layer, number, state, segment, leaves);
 }

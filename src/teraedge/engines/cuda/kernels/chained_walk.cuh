@@ -3,18 +3,24 @@
 
 #include "census.cuh"
 
+#ifndef EQUAL_ONLY
+#define EQUAL_ONLY 0
+#endif
+
 constexpr int WARPS = THREADS / 32;
-constexpr int EDGES = 8;                           // of a piece; lists begin at multiples of it
-constexpr int ROW = COLUMNS / 4;                   // in 16 bytes: the samples of a tile
+constexpr int ALIGN = 8;                           // lists begin at multiples of so many edges
+constexpr int EDGES = STORAGE ? 16 : 8;            // of a piece
+constexpr int ROW = COLUMNS * sizeof(Stored) / 16; // in 16 bytes: the samples of a tile
+constexpr int APART = 32 / ROW;                    // rows that the lanes of a warp copy together
 constexpr int OWN = HEIGHT / 2;                    // neurons of a lane
 constexpr int QUADS = HEIGHT / 4;                  // in 16 bytes: an edge's weights
 constexpr int ROWS = EDGES * ROW;                  // of a piece: rows,
-constexpr int TARGETS = ROWS + EDGES * QUADS * 2;  // weights into one panel or two,
+constexpr int TARGETS = ROWS + (EQUAL_ONLY ? 0 : EDGES * QUADS * 2); // weights into one panel or two,
 constexpr int STAGE = TARGETS + HEIGHT / 2;        // and outputs of a panel that it is the last piece of
 constexpr int LISTS = MOST + 1;                    // that it reads, with the one before
 static_assert(LISTS <= 32, "a lane brings a list");
 constexpr int SHARE = STAGES * (STAGE + 1) + LISTS + 1; // of a warp: pieces, notes and its run
-constexpr unsigned BOTH = 16, FINISH = 32, END = 64; // of a note, besides the number of edges
+constexpr unsigned BOTH = 32, FINISH = 64, END = 128; // of a note, besides the number of edges
 
 extern __shared__ uint4 rings[]; // [WARPS][SHARE]
 
@@ -25,8 +31,8 @@ enum Rows { IN_SLOTS, SCATTERED, BITS };
 struct Job {
     Layer layer;
     Panels panels;
-    const float *rows; // what the layer reads
-    float *out;
+    const Stored *rows; // what the layer reads
+    Stored *out;
     const unsigned *masks; // live samples before the layer
     unsigned *nonzero;     // samples with a nonzero output, to be added to
     const int *sources;    // for each slot, where its sample lies in rows, with SCATTERED
@@ -68,7 +74,7 @@ __device__ __forceinline__ const List &list_at(const Walk &at) { return at.run->
 // Go on to the edges that the panel shares with the next.
 __device__ __forceinline__ void start_shared(Walk &at) {
     const List list = list_at(at);
-    at.begin = list.begin + (list.length + EDGES - 1) / EDGES * EDGES;
+    at.begin = list.begin + (list.length + ALIGN - 1) / ALIGN * ALIGN;
     at.done = 0, at.left = list.shared, at.then = 0;
     at.part = at.panel + 1 < at.run->end ? INTO_BOTH : INTO_LAST;
 }
@@ -82,6 +88,12 @@ __device__ __forceinline__ void start_panel(Walk &at) {
     at.begin = list.begin;
     at.done = 0, at.left = list.length, at.then = list.shared;
     at.part = ALONE;
+}
+
+// Where in a piece the samples of an edge lie, 16 bytes of them. Rows of 128 bytes are so turned that those of
+// eight edges lie in different banks.
+__device__ __forceinline__ int place_of(int edge, int samples) {
+    return edge * ROW + (STORAGE ? samples ^ edge % 8 : samples);
 }
 
 // Where the rows of a tile are that this lane copies.
@@ -144,29 +156,36 @@ __device__ __forceinline__ void advance(const Job &job, unsigned warps, Walk &at
 }
 
 // Have the inputs of the edges at hand come: of all, two a word, or, where they take a word, of those that this
-// half of the warp copies.
+// part of the warp copies.
 __device__ __forceinline__ void fetch_inputs(const Job &job, Walk &at, int lane) {
     const i64 edge = at.begin + at.done;
     if (job.layer.wide) {
         const unsigned *from = static_cast<const unsigned *>(job.panels.indices) + edge + lane / ROW;
 #pragma unroll
-        for (int k = 0; k < EDGES / 2; k++)
-            at.inputs[k] = __ldg(from + 2 * k);
+        for (int k = 0; k < EDGES / APART; k++)
+            at.inputs[k] = __ldg(from + APART * k);
     } else {
-        const uint4 four = __ldg(static_cast<const uint4 *>(job.panels.indices) + edge / EDGES);
-        at.inputs[0] = four.x, at.inputs[1] = four.y, at.inputs[2] = four.z, at.inputs[3] = four.w;
+#pragma unroll
+        for (int k = 0; k < EDGES / 8; k++) {
+            const uint4 four = __ldg(static_cast<const uint4 *>(job.panels.indices) + edge / 8 + k);
+            at.inputs[4 * k] = four.x, at.inputs[4 * k + 1] = four.y;
+            at.inputs[4 * k + 2] = four.z, at.inputs[4 * k + 3] = four.w;
+        }
     }
 }
 
 // Queue the copies of rows for some edges, to an address of shared memory.
 template <Rows KIND>
 __device__ __forceinline__ void copy_rows(const Job &job, const Walk &at, int count, unsigned to, int lane) {
-    const bool upper = lane >= ROW;
-    unsigned inputs[EDGES / 2]; // of edges 2 k and 2 k + 1, the one that this half of the warp copies
+    const int part = lane / ROW;
+    const bool upper = part & 1;
+    unsigned inputs[EDGES / APART]; // of APART edges, the one that this part of the warp copies
 #pragma unroll
-    for (int k = 0; k < EDGES / 2; k++)
-        inputs[k] = job.layer.wide ? at.inputs[k] : upper ? at.inputs[k] >> 16 : at.inputs[k] & 0xffff;
-    if (KIND == SCATTERED) {
+    for (int k = 0; k < EDGES / APART; k++) {
+        const unsigned two = APART == 2 || part < 2 ? at.inputs[k * (APART / 2)] : at.inputs[k * (APART / 2) + APART / 4];
+        inputs[k] = job.layer.wide ? at.inputs[k] : upper ? two >> 16 : two & 0xffff;
+    }
+    if constexpr (KIND == SCATTERED) {
 #pragma unroll
         for (int k = 0; k < EDGES / 2; k++) {
             const unsigned other = __shfl_xor_sync(ALL_LANES, inputs[k], ROW);
@@ -180,14 +199,15 @@ __device__ __forceinline__ void copy_rows(const Job &job, const Walk &at, int co
         }
     } else if (KIND == BITS) {
 #pragma unroll
-        for (int k = 0; k < EDGES / 2; k++)
-            if (2 * k + upper < count && lane % ROW == 0)
-                copy_async_to<8>(rings, to + (2 * k + upper) * 8, at.from[0] + static_cast<i64>(inputs[k]) * 8);
-    } else { // half of the warp an edge, a lane 16 bytes of the row
+        for (int k = 0; k < EDGES / APART; k++)
+            if (APART * k + part < count && lane % ROW == 0)
+                copy_async_to<8>(rings, to + (APART * k + part) * 8, at.from[0] + static_cast<i64>(inputs[k]) * 8);
+    } else { // a part of the warp an edge, a lane 16 bytes of the row
 #pragma unroll
-        for (int k = 0; k < EDGES / 2; k++)
-            if (2 * k + upper < count)
-                copy_async_to<16>(rings, to + (k * 2 * ROW + lane) * 16, at.from[0] + static_cast<i64>(inputs[k]) * (COLUMNS * 4));
+        for (int k = 0; k < EDGES / APART; k++)
+            if (APART * k + part < count)
+                copy_async_to<16>(rings, to + place_of(APART * k + part, lane % ROW) * 16,
+                                  at.from[0] + static_cast<i64>(inputs[k]) * (ROW * 16));
     }
 }
 
@@ -201,7 +221,8 @@ __device__ __forceinline__ void bring(const Job &job, unsigned warps, Walk &at, 
             const int quads = at.part == INTO_BOTH ? 2 * QUADS : QUADS, apart = at.part == ALONE ? QUADS : 2 * QUADS;
             const uint4 *weights = reinterpret_cast<const uint4 *>(job.panels.weights) + at.begin * QUADS +
                                    at.done * apart + (at.part == INTO_FIRST ? QUADS : 0);
-            for (int k = lane; k < EDGES * quads; k += 32)
+            const int there = EDGES == ALIGN ? EDGES : (count + ALIGN - 1) / ALIGN * ALIGN;
+            for (int k = lane; k < there * quads; k += 32)
                 copy_async_to<16>(rings, to + (ROWS + k) * 16, weights + k / quads * apart + k % quads);
         }
         const bool last = at.part != INTO_FIRST && at.left <= EDGES && at.then == 0;

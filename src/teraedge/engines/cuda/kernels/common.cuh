@@ -1,7 +1,7 @@
 // What all kernels share: layers and the state of a run, as the host lays them out.
 //
-// Activations lie in *tiles* of 64 samples: rows[tile][neuron][64], fp32, so that a neuron's values
-// for 64 samples are 256 bytes in one piece: L2 gives out pieces of 128 bytes a fifth more slowly. A
+// Activations lie in *tiles* of 64 samples: rows[tile][neuron][64], fp32 or less (storage.cuh), so that a neuron's
+// values for 64 samples are 256 bytes in one piece: L2 gives out pieces of 128 bytes a fifth more slowly. A
 // sample's place is its *slot*: tile = slot / 64, column = slot % 64. Masks have a bit a slot, in
 // *words* of 32. A network runs as a row of *segments*, each one launch or a few; what is between two
 // segments s - 1 and s is described by slots[s], buffer[s], order[s] and masks[s].
@@ -11,6 +11,7 @@
 
 #include "async.cuh"
 #include "curves.cuh"
+#include "storage.cuh"
 
 typedef long long i64;
 typedef unsigned long long u64;
@@ -65,7 +66,7 @@ enum Moves { STAY, MOVED, LEFT };
 
 // What a run keeps on the device. The arrays over segments have one entry more than segments.
 struct State {
-    float *rows[2];     // activations, before and after a segment in turn
+    Stored *rows[2];    // activations, before and after a segment in turn
     int *ids[2];        // the sample in each slot, before and after samples are moved in turn
     unsigned *slots;    // [segment] slots in use before it
     int *buffer;        // [segment] which of rows holds the activations before it
@@ -78,6 +79,7 @@ struct State {
     unsigned *tickets;  // [segment] pieces of work taken so far
     u64 *live, *ran;    // [layer] samples live after it, and that went into it
     u64 *nanos;         // [layer] time spent in it; by the resident kernel, that of all blocks
+    u64 *idle;          // [segment] dead samples that layers ran since samples were last put together
     u64 *began;         // [segment] when the wide or the staged kernel began
     int *invalid;       // set where a feature is not finite
     unsigned *bins;     // [BINS] samples by brightness, then where the next of each goes
@@ -95,7 +97,7 @@ __device__ __forceinline__ unsigned first_bits(int count) {
 template <class L> __device__ __forceinline__ float activate(const L &layer, float sum, float bias) {
 #if CURVES
     if (layer.curve)
-        return curved(layer.curve, sum + bias);
+        return STORAGE ? fminf(curved(layer.curve, sum + bias), LARGEST) : curved(layer.curve, sum + bias);
 #endif
     return fminf(fmaxf(sum + bias, layer.lower), layer.upper);
 }
@@ -112,9 +114,9 @@ __device__ __forceinline__ unsigned kept(unsigned value) {
     return __shfl_sync(ALL_LANES, value, threadIdx.x % 32);
 }
 
-// Which of 32 values are nonzero where each lane holds one (-0 is zero).
+// Which of 32 values are nonzero, once stored, where each lane holds one (-0 is zero).
 __device__ __forceinline__ unsigned nonzero_lanes(float value) {
-    return __ballot_sync(ALL_LANES, value != 0.0f);
+    return __ballot_sync(ALL_LANES, rounded(value) != 0.0f);
 }
 
 // Note when a segment began whose time is taken as a whole.

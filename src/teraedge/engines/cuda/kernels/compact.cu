@@ -3,10 +3,19 @@
 
 constexpr int THREADS = 512;
 
+// Read what nobody reads again.
+__device__ __forceinline__ Stored read_once(const Stored *from) {
+#if STORAGE
+    return {__ldcs(&from->bits)};
+#else
+    return __ldcs(from);
+#endif
+}
+
 // One block.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    census(const Layer *layer, i64 number, const State *state, i64 segment, i64 limit, i64 leaves) {
-    take_census<THREADS>(*layer, number, *state, segment, limit, leaves);
+    census(const Layer *layer, i64 number, const State *state, i64 segment, i64 leaves) {
+    take_census<THREADS>(*layer, number, *state, segment, leaves);
 }
 
 // Copy the live samples to their new slots, back into the buffer that the layer read. A warp takes some rows
@@ -26,20 +35,20 @@ extern "C" __global__ void __launch_bounds__(256)
     const i64 tiles = (static_cast<i64>(state.slots[segment + 1]) + COLUMNS - 1) / COLUMNS;
     for (i64 item = warp; item < tiles * parts; item += warps) {
         const i64 tile = item / parts, begin = item % parts * ROWS;
-        const float *source[2];
+        const Stored *source[2];
         for (int k = 0; k < 2; k++) {
             const int slot = state.sources[tile * COLUMNS + lane + k * 32];
             source[k] = state.rows[1 - from] + place(slot < 0 ? 0 : slot, 0, n); // of no sample: any
         }
-        float *target = state.rows[from] + place(tile * COLUMNS + lane, 0, n);
+        Stored *target = state.rows[from] + place(tile * COLUMNS + lane, 0, n);
         const i64 end = begin + ROWS < n ? begin + ROWS : n;
         for (i64 row = begin; row < end; row += AHEAD) {
-            float values[AHEAD][2];
+            Stored values[AHEAD][2];
 #pragma unroll
             for (int k = 0; k < AHEAD; k++)
                 if (row + k < end)
                     for (int side = 0; side < 2; side++)
-                        values[k][side] = __ldcs(source[side] + (row + k) * COLUMNS);
+                        values[k][side] = read_once(source[side] + (row + k) * COLUMNS);
 #pragma unroll
             for (int k = 0; k < AHEAD; k++)
                 if (row + k < end)

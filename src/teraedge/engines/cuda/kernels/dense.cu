@@ -10,7 +10,7 @@
 // Tensor cores cut sums off where fp32 rounds, so they only sum the products of a step; that is added to the
 // sums as fp32 adds. With few samples, 2 or 4 warps share the inputs of the same samples.
 //
-// Specialised by: FRAGMENTS, TERMS (of a weight), STAGES.
+// Specialised by: FRAGMENTS, TERMS (of a weight), STAGES, STORAGE.
 #include "mma.cuh"
 
 constexpr int WARPS = 8, THREADS = WARPS * 32;
@@ -40,12 +40,12 @@ struct Inputs {
     float4 x[4];
 };
 
-__device__ __forceinline__ Inputs load_inputs(const float *rows, int step, int n_in, int quarter) {
+__device__ __forceinline__ Inputs load_inputs(const Stored *rows, int step, int n_in, int quarter) {
     Inputs in;
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         const int row = step * STEP + 2 * quarter + k % 2 + k / 2 * 8;
-        in.x[k] = *reinterpret_cast<const float4 *>(rows + static_cast<i64>(row < n_in ? row : n_in - 1) * COLUMNS);
+        in.x[k] = loaded(*reinterpret_cast<const Four *>(rows + static_cast<i64>(row < n_in ? row : n_in - 1) * COLUMNS));
     }
     return in;
 }
@@ -120,7 +120,7 @@ __device__ __forceinline__ void gather_sums(Sums &sums, int splits, int warp, in
 
 // Bias, activation, and out. `out` is where the lane's eight samples of neuron 0 are; returns which of
 // these have a nonzero output.
-__device__ __forceinline__ unsigned finish(const Layer &layer, const Target *targets, float *out,
+__device__ __forceinline__ unsigned finish(const Layer &layer, const Target *targets, Stored *out,
                                            const Sums &sums) {
     unsigned nonzero = 0;
 #pragma unroll
@@ -133,12 +133,12 @@ __device__ __forceinline__ unsigned finish(const Layer &layer, const Target *tar
             float y[8];
 #pragma unroll
             for (int k = 0; k < 8; k++) {
-                y[k] = activate(layer, sums[f][k % 4][below * 2 + k / 4], target.bias);
+                y[k] = rounded(activate(layer, sums[f][k % 4][below * 2 + k / 4], target.bias));
                 nonzero |= (y[k] != 0.0f ? 1u : 0u) << k;
             }
-            float4 *to = reinterpret_cast<float4 *>(out + static_cast<i64>(target.output) * COLUMNS);
-            to[0] = make_float4(y[0], y[1], y[2], y[3]);
-            to[1] = make_float4(y[4], y[5], y[6], y[7]);
+            Four *to = reinterpret_cast<Four *>(out + static_cast<i64>(target.output) * COLUMNS);
+            to[0] = stored(make_float4(y[0], y[1], y[2], y[3]));
+            to[1] = stored(make_float4(y[4], y[5], y[6], y[7]));
         }
     return nonzero;
 }
@@ -171,7 +171,7 @@ __device__ __forceinline__ void bring(const uint4 *weights, int round, int round
 }
 
 // The sums of a warp over its share of the steps.
-__device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const float *rows, int n_in, bool live,
+__device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const Stored *rows, int n_in, bool live,
                                        int split, int splits, int lane, Sums &sums) {
     const int steps = (n_in + STEP - 1) / STEP;
     for (int k = 0; k < STAGES - 1; k++)
@@ -262,7 +262,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (!live || warp >= job.across)
             continue;
         const i64 word = job.word + warp;
-        float *out = state.rows[1 - state.buffer[segment]] + word / 2 * layer.n_out * COLUMNS;
+        Stored *out = state.rows[1 - state.buffer[segment]] + word / 2 * layer.n_out * COLUMNS;
         const unsigned nonzero = finish(layer, layer.tall.targets + job.panel * HEIGHT + lane / 4,
                                         out + word % 2 * WORD + lane % 4 * 8, sums);
         if (layer.droppable)

@@ -131,14 +131,14 @@ __device__ __forceinline__ void gather(const float4 *rows, const Panels &panels,
     }
 }
 
-// Add the bias to the sums of one neuron and apply the activation, in place; with `look`, returns the
+// Add the bias to the sums of one neuron, apply the activation and round, in place; with `look`, returns the
 // samples where that is nonzero.
 template <int CHUNK_COUNT>
 __device__ __forceinline__ unsigned finish(const Layer &layer, float bias, int swizzle, bool look, float *totals) {
     unsigned live = 0;
 #pragma unroll
     for (int k = 0; k < CHUNK_COUNT * 4; k++)
-        totals[k] = activate(layer, totals[k], bias);
+        totals[k] = rounded(activate(layer, totals[k], bias));
     if (look) {
 #pragma unroll
         for (int j = 0; j < CHUNK_COUNT; j++) {

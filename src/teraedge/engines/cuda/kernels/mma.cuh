@@ -39,7 +39,8 @@ __device__ __forceinline__ void multiply_add(float (&sums)[4], const uint4 &a, u
                  : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
 }
 #else
-inline void multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigned high) {
+template <class Value>
+inline void emulated_multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigned high, Value value_of) {
     static unsigned given[32][32][6]; // of every lane of every warp of the block
     unsigned(*mine)[6] = given[threadIdx.x / 32];
     const int lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
@@ -48,7 +49,7 @@ inline void multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigne
         mine[lane][k] = words[k];
     __syncwarp();
     auto value = [&](int from, int word, int half) {
-        return __uint_as_float(half ? mine[from][word] & 0xffff0000u : mine[from][word] << 16);
+        return value_of(static_cast<unsigned short>(mine[from][word] >> 16 * half));
     };
     for (int k = 0; k < 4; k++) {
         const int below = k / 2, column = 2 * quarter + k % 2; // row group + 8 * below
@@ -61,6 +62,11 @@ inline void multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigne
         sums[k] = static_cast<float>(sum);
     }
     __syncwarp();
+}
+
+inline void multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigned high) {
+    emulated_multiply_add(sums, a, low, high,
+                          [](unsigned short bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); });
 }
 #endif
 

@@ -2,12 +2,12 @@
 //
 // A block holds SAMPLES samples of all neurons in shared memory, a row of SAMPLES floats a neuron,
 // and takes them through layer after layer; only weights and indices stream in from L2. What a lane
-// gathers: see gather.cuh.
+// gathers: see gather.cuh. Between layers, values are rounded as storage would.
 //
 // Results overwrite the tile once every lane has read its last input. Those of the last HELD tasks of each
 // warp wait in registers, those of the tasks before them in shared memory behind the tile (*aside*).
 //
-// Specialised by: SAMPLES (4, 8, 16, 32), TALL (4, or 0 for layers without tall panels), THREADS.
+// Specialised by: SAMPLES (4, 8, 16, 32), TALL (4, or 0 for layers without tall panels), STORAGE, THREADS.
 #include "gather.cuh"
 
 constexpr int LAYERS_AHEAD = 1;
@@ -217,22 +217,27 @@ __device__ __forceinline__ void clear_zero_rows(i64 neurons) {
 }
 
 // Copy the rows of SAMPLES slots from `slot` on into the tile.
-__device__ __forceinline__ void load_tile(const float *rows, i64 slot, i64 neurons) {
-    const float4 *source = reinterpret_cast<const float4 *>(rows + place(slot, 0, neurons));
-    for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS)
-        copy_async(tile + k, source + k / CHUNKS * (COLUMNS / 4) + k % CHUNKS);
+__device__ __forceinline__ void load_tile(const Stored *rows, i64 slot, i64 neurons) {
+    const Four *source = reinterpret_cast<const Four *>(rows + place(slot, 0, neurons));
+    for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS) {
+        const Four *from = source + k / CHUNKS * (COLUMNS / 4) + k % CHUNKS;
+        if constexpr (STORAGE)
+            tile[k] = loaded(*from);
+        else
+            copy_async(tile + k, from);
+    }
     clear_zero_rows(neurons);
 }
 
 // Write the rows of samples with a slot of 0 or more to their slots.
-__device__ __forceinline__ void store_tile(float *rows, const int *slots, i64 neurons) {
+__device__ __forceinline__ void store_tile(Stored *rows, const int *slots, i64 neurons) {
     const float *values = reinterpret_cast<const float *>(tile);
     const int slot = slots[threadIdx.x % SAMPLES];
     if (slot < 0)
         return;
-    float *target = rows + place(slot, 0, neurons);
+    Stored *target = rows + place(slot, 0, neurons);
     for (int k = threadIdx.x; k < neurons * SAMPLES; k += THREADS) // SAMPLES divides THREADS
-        target[k / SAMPLES * COLUMNS] = values[k];
+        target[k / SAMPLES * COLUMNS] = stored(values[k]);
 }
 
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.

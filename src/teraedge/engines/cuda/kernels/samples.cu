@@ -1,4 +1,4 @@
-// Features into tiles at the start of a run, and rows out of them at the end.
+// Features into tiles at the start of a run, and rows, as fp32, out of them at the end.
 #include "common.cuh"
 
 constexpr int ROWS_A_BLOCK = 8; // warps of a block
@@ -9,15 +9,7 @@ enum Kind { F32, F64, F16, U8, I8, I16, U16, I32, U32, I64, U64 };
 struct Half {
     unsigned short bits;
 
-    __device__ __forceinline__ operator float() const {
-        const unsigned exponent = bits >> 10 & 31, fraction = bits & 1023;
-        const float sign = bits >> 15 ? -1.0f : 1.0f;
-        if (exponent == 0)
-            return sign * fraction * 5.9604644775390625e-8f; // 2^-24
-        if (exponent == 31)
-            return fraction ? __int_as_float(0x7fc00000) : sign * __int_as_float(0x7f800000);
-        return __int_as_float((bits >> 15) << 31 | (exponent + 112) << 23 | fraction << 13);
-    }
+    __device__ __forceinline__ operator float() const { return half_value(bits); }
 };
 
 // Read COUNT elements, `stride` apart, all of one kind; zero where one is not `there`.
@@ -114,7 +106,7 @@ extern "C" __global__ void place_samples(const State *shared_state) {
 
 // Packed 0/1 features, the first neuron in the highest bit. A warp takes eight neurons of 32 samples.
 extern "C" __global__ void load_packed(i64 n, const State *state) {
-    float *rows = state->rows[0];
+    Stored *rows = state->rows[0];
     const i64 samples = state->samples;
     const int lane = threadIdx.x % 32;
     const i64 bytes = (n + 7) / 8;
@@ -125,9 +117,9 @@ extern "C" __global__ void load_packed(i64 n, const State *state) {
         const i64 byte = item % bytes;
         const i64 slot = item / bytes * WORD + lane;
         const unsigned eight = slot < samples ? state->bits[(state->ids[0][slot] - state->first) * state->bits_stride + byte] : 0;
-        float *target = rows + place(slot, byte * 8, n);
+        Stored *target = rows + place(slot, byte * 8, n);
         for (int k = 0; k < 8 && byte * 8 + k < n; k++)
-            target[k * COLUMNS] = static_cast<float>(eight >> (7 - k) & 1);
+            target[k * COLUMNS] = stored(static_cast<float>(eight >> (7 - k) & 1));
     }
 }
 
@@ -190,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(256)
                const State *state) {
     __shared__ float square[WORD][COLUMNS + 1]; // [neuron][sample]
     constexpr int READS = COLUMNS / ROWS_A_BLOCK;
-    float *rows = state->rows[0];
+    Stored *rows = state->rows[0];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const i64 tiles = (samples + COLUMNS - 1) / COLUMNS, parts = (n + WORD - 1) / WORD;
     for (i64 item = blockIdx.x; item < tiles * parts; item += gridDim.x) {
@@ -207,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(256)
         }
         __syncthreads();
         for (int k = threadIdx.x; k < WORD * COLUMNS && first + k / COLUMNS < n; k += ROWS_A_BLOCK * 32)
-            rows[place(begin, first + k / COLUMNS, n) + k % COLUMNS] = square[k / COLUMNS][k % COLUMNS];
+            rows[place(begin, first + k / COLUMNS, n) + k % COLUMNS] = stored(held(square[k / COLUMNS][k % COLUMNS]));
         __syncthreads();
     }
 }
@@ -215,13 +207,13 @@ extern "C" __global__ void __launch_bounds__(256)
 // CSR features, float32 values; the rows must have been filled with zeros. A warp takes a sample.
 extern "C" __global__ void load_sparse(const i64 *indptr, const int *indices, const float *data, i64 samples,
                                        i64 n, const State *state) {
-    float *rows = state->rows[0];
+    Stored *rows = state->rows[0];
     const int lane = threadIdx.x % 32;
     const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
     for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples;
          sample += warps)
         for (i64 entry = indptr[sample] + lane; entry < indptr[sample + 1]; entry += 32)
-            rows[place(sample, indices[entry], n)] = data[entry];
+            rows[place(sample, indices[entry], n)] = stored(held(data[entry]));
 }
 
 // Note which samples are live before `segment`, by their numbers.
@@ -242,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(256)
     store_rows(const State *shared_state, i64 segment, i64 n, float *out, i64 by_id) {
     __shared__ float square[WORD][WORD + 1];
     const State &state = *shared_state;
-    const float *rows = state.rows[state.buffer[segment]];
+    const Stored *rows = state.rows[state.buffer[segment]];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const i64 words = words_of(state.slots[segment]), parts = (n + WORD - 1) / WORD;
     for (i64 item = blockIdx.x; item < words * parts; item += gridDim.x) {
@@ -255,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(256)
 #pragma unroll
         for (int k = 0; k < READS; k++) {
             const i64 neuron = first + warp + k * ROWS_A_BLOCK;
-            values[k] = neuron < n ? rows[place(begin + lane, neuron, n)] : 0.0f;
+            values[k] = neuron < n ? loaded(rows[place(begin + lane, neuron, n)]) : 0.0f;
         }
 #pragma unroll
         for (int k = 0; k < READS; k++) {

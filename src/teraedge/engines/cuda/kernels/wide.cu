@@ -1,7 +1,7 @@
 // One layer over tiles in global memory, for layers too wide for shared memory.
 //
 // A lane is two neighbouring samples of a tile, a warp takes one panel (HEIGHT neurons that read the
-// same inputs) over TILES tiles: for each edge it reads 256 bytes a tile, which serve all neurons of
+// same inputs) over TILES tiles: for each edge it reads a row of each, which serves all neurons of
 // the panel, and the index and the weights, which serve all samples. Warps that run at the same time
 // work on the same few tiles, so that their rows come from L2.
 //
@@ -12,16 +12,17 @@
 // Samples die, but their columns stay until enough are empty; `census` decides on the device, and
 // `compact` moves the live ones together.
 //
-// Specialised by: HEIGHT (1, 8, 16), TILES, STAGES, THREADS.
+// Specialised by: HEIGHT (1, 8, 16), TILES, STAGES, STORAGE, THREADS.
 #include "common.cuh"
 
 constexpr int WARPS = THREADS / 32;
 constexpr int EDGES = 8;                         // of a piece; lists begin at multiples of it
-constexpr int ROW = COLUMNS / 4;                 // in 16 bytes: the samples of a tile
+constexpr int ROW = COLUMNS * sizeof(Stored) / 16; // in 16 bytes: the samples of a tile
+constexpr int APART = 32 / (TILES * ROW);        // edges that the lanes of a warp copy together
 constexpr int PIECE = EDGES * TILES * ROW;       // rows of a piece: [edge][tile]
 constexpr int STAGE = PIECE + EDGES * HEIGHT / 4; // and its weights
 
-static_assert(TILES == 2, "a copy of a warp is one row of each of two tiles");
+static_assert(TILES == 2 && (APART == 1 || APART == 2), "a copy of a warp is a row of each tile, for an edge or two");
 
 extern __shared__ uint4 rings[]; // [WARPS][STAGES][STAGE]
 
@@ -35,8 +36,8 @@ struct Cursor {
 struct Job {
     const Layer &layer;
     const Panels &panels;
-    const float *rows; // what the layer reads
-    float *out;
+    const Stored *rows; // what the layer reads
+    Stored *out;
     const unsigned *masks; // live samples before the layer
     unsigned *nonzero;     // samples with a nonzero output, to be added to
     i64 used;              // tiles
@@ -92,14 +93,14 @@ __device__ __forceinline__ void bring(const Job &job, i64 warps, Cursor &at, uin
     if (at.item < job.items) {
         unsigned index[EDGES];
         load_indices(job, at.edge, index);
-        // Half of the warp a tile, a lane 16 bytes of the row.
-        const int tile = lane / ROW;
+        // For each edge, a part of the warp a tile, a lane 16 bytes of the row.
+        const int tile = lane / ROW % TILES, odd = lane / (TILES * ROW);
         const uint4 *rows = reinterpret_cast<const uint4 *>(job.rows) +
                             (at.tile + tile) * job.layer.n_in * ROW + lane % ROW;
 #pragma unroll
-        for (int k = 0; k < EDGES; k++)
-            if (k < at.left && tile < at.tiles)
-                copy_async(stage + k * TILES * ROW + lane, rows + static_cast<i64>(index[k]) * ROW);
+        for (int k = 0; k < EDGES; k += APART)
+            if (k + odd < at.left && tile < at.tiles)
+                copy_async(stage + k * TILES * ROW + lane, rows + static_cast<i64>(index[k + (odd && APART > 1)]) * ROW);
         if (!job.layer.equal)
             for (int k = lane; k < EDGES * HEIGHT / 4; k += 32)
                 copy_async(stage + PIECE + k,
@@ -114,7 +115,7 @@ __device__ __forceinline__ void bring(const Job &job, i64 warps, Cursor &at, uin
 template <bool EQUAL>
 __device__ __forceinline__ void add_piece(float value, const uint4 *stage, int count, int lane,
                                           float2 (&totals)[HEIGHT][TILES]) {
-    const float2 *rows = reinterpret_cast<const float2 *>(stage) + lane;
+    const Two *rows = reinterpret_cast<const Two *>(stage) + lane;
     const float *weights = reinterpret_cast<const float *>(stage + PIECE);
 #pragma unroll
     for (int k = 0; k < EDGES; k++)
@@ -122,7 +123,7 @@ __device__ __forceinline__ void add_piece(float value, const uint4 *stage, int c
             float2 x[TILES];
 #pragma unroll
             for (int t = 0; t < TILES; t++)
-                x[t] = rows[(k * TILES + t) * (COLUMNS / 2)];
+                x[t] = loaded(rows[(k * TILES + t) * (COLUMNS / 2)]);
 #pragma unroll
             for (int h = 0; h < HEIGHT; h++) {
                 const float weight = EQUAL ? value : weights[k * HEIGHT + h];
@@ -140,7 +141,7 @@ __device__ __forceinline__ void add_piece(float value, const uint4 *stage, int c
 __device__ __forceinline__ void finish(const Job &job, const Cursor &at, int lane,
                                        const float2 (&totals)[HEIGHT][TILES]) {
     unsigned nonzero[TILES][2] = {};
-    float2 *out = reinterpret_cast<float2 *>(job.out) + at.tile * job.layer.n_out * (COLUMNS / 2) + lane;
+    Two *out = reinterpret_cast<Two *>(job.out) + at.tile * job.layer.n_out * (COLUMNS / 2) + lane;
 #pragma unroll
     for (int h = 0; h < HEIGHT; h++) {
         const Target target = job.panels.targets[at.panel * HEIGHT + h];
@@ -150,7 +151,7 @@ __device__ __forceinline__ void finish(const Job &job, const Cursor &at, int lan
             y.x = activate(job.layer, totals[h][t].x, target.bias);
             y.y = activate(job.layer, totals[h][t].y, target.bias);
             if (t < at.tiles)
-                out[(t * job.layer.n_out + target.output) * (COLUMNS / 2)] = y;
+                out[(t * job.layer.n_out + target.output) * (COLUMNS / 2)] = stored(y);
             if (job.layer.droppable) {
                 nonzero[t][0] |= nonzero_lanes(y.x);
                 nonzero[t][1] |= nonzero_lanes(y.y);

@@ -1,0 +1,167 @@
+// How a warp of the chained kernel multiplies rows of fp16 or bf16: on tensor cores, 16 edges at a time, a
+// panel of 16 neurons (of 8, the others are zero) by 64 samples.
+//
+// Activations are what tensor cores take. Weights are split into TERMS of the same type, which hold those that the
+// host lets through to 21 bits or more; where all are equal, rows are summed and the sums are multiplied. Sums are
+// fp32, cut off at their last bit.
+#pragma once
+
+#include "chained_walk.cuh"
+#include "mma.cuh"
+
+constexpr int PARTS = COLUMNS / 8;              // matrices of eight samples
+constexpr int TERMS = STORAGE == 1 ? 2 : 3;     // of a weight
+constexpr unsigned ONES = STORAGE == 1 ? 0x3c003c00 : 0x3f803f80;
+
+// Lane 4 g + q has of neurons g and g + 8 the samples 2 q and 2 q + 1 of each part.
+struct Sums {
+    float of[PARTS][4];
+};
+
+// For these samples, two a word, the bits of all neurons, ored.
+struct Seen {
+    unsigned bits[PARTS];
+};
+
+// As `multiply_add`, of what is stored.
+__device__ __forceinline__ void multiply_stored(float (&sums)[4], const uint4 &a, unsigned low, unsigned high) {
+#if STORAGE == 2
+    multiply_add(sums, a, low, high);
+#elif !defined(TERAEDGE_EMULATED)
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
+#else
+    emulated_multiply_add(sums, a, low, high, half_value);
+#endif
+}
+
+// Which of two values, of edges `first` and the next, there are.
+__device__ __forceinline__ unsigned there(int first, int count) {
+    return (first < count ? 0xffffu : 0) | (first + 1 < count ? 0xffff0000u : 0);
+}
+
+// Half of the rows of a piece as tensor cores read them, of four parts from `first` on; zero beyond its edges.
+__device__ __forceinline__ void load_rows(unsigned piece, int edges, int first, int count, int lane,
+                                          unsigned (&rows)[4]) {
+    load_turned(rings, piece + place_of(edges + lane % 8, first + lane / 8) * 16, rows);
+    if (count < EDGES) {
+        const unsigned mask = there(edges + lane % 4 * 2, count);
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            rows[k] &= mask;
+    }
+}
+
+// The terms of the weights of a panel, `apart` from one edge to the next.
+__device__ __forceinline__ void load_weights(const float *weights, int apart, int count, int lane, uint4 (&terms)[TERMS]) {
+    const int neuron = lane / 4;
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        const int below = k % 2 * 8, edge = lane % 4 * 2 + k / 2 * 8;
+        float2 left = make_float2(0.0f, 0.0f);
+        if (below == 0 || HEIGHT > 8) {
+            const float *from = weights + edge * apart + neuron + below;
+            left.x = edge < count ? from[0] : 0.0f;
+            left.y = edge + 1 < count ? from[apart] : 0.0f;
+        }
+#pragma unroll
+        for (int t = 0; t < TERMS; t++) {
+            const unsigned term = stored(left);
+            const float2 gone = loaded(term);
+            left.x -= gone.x, left.y -= gone.y;
+            (k == 0 ? terms[t].x : k == 1 ? terms[t].y : k == 2 ? terms[t].z : terms[t].w) = term;
+        }
+    }
+}
+
+// Multiply a piece into the sums of a panel, or of two. The smallest terms come first.
+template <bool EQUAL, bool TWO>
+__device__ __forceinline__ void add_piece(const Job &, const uint4 *stage, int count, int lane, Sums &now, Sums &next) {
+    constexpr int WIDTH = HEIGHT * (TWO ? 2 : 1), LAST = EQUAL ? 0 : TERMS - 1;
+    constexpr unsigned UPPER = HEIGHT > 8 ? ONES : 0;
+    const float *weights = reinterpret_cast<const float *>(stage + ROWS);
+    const unsigned piece = shared_address(rings, static_cast<unsigned>(stage - rings) * 16);
+    uint4 terms[2][TERMS];
+    if (EQUAL) {
+        terms[0][0] = terms[1][0] = make_uint4(ONES, UPPER, ONES, UPPER);
+    } else {
+        load_weights(weights, WIDTH, count, lane, terms[0]);
+        if (TWO)
+            load_weights(weights + HEIGHT, WIDTH, count, lane, terms[1]);
+    }
+#pragma unroll
+    for (int first = 0; first < PARTS; first += 4) {
+        unsigned low[4], high[4];
+        load_rows(piece, 0, first, count, lane, low);
+        load_rows(piece, 8, first, count, lane, high);
+#pragma unroll
+        for (int t = LAST; t >= 0; t--)
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                multiply_stored(now.of[first + k], terms[0][t], low[k], high[k]);
+                if (TWO)
+                    multiply_stored(next.of[first + k], terms[1][t], low[k], high[k]);
+            }
+    }
+}
+
+// Turn over the 4 x 4 words that four neighbouring lanes have: word k of lane q goes to word q of lane k.
+__device__ __forceinline__ uint4 turned(const unsigned *words, int lane) {
+    unsigned a = words[0], b = words[1], c = words[2], d = words[3];
+    const bool odd = lane & 1, high = lane & 2;
+    const unsigned ab = __shfl_xor_sync(ALL_LANES, odd ? a : b, 1), cd = __shfl_xor_sync(ALL_LANES, odd ? c : d, 1);
+    (odd ? a : b) = ab, (odd ? c : d) = cd;
+    const unsigned ac = __shfl_xor_sync(ALL_LANES, high ? a : c, 2), bd = __shfl_xor_sync(ALL_LANES, high ? b : d, 2);
+    (high ? a : c) = ac, (high ? b : d) = bd;
+    return make_uint4(a, b, c, d);
+}
+
+// Bias, activation, and out, by the last piece of a panel; ors the bits of each sample's values into `some`.
+template <bool EQUAL>
+__device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsigned tile, int lane, Sums &sums,
+                                       Seen &some) {
+    const Target *targets = reinterpret_cast<const Target *>(piece + TARGETS) + lane / 4;
+    uint4 *out = reinterpret_cast<uint4 *>(job.out) + job.layer.n_out * tile * ROW + lane % 4;
+    const float value = EQUAL ? job.layer.value : 1.0f;
+    const unsigned lower = two_stored(job.layer.lower, job.layer.lower);
+    const unsigned upper = two_stored(job.layer.upper, job.layer.upper);
+#pragma unroll
+    for (int below = 0; below < HEIGHT / 8; below++) {
+        const Target target = targets[below * 8];
+        unsigned words[PARTS];
+#pragma unroll
+        for (int part = 0; part < PARTS; part++) {
+            const float *sum = sums.of[part] + 2 * below;
+            float a = fmaf(sum[0], value, target.bias), b = fmaf(sum[1], value, target.bias);
+#if CURVES
+            if (job.layer.curve)
+                a = curved(job.layer.curve, a), b = curved(job.layer.curve, b);
+#endif
+            words[part] = clamped(two_stored(a, b), lower, upper); // as good as before they are rounded
+            some.bits[part] |= words[part];
+        }
+        uint4 *to = out + static_cast<i64>(target.output) * ROW;
+#pragma unroll
+        for (int four = 0; four < PARTS / 4; four++)
+            store_global(to + four * 4, turned(words + four * 4, lane));
+    }
+}
+
+// Mark the samples with a nonzero output: of a tile, a word of even columns and one of odd ones.
+__device__ __forceinline__ void mark(const Job &job, unsigned tile, int lane, const Seen &some) {
+    unsigned found[2] = {};
+#pragma unroll
+    for (int part = 0; part < PARTS; part++) { // -0 is zero
+        found[0] |= (some.bits[part] & 0x7fffu ? 1u : 0u) << (part * 4 + lane % 4);
+        found[1] |= (some.bits[part] & 0x7fff0000u ? 1u : 0u) << (part * 4 + lane % 4);
+    }
+#pragma unroll
+    for (int odd = 0; odd < 2; odd++) {
+        const unsigned all = __reduce_or_sync(ALL_LANES, found[odd]);
+        unsigned *seen = job.nonzero + tile * 2 + odd;
+        if (lane == 0 && (all & ~*seen)) // most runs tell nothing new
+            atomicOr(seen, all);
+    }
+}
