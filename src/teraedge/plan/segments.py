@@ -24,6 +24,8 @@ class Segment:
         Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
         Whether samples may die in it, so that those left are moved together at its end.
+    merges : bool
+        Whether equal samples of a tile run once, in the small kernel.
     block : BlockKind or None
         What the block kernel is specialised by.
     terms : int
@@ -55,6 +57,7 @@ class Segment:
     moves: bool
     block: BlockKind | None
     terms: int
+    merges: bool
     sizes: tuple[int, ...]
     plane: int
     record: int
@@ -67,7 +70,7 @@ class Segment:
 
 
 def segments(
-    layers: Sequence[DeviceLayer], droppable: Sequence[bool], first: int
+    layers: Sequence[DeviceLayer], droppable: Sequence[bool], first: int, *, merge: bool = False
 ) -> Iterator[Segment]:
     """Cut layers `first` and following into segments.
 
@@ -75,7 +78,7 @@ def segments(
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
     layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
-    The small kernel is faster still for a handful of samples: after 4, 9 and 24.
+    The small kernel is faster still for a handful of samples: after 4, 9, 24 and 48.
 
     Parameters
     ----------
@@ -84,6 +87,8 @@ def segments(
         Whether a row that is zero after each of them stays zero for good.
     first : int
         Number of the first of them in the network.
+    merge : bool
+        Whether samples that have become equal may run once.
     """
     begin, most, takes_samples, extent = 0, (0, 0), False, small.Extent()
     for index, layer in enumerate(layers):
@@ -127,6 +132,7 @@ def segments(
                 moves=dies,
                 block=kind,
                 terms=layer.terms,
+                merges=merge and layer.kernel == "small" and extent.may_merge,
                 sizes=extent.sizes,
                 plane=most[0],
                 record=most[1],
@@ -160,7 +166,7 @@ def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
 def _is_border(layer: int, kernel: Kernel) -> bool:
     """Tell whether samples are moved before a layer of this number."""
     if kernel == "small":
-        return layer in (4, 9, 24)
+        return layer in (4, 9, 24, 48)
     if kernel == "block":
         border = 4
         while border < layer:

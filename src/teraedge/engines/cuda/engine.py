@@ -154,7 +154,7 @@ class CudaEngine(Engine):
         nbytes = packed_size(layers)
         self._layers = self._device.allocate(nbytes)
         packed = np.empty(nbytes, np.uint8)
-        parts = list(segments(layers, droppable, 0))
+        parts = list(segments(layers, droppable, 0, merge=self.options.merge))
         pack(layers, droppable, parts, self._layers.address, packed)
         self._stream.to_device(self._layers, packed)
         self._stream.synchronize()
@@ -193,7 +193,11 @@ class CudaEngine(Engine):
         fields: dict[str, Any] = {
             "seconds": seconds,
             "nominal_edges": samples * self.edges,
-            "exact": ["prune"] * (last < samples) + list(self._plan.saved),
+            "exact": [
+                *["prune"] * (last < samples),
+                *["merge"] * any(_merged(counters) for counters in counted),
+                *self._plan.saved,
+            ],
             "passes": self._plan.saved,
             "rounding": self._rounding,
             "live": ids,
@@ -397,6 +401,11 @@ def _trace(
         before = trace[layer]  # a layer as given may run in several parts
         trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
     return trace, LastRun(samples, ran.tolist(), seconds, 1)
+
+
+def _merged(counters: Counters) -> bool:
+    """Tell whether fewer samples went into a layer than were live before it."""
+    return bool((counters.ran[1:] < counters.live[:-1]).any())
 
 
 def _as_blocks(pending: Pending[LazyBlock]) -> LazyBlocks:

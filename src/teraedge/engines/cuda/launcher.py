@@ -90,7 +90,7 @@ class Launcher:
             stream.launch(
                 kernel, self._blocks(kernel, SMALL_THREADS, segment.shared), SMALL_THREADS,
                 segment.shared, layers, segment.first, segment.count, state.struct, number,
-                segment.moves, *segment.sizes,
+                segment.moves, segment.merges, *segment.sizes,
             )  # fmt: skip
             return
         if segment.block is not None:
