@@ -7,7 +7,7 @@ from engines_networks import NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import ClippedReLU, Options
-from teraedge.plan import gpu, staged
+from teraedge.plan import gpu, rates, staged
 
 SAMPLES = [0, 1, 33, 150, 989]
 OPTIONS = {"a": Options.mode("a"), "c": Options.mode("c"), "half resident": Options(memory="20KB")}
@@ -67,6 +67,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
     rng = np.random.default_rng(4)
     network = chain(rng, [40, 60, 50, 60, 40, 30], -2, ClippedReLU(8))
     features = make_features(network, 150)
+    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: np.inf)
     kernels = iter(["resident", "staged", "wide", "staged", "resident"])
 
     def lay_out(layer, shared_bytes, **_):

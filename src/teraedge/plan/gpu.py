@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from teraedge.network import Layer
 from teraedge.options import ITEMSIZE, Precision
-from teraedge.plan import banks, predict, rates
+from teraedge.plan import banks, predict, rates, small
 from teraedge.plan.block import PANEL, lay_out_block
 from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
 from teraedge.plan.cost import Constants
@@ -99,10 +99,11 @@ def _lay_out(layer: Layer, room: int, tensor_cores: bool, precision: Precision) 
     if not terms:
         return _lay_out_sparse(layer, room, tensor_cores, precision)
     seconds = rates.dense_seconds(dense_edges(layer), terms)
-    if seconds >= layer.edges / rates.FASTEST:
+    if seconds + rates.SWITCH >= layer.edges / rates.FASTEST:
         sparse = _lay_out_sparse(layer, room, tensor_cores, precision)
         found = predict.predicted(sparse, rates.SPEED).choice.seconds
-        if found is not None and found <= seconds:
+        # A dense layer is a launch of its own, and its rows go through device memory.
+        if found is not None and found <= seconds + rates.SWITCH * sparse.resident:
             return sparse
     return lay_out_dense(layer, terms)
 
@@ -121,7 +122,7 @@ def _lay_out_sparse(
 ) -> DeviceLayer:
     """Lay a layer out for the fastest of the kernels that run the edges there are.
 
-    The block and the staged kernel know activations of fp32 only.
+    The block, the small and the staged kernel know activations of fp32 only.
     """
     exact = precision == "fp32"
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
@@ -129,11 +130,14 @@ def _lay_out_sparse(
     if rows * min(SAMPLES, default=room) * 4 <= room:
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = next((n for n in SAMPLES if _shared(panels, n) <= room), 0)
+        seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
         if exact and tensor_cores and not panels.curve:
-            seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
             block = _block(layer, room, seconds_there)
             if block is not None:
                 return block
+        tiny = _small(layer, panels, room, seconds_there) if exact else None
+        if tiny is not None:
+            return tiny
         if samples > 4:
             return _resident(panels, samples, _shared(panels, samples))
         if samples:
@@ -147,6 +151,43 @@ def _lay_out_sparse(
     if resident is not None and seconds < wide_seconds:
         return _resident(resident, 4, _shared(resident, 4))
     return _wide(wide, precision)
+
+
+def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> DeviceLayer | None:
+    """Lay a layer out for the small kernel, if it is one and takes less than some seconds."""
+    taken = rates.small_seconds(layer.edges, layer.n_out)
+    if min(layer.n_in, layer.n_out) > small.WIDTH or taken > rates.FEW * seconds:
+        return None
+    panels = all_single(layer)
+    pieces = small.pieces_of(_slices(panels.single, panels, small.GROUP, LANES), panels)
+    if pieces is None:
+        return None
+    found = DeviceLayer(
+        kernel="small",
+        n_in=layer.n_in,
+        n_out=layer.n_out,
+        edges=layer.edges,
+        samples=small.GROUP,
+        shared=room,
+        tall=DevicePanels.none(),
+        single=pieces,
+        value=panels.value,
+        bias=panels.bias,
+        clamp=panels.clamp,
+        curve=panels.curve,
+        choice=panels.choice.without_times("small"),
+        instead=resident,
+    )
+    return found if small.Extent().more(found, 0).fits(room) else None
+
+
+def resident_instead(layer: DeviceLayer) -> DeviceLayer:
+    """Return a layer of the small kernel laid out for the resident one; others as they are."""
+    panels = layer.instead
+    if panels is None:
+        return layer
+    samples = next((n for n in SAMPLES if _shared(panels, n) <= layer.shared), 0)
+    return _resident(panels, samples, _shared(panels, samples)) if samples else layer
 
 
 def _block(layer: Layer, room: int, seconds: float) -> DeviceLayer | None:
@@ -233,8 +274,8 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
         edges=layer.edges,
         samples=samples,
         shared=shared,
-        tall=_slices(layer.tall, layer, samples),
-        single=_slices(layer.single, layer, samples),
+        tall=_slices(layer.tall, layer, samples, LANES),
+        single=_slices(layer.single, layer, samples, LANES * (_totals(samples) // samples)),
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
@@ -243,11 +284,10 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
     )
 
 
-def _slices(panels: Panels, layer: PanelLayer, samples: int) -> DevicePanels:
+def _slices(panels: Panels, layer: PanelLayer, samples: int, width: int) -> DevicePanels:
     """Lay panels out in slices; a slice has `width` panels, some for each lane."""
     chunks = samples // 4
     size = 8 // chunks
-    width = LANES * (_totals(samples) // samples if panels.height == 1 else 1)
     starts, indices = panels.starts, panels.indices.astype(np.int64)
     lanes = _lanes(starts, indices, size, width)
     counts = np.diff(starts)

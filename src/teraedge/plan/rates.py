@@ -44,6 +44,16 @@ more to do for each, as it takes 64 samples at a time and not 128."""
 RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""
+SMALL_EDGE, SMALL_NEURON = 3e-13, 1.4e-12
+"""What the small kernel takes for an edge and for a neuron, a sample, where there are many."""
+FEW = 1.5
+"""How much longer than the resident kernel it may take for many samples: with few of them left, as
+is soon the case, a layer takes 0.5 to 1 microsecond there, and 5 in the resident kernel."""
+
+
+def small_seconds(edges: int, neurons: int) -> float:
+    """Return what the small kernel takes, a sample."""
+    return edges * SMALL_EDGE + neurons * SMALL_NEURON
 
 
 def gathered_seconds(single: float, tall: float, samples: int, equal: bool) -> float:

@@ -27,13 +27,15 @@ from teraedge.options import ITEMSIZE, Options, parse_bytes
 from teraedge.plan import gpu
 from teraedge.plan.device import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
-from teraedge.plan.plan import Plan
+from teraedge.plan.neighbours import settled
+from teraedge.plan.plan import Plan, part_of
 from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
 
 _ROUNDING = {
     "resident": "edges of the resident kernel are summed in an order that suits shared memory",
+    "small": "edges of the small kernel are summed in an order that suits shared memory",
     "block": "layers of the block kernel sum products of bf16 terms on tensor cores, which cut "
     "sums off at their last bit; products of terms below 2**-24 of a whole one are left out",
     "dense": "dense layers sum products of bf16 terms as well, in another order",
@@ -74,6 +76,7 @@ class CudaEngine(Engine):
         free = self._device.free_bytes()
         budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
         self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
+        self._settle_kernels()
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self.head = self._plan.head
         kernels = {part.choice.kernel for part in self._plan.parts}
@@ -132,7 +135,17 @@ class CudaEngine(Engine):
             tensor_cores=self._device.tensor_cores,
             precision=self.options.precision,
         )
-        return predicted(laid_out, self._device.multiprocessors * self._device.clock_hz)
+        return self._predicted(laid_out)
+
+    def _predicted(self, layer: DeviceLayer) -> DeviceLayer:
+        return predicted(layer, self._device.multiprocessors * self._device.clock_hz)
+
+    def _settle_kernels(self) -> None:
+        """Let layers that stay take the kernel that is the best among their neighbours."""
+        plan = self._plan
+        plan.resident = settled(plan.resident, self._predicted)
+        for number, layer in enumerate(plan.resident):
+            plan.parts[number] = part_of(layer, plan.origin[number])
 
     def _send_resident(self) -> Chunk | None:
         """Bring the layers that stay to the device."""
@@ -143,7 +156,7 @@ class CudaEngine(Engine):
         nbytes = packed_size(layers)
         self._layers = self._device.allocate(nbytes)
         packed = np.empty(nbytes, np.uint8)
-        parts = list(segments(layers, droppable, 0))
+        parts = list(segments(layers, droppable, 0, merge=self.options.merge))
         pack(layers, droppable, parts, self._layers.address, packed)
         self._stream.to_device(self._layers, packed)
         self._stream.synchronize()
@@ -182,7 +195,11 @@ class CudaEngine(Engine):
         fields: dict[str, Any] = {
             "seconds": seconds,
             "nominal_edges": samples * self.edges,
-            "exact": ["prune"] * (last < samples) + list(self._plan.saved),
+            "exact": [
+                *["prune"] * (last < samples),
+                *["merge"] * any(_merged(counters) for counters in counted),
+                *self._plan.saved,
+            ],
             "passes": self._plan.saved,
             "rounding": self._rounding,
             "live": ids,
@@ -368,6 +385,11 @@ class CudaEngine(Engine):
         for graph in self._graphs.values():
             graph.free()
         self._graphs.clear()
+
+
+def _merged(counters: Counters) -> bool:
+    """Tell whether fewer samples went into a layer than were live before it."""
+    return bool((counters.ran[1:] < counters.live[:-1]).any())
 
 
 def _as_blocks(pending: Pending[LazyBlock]) -> LazyBlocks:
