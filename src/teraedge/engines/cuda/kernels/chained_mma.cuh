@@ -137,7 +137,7 @@ __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsig
                 a = curved(job.layer.curve, a), b = curved(job.layer.curve, b);
 #endif
             words[part] = clamped(two_stored(a, b), lower, upper); // as good as before they are rounded
-            some.bits |= ((words[part] & 0x7fff7fffu) + 0x7fff7fffu & 0x80008000u) >> part; // -0 is zero
+            some.bits |= (((words[part] & 0x7fff7fffu) + 0x7fff7fffu) & 0x80008000u) >> part; // -0 is zero
         }
         uint4 *to = out + static_cast<i64>(target.output) * ROW;
 #pragma unroll
