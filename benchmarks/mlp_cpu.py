@@ -37,7 +37,7 @@ WARM = 3
 Program = Callable[[], np.ndarray]
 
 
-def pruned_mlp(density: float, seed: int = 0) -> teraedge.Network:
+def pruned_mlp(density: float, seed: int = 0, sizes: tuple[int, ...] = SIZES) -> teraedge.Network:
     """Return the network: He-initialised weights, of which the largest of each layer are kept.
 
     All of the last layer's, as is usual: with 95 % of its 20,480 weights gone, most of the hidden
@@ -45,8 +45,8 @@ def pruned_mlp(density: float, seed: int = 0) -> teraedge.Network:
     """
     rng = np.random.default_rng(seed)
     layers = []
-    for number, (n_in, n_out) in enumerate(pairwise(SIZES), 1):
-        last = number == len(SIZES) - 1
+    for number, (n_in, n_out) in enumerate(pairwise(sizes), 1):
+        last = number == len(sizes) - 1
         weights = rng.normal(0, np.sqrt(2 / n_in), (n_in, n_out)).astype(np.float32)
         if not last:
             weights[np.abs(weights) < np.quantile(np.abs(weights), 1 - density)] = 0

@@ -61,11 +61,11 @@ def test_depth_without_an_official_answer_is_checked_by_the_reference(teraedge):
     assert "no official answer" in done.stdout.replace("│", "").replace("\n", "")
 
 
-def answer(live, samples=300, neurons=4):
+def answer(live, samples=300, neurons=4, **fields):
     """A result with these live ids."""
     rows = np.ones((len(live), neurons), np.float32)
     return package.Result(
-        (samples, neurons), [(np.array(live), rows)], [], seconds=1.0, nominal_edges=1
+        (samples, neurons), [(np.array(live), rows)], [], seconds=1.0, nominal_edges=1, **fields
     )
 
 
@@ -83,6 +83,28 @@ def test_verdict_compares_ids_and_not_counts(live, line):
     verdict = verdicts.verify(answer(live), network, features)
     assert str(verdict) == line
     assert verdict.passed == line.startswith("PASSED")
+
+
+@pytest.mark.parametrize(
+    ("live", "line"),
+    [
+        ([286, 294], "0 ids differ with fp16, 2 of 2 ids"),
+        ([286], "1 id differs with fp16, 1 of 2 ids: 1 missing (id 294)"),
+        ([286, 293], "2 ids differ with fp16, 1 of 2 ids: 1 missing (id 294), 1 extra (id 293)"),
+    ],
+)
+def test_what_is_not_exact_never_passes(live, line):
+    network, features = challenge.network(1024, 120), challenge.features(1024, 300)
+    verdict = verdicts.verify(answer(live, precision="fp16"), network, features)
+    assert str(verdict) == line
+    assert not verdict.passed
+    assert verdict.to_json()["passed"] is False
+
+
+def test_the_cpu_refuses_to_store_less(teraedge):
+    done = teraedge("challenge", "--samples", 20, "--precision", "fp16")
+    assert done.returncode == 2, done
+    assert "precision is 'fp16'; on device 'cpu' only 'fp32' is allowed" in done.stderr
 
 
 def test_an_official_id_that_died_early_fails_at_any_depth(monkeypatch):

@@ -8,7 +8,15 @@ import typer
 
 from teraedge.cli.console import out, write_json
 from teraedge.cli.devices import check_device
-from teraedge.cli.params import DeviceOption, JsonOption, Mode, ModelArgument, ModeOption
+from teraedge.cli.params import (
+    DeviceOption,
+    JsonOption,
+    Mode,
+    ModelArgument,
+    ModeOption,
+    Precision,
+    PrecisionOption,
+)
 from teraedge.cli.progress import Stage, watched
 from teraedge.text import count, scaled
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from teraedge.network import Layer, Network
+    from teraedge.options import Options
     from teraedge.plan.explain import Explanation
 
 
@@ -75,6 +84,7 @@ def info(
     ] = False,
     device: DeviceOption = "cpu",
     mode: ModeOption = Mode.c,
+    precision: PrecisionOption = Precision.fp32,
     as_json: JsonOption = False,
 ) -> None:
     """Show the layers of a model and their weights, or, with --plan, how they would run.
@@ -85,7 +95,7 @@ def info(
 
     network = formats.load(model)
     if plan:
-        explanation = _explain(network, device, mode)
+        explanation = _explain(network, device, mode.options(None, precision))
         if as_json:
             write_json({"model": str(model), "mode": mode.value, **explanation.to_json()})
         else:
@@ -99,13 +109,13 @@ def info(
         _show(network, model, runs)
 
 
-def _explain(network: "Network", device: str, mode: Mode) -> "Explanation":
+def _explain(network: "Network", device: str, options: "Options") -> "Explanation":
     """Compile the network and explain the plan."""
     import teraedge
 
     check_device(device)
     with Stage("compiling") as compiling:
-        engine = teraedge.compile(watched(network, compiling), device, mode.options(None))
+        engine = teraedge.compile(watched(network, compiling), device, options)
     with engine:
         return engine.explain()
 

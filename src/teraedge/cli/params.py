@@ -10,6 +10,14 @@ if TYPE_CHECKING:
     from teraedge.options import Options
 
 
+class Precision(StrEnum):
+    """The values of `teraedge.Options.precision`."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
 class Mode(StrEnum):
     """The measuring modes of `teraedge.Options.mode`."""
 
@@ -17,11 +25,13 @@ class Mode(StrEnum):
     b = "b"
     c = "c"
 
-    def options(self, threads: int | None) -> "Options":
+    def options(
+        self, threads: int | None = None, precision: Precision = Precision.fp32
+    ) -> "Options":
         """Return the options of the mode."""
         from teraedge.options import Options
 
-        return Options.mode(self.value, threads=threads)
+        return Options.mode(self.value, threads=threads, precision=precision.value)
 
 
 DeviceOption: TypeAlias = Annotated[
@@ -34,6 +44,14 @@ ModeOption: TypeAlias = Annotated[
         "--mode",
         case_sensitive=False,
         help="a: the kernels alone; b: dead samples dropped; c: everything that is exact.",
+    ),
+]
+PrecisionOption: TypeAlias = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        case_sensitive=False,
+        help="How activations are stored; fp16 and bf16, on a GPU only, change the answer.",
     ),
 ]
 ThreadsOption: TypeAlias = Annotated[

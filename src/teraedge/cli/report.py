@@ -133,6 +133,7 @@ class Report:
             ),
             *self._live_lines(),
             ("exact steps", ", ".join(result.exact) or "none: everything executed"),
+            *([("stored as", result.precision)] if result.precision != "fp32" else []),
             ("peak memory", "unknown" if peak is None else scaled(peak, "B")),
         ]
 

@@ -14,6 +14,8 @@ from teraedge.cli.params import (
     Mode,
     ModelArgument,
     ModeOption,
+    Precision,
+    PrecisionOption,
     ThreadsOption,
 )
 from teraedge.cli.progress import Stage, watched
@@ -21,6 +23,7 @@ from teraedge.text import count
 
 if TYPE_CHECKING:
     from teraedge.cli.report import Report
+    from teraedge.options import Options
 
 
 def run(
@@ -38,6 +41,7 @@ def run(
     ],
     device: DeviceOption = "cpu",
     mode: ModeOption = Mode.c,
+    precision: PrecisionOption = Precision.fp32,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,7 +51,7 @@ def run(
     """
     from teraedge.bench.machine import provenance
 
-    report = _run(model, features, output, device, mode, threads)
+    report = _run(model, features, output, device, mode, mode.options(threads, precision))
     if as_json:
         write_json({**report.row(), "output": str(output), **provenance()})
     else:
@@ -57,7 +61,7 @@ def run(
 
 
 def _run(
-    model: Path, samples: Path, output: Path, device: str, mode: Mode, threads: int | None
+    model: Path, samples: Path, output: Path, device: str, mode: Mode, options: "Options"
 ) -> "Report":
     """Load, compile, run, write."""
     import teraedge
@@ -66,7 +70,6 @@ def _run(
     from teraedge.cli.devices import check_device
     from teraedge.cli.report import Report
 
-    options = mode.options(threads)
     _check_output(output)
     network = formats.load(model)
     check_device(device)

@@ -36,6 +36,8 @@ class Verdict:
         How many ids there should be among them.
     missing, extra : ndarray of int64
         0-based ids that should be there and are not, and the other way round.
+    precision : str
+        How activations were stored; a run that is not exact cannot pass.
     """
 
     official: bool
@@ -43,11 +45,17 @@ class Verdict:
     expected: int
     missing: "NDArray[Any]"
     extra: "NDArray[Any]"
+    precision: str = "fp32"
+
+    @property
+    def differ(self) -> int:
+        """How many ids are missing or extra."""
+        return len(self.missing) + len(self.extra)
 
     @property
     def passed(self) -> bool:
-        """Whether the ids are the same."""
-        return not (len(self.missing) or len(self.extra))
+        """Whether the ids are the same, of a run in fp32."""
+        return self.differ == 0 and self.precision == "fp32"
 
     @property
     def truth(self) -> str:
@@ -58,6 +66,9 @@ class Verdict:
 
     def __str__(self) -> str:
         word = "PASSED" if self.passed else "FAILED"
+        if self.precision != "fp32":
+            ids = "id differs" if self.differ == 1 else "ids differ"
+            word = f"{self.differ:,} {ids} with {self.precision}"
         if not self.official:
             word += " against the reference only"
         line = f"{word}, {self.expected - len(self.missing)} of {self.expected} ids"
@@ -74,6 +85,7 @@ class Verdict:
         """Return the verdict as plain values."""
         return {
             "passed": self.passed,
+            "precision": self.precision,
             "truth": self.truth,
             "samples": self.samples,
             "expected": self.expected,
@@ -112,7 +124,7 @@ def verify(result: "Result", network: "Network", features: "PackedFeatures") -> 
     official = challenge.categories(network.n_in)
     official = official[official < result.samples]
     if len(network) in OFFICIAL_LAYERS:
-        return _compare(result.live, official, result.samples, official=True)
+        return _compare(result, official, result.samples, official=True)
     return _verify_by_reference(result, network, features, official)
 
 
@@ -129,8 +141,7 @@ def _verify_by_reference(
     if len(network) < OFFICIAL_LAYERS.start:
         # Whoever lives at the end of a deeper network also lives here, so these come for nothing.
         expected = np.union1d(expected, official[official < samples])
-    live = result.live[result.live < samples]
-    return _compare(live, expected, samples, official=False)
+    return _compare(result, expected, samples, official=False)
 
 
 class _Float32Layers:
@@ -158,9 +169,10 @@ class _Float32Layers:
 
 
 def _compare(
-    live: "NDArray[Any]", expected: "NDArray[Any]", samples: int, *, official: bool
+    result: "Result", expected: "NDArray[Any]", samples: int, *, official: bool
 ) -> Verdict:
     import numpy as np
 
+    live = result.live[result.live < samples]
     missing, extra = np.setdiff1d(expected, live), np.setdiff1d(live, expected)
-    return Verdict(official, samples, len(expected), missing, extra)
+    return Verdict(official, samples, len(expected), missing, extra, result.precision)

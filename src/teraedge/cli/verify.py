@@ -12,6 +12,8 @@ from teraedge.cli.params import (
     Mode,
     ModelArgument,
     ModeOption,
+    Precision,
+    PrecisionOption,
     ThreadsOption,
 )
 from teraedge.cli.progress import Stage, watched
@@ -29,13 +31,14 @@ def verify(
     ] = 100,
     device: DeviceOption = "cpu",
     mode: ModeOption = Mode.c,
+    precision: PrecisionOption = Precision.fp32,
     threads: ThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the engine with the float64 reference.
 
-    Prints the largest error and the bound it must keep to, which counts every rounding of an fp32
-    run. The exit status is 0 only where all errors are within their bounds.
+    Prints the largest error and the bound it must keep to, which counts every rounding of a run of
+    that precision. The exit status is 0 only where all errors are within their bounds.
     """
     import teraedge
     from teraedge import formats
@@ -43,7 +46,8 @@ def verify(
     network = formats.load(model)
     given = formats.load_features(features, network.n_in)[:samples]
     with Stage("compiling") as compiling:
-        engine = teraedge.compile(watched(network, compiling), device, mode.options(threads))
+        options = mode.options(threads, precision)
+        engine = teraedge.compile(watched(network, compiling), device, options)
     with engine, Stage("running and comparing"):
         findings = _compare(network, given, engine.run(given))
     if as_json:
@@ -79,6 +83,7 @@ def _compare(network: "Network", features: Any, result: "Result") -> dict[str, A
         "exact": list(result.exact),
         "passes": result.passes,
         "rounding": list(result.rounding),
+        "precision": result.precision,
     }
 
 
@@ -102,7 +107,10 @@ def _show(findings: dict[str, Any]) -> None:
     if not findings["bound_tells"]:
         # Deep networks amplify a rounding error more than they can show.
         out().print("The bound is as wide as the values: look at the error itself.")
-    if findings["passed"]:
+    if findings["passed"] and findings["precision"] != "fp32":
+        line = "{other_live:,} ids differ and {other_labels:,} labels, with {precision}; all errors"
+        out().print(f"{line.format(**findings)} are within its bounds")
+    elif findings["passed"]:
         out().print("PASSED, all errors are within their bounds", style="bold green")
     else:
         line = f"FAILED, {findings['beyond_bound']:,} outputs are beyond their bounds"

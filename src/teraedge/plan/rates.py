@@ -19,7 +19,7 @@ L2_BYTES = 8e12
 """Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
 RESIDENT_REACHED, TALL_REACHED = 0.9, 0.5
 """What the resident kernel reaches of `SPEED`, for single neurons and for tall panels."""
-BLOCK_FRAGMENT = (1.24e-11, 1.5e-11, 1.64e-11, 1.78e-11)
+BLOCK_FRAGMENT = (1.17e-11, 1.17e-11, 1.37e-11, 1.48e-11)
 """What the block kernel takes for 16 neurons by 16 inputs, by the terms of their weights."""
 HELD_FRAGMENT = 1.34
 """How much longer it takes where outputs overwrite inputs."""

@@ -18,6 +18,7 @@ from teraedge.engines.cuda.launcher import Launcher, layer_address
 from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
+from teraedge.engines.cuda.tracing import trace_of
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError, FeatureError
 from teraedge.host import memory_bytes
@@ -37,6 +38,7 @@ _ROUNDING = {
     "small": "edges of the small kernel are summed in an order that suits shared memory",
     "block": "layers of the block kernel sum products of bf16 terms on tensor cores, which cut "
     "sums off at their last bit; products of terms below 2**-24 of a whole one are left out",
+    "dense": "dense layers sum products of bf16 terms as well, in another order",
 }
 SHARE = 0.9
 """Of the free device memory, what samples may take."""
@@ -207,7 +209,7 @@ class CudaEngine(Engine):
             "precision": self.options.precision,
         }
         self._last = partial(
-            _trace, self._plan.origin, self._edges, self._blocks(), samples, counted
+            trace_of, self._plan.origin, self._edges, self._blocks(), samples, counted
         )
         shape, trace = (samples, self.n_out), partial(_first, self._last)
         if on_device is not None and stored is not None:
@@ -385,24 +387,6 @@ class CudaEngine(Engine):
         for graph in self._graphs.values():
             graph.free()
         self._graphs.clear()
-
-
-def _trace(
-    origin: list[int],
-    edges: NDArray[np.uint64],
-    blocks: NDArray[np.int64],
-    samples: int,
-    batches: list[Counters],
-) -> tuple[list[LayerTrace], LastRun]:
-    """Return what layers did in a run: as given, and those that ran."""
-    live = np.sum([counters.live for counters in batches], axis=0).tolist()
-    ran = np.sum([counters.ran for counters in batches], axis=0)
-    seconds = (np.sum([counters.nanos for counters in batches], axis=0) / blocks / 1e9).tolist()
-    trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
-    for layer, *row in zip(origin, live, (ran * edges).tolist(), seconds, strict=True):
-        before = trace[layer]  # a layer as given may run in several parts
-        trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
-    return trace, LastRun(samples, ran.tolist(), seconds, 1)
 
 
 def _merged(counters: Counters) -> bool:

@@ -18,9 +18,9 @@ struct Sums {
     float of[PARTS][4];
 };
 
-// For these samples, two a word, the bits of all neurons, ored.
+// Whether these samples have a nonzero: bits 15 - part and 31 - part.
 struct Seen {
-    unsigned bits[PARTS];
+    unsigned bits;
 };
 
 // As `multiply_add`, of what is stored.
@@ -42,15 +42,13 @@ __device__ __forceinline__ unsigned there(int first, int count) {
     return (first < count ? 0xffffu : 0) | (first + 1 < count ? 0xffff0000u : 0);
 }
 
-// Half of the rows of a piece as tensor cores read them, of four parts from `first` on; zero beyond its edges.
-__device__ __forceinline__ void load_rows(unsigned piece, int edges, int first, int count, int lane,
-                                          unsigned (&rows)[4]) {
-    load_turned(rings, piece + place_of(edges + lane % 8, first + lane / 8) * 16, rows);
+// The rows of a piece as tensor cores read them, of two parts from `first` on: of each, edges 0 to 7 and 8 to 15;
+// zero beyond its edges.
+__device__ __forceinline__ void load_rows(unsigned piece, int first, int count, int lane, unsigned (&rows)[4]) {
+    load_turned(rings, piece + place_of(lane % 16, first + lane / 16) * 16, rows);
     if (count < EDGES) {
-        const unsigned mask = there(edges + lane % 4 * 2, count);
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            rows[k] &= mask;
+        const unsigned low = there(lane % 4 * 2, count), high = there(lane % 4 * 2 + 8, count);
+        rows[0] &= low, rows[1] &= high, rows[2] &= low, rows[3] &= high;
     }
 }
 
@@ -92,17 +90,16 @@ __device__ __forceinline__ void add_piece(const Job &, const uint4 *stage, int c
             load_weights(weights + HEIGHT, WIDTH, count, lane, terms[1]);
     }
 #pragma unroll
-    for (int first = 0; first < PARTS; first += 4) {
-        unsigned low[4], high[4];
-        load_rows(piece, 0, first, count, lane, low);
-        load_rows(piece, 8, first, count, lane, high);
+    for (int first = 0; first < PARTS; first += 2) {
+        unsigned rows[4];
+        load_rows(piece, first, count, lane, rows);
 #pragma unroll
         for (int t = LAST; t >= 0; t--)
 #pragma unroll
-            for (int k = 0; k < 4; k++) {
-                multiply_stored(now.of[first + k], terms[0][t], low[k], high[k]);
+            for (int k = 0; k < 2; k++) {
+                multiply_stored(now.of[first + k], terms[0][t], rows[2 * k], rows[2 * k + 1]);
                 if (TWO)
-                    multiply_stored(next.of[first + k], terms[1][t], low[k], high[k]);
+                    multiply_stored(next.of[first + k], terms[1][t], rows[2 * k], rows[2 * k + 1]);
             }
     }
 }
@@ -118,7 +115,7 @@ __device__ __forceinline__ uint4 turned(const unsigned *words, int lane) {
     return make_uint4(a, b, c, d);
 }
 
-// Bias, activation, and out, by the last piece of a panel; ors the bits of each sample's values into `some`.
+// Bias, activation, and out, by the last piece of a panel; notes in `some` which samples have a nonzero.
 template <bool EQUAL>
 __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsigned tile, int lane, Sums &sums,
                                        Seen &some) {
@@ -140,7 +137,7 @@ __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsig
                 a = curved(job.layer.curve, a), b = curved(job.layer.curve, b);
 #endif
             words[part] = clamped(two_stored(a, b), lower, upper); // as good as before they are rounded
-            some.bits[part] |= words[part];
+            some.bits |= ((words[part] & 0x7fff7fffu) + 0x7fff7fffu & 0x80008000u) >> part; // -0 is zero
         }
         uint4 *to = out + static_cast<i64>(target.output) * ROW;
 #pragma unroll
@@ -153,9 +150,9 @@ __device__ __forceinline__ void finish(const Job &job, const uint4 *piece, unsig
 __device__ __forceinline__ void mark(const Job &job, unsigned tile, int lane, const Seen &some) {
     unsigned found[2] = {};
 #pragma unroll
-    for (int part = 0; part < PARTS; part++) { // -0 is zero
-        found[0] |= (some.bits[part] & 0x7fffu ? 1u : 0u) << (part * 4 + lane % 4);
-        found[1] |= (some.bits[part] & 0x7fff0000u ? 1u : 0u) << (part * 4 + lane % 4);
+    for (int part = 0; part < PARTS; part++) {
+        found[0] |= (some.bits >> (15 - part) & 1) << (part * 4 + lane % 4);
+        found[1] |= (some.bits >> (31 - part) & 1) << (part * 4 + lane % 4);
     }
 #pragma unroll
     for (int odd = 0; odd < 2; odd++) {

@@ -60,11 +60,11 @@ __device__ __forceinline__ unsigned two_stored(float a, float b) {
 // Two values held between others, both stored.
 __device__ __forceinline__ unsigned clamped(unsigned two, unsigned lower, unsigned upper) {
 #if STORAGE == 1
-    asm("max.f16x2 %0, %0, %1;" : "+r"(two) : "r"(lower));
-    asm("min.f16x2 %0, %0, %1;" : "+r"(two) : "r"(upper));
+    asm volatile("max.f16x2 %0, %0, %1;" : "+r"(two) : "r"(lower));
+    asm volatile("min.f16x2 %0, %0, %1;" : "+r"(two) : "r"(upper));
 #else
-    asm("max.bf16x2 %0, %0, %1;" : "+r"(two) : "r"(lower));
-    asm("min.bf16x2 %0, %0, %1;" : "+r"(two) : "r"(upper));
+    asm volatile("max.bf16x2 %0, %0, %1;" : "+r"(two) : "r"(lower));
+    asm volatile("min.bf16x2 %0, %0, %1;" : "+r"(two) : "r"(upper));
 #endif
     return two;
 }
