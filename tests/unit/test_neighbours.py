@@ -17,7 +17,7 @@ def laid_out(n_in, n_out, fan_in):
     weights = np.zeros((n_in, n_out), np.float32)
     weights[rows, np.repeat(np.arange(n_out), fan_in)] = rng.uniform(0.5, 1, len(rows))
     layer = teraedge.Layer(weights, -0.25, teraedge.ReLU())
-    return expected(gpu.lay_out(layer, ROOM))
+    return expected(gpu.lay_out(layer, ROOM, few=True))
 
 
 def expected(layer):
@@ -25,7 +25,7 @@ def expected(layer):
 
 
 def kernels(*layers):
-    return [layer.kernel for layer in settled(layers, expected)]
+    return [layer.kernel for layer in settled(layers, expected, few=True)]
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,11 @@ def test_what_is_resident_instead_computes_the_same():
     assert (other.n_in, other.n_out, other.edges) == (tiny.n_in, tiny.n_out, tiny.edges)
     np.testing.assert_array_equal(other.bias, tiny.bias)
     assert gpu.resident_instead(other) is other
+
+
+def test_where_all_samples_stay_a_layer_takes_what_is_the_fastest_with_many():
+    rng = np.random.default_rng(0)
+    weights = (rng.random((256, 256)) < 1 / 16).astype(np.float32) * rng.random(256, np.float32)
+    layer = teraedge.Layer(weights, -0.25, teraedge.ReLU())
+    assert gpu.lay_out(layer, ROOM, few=True).kernel == "small"
+    assert gpu.lay_out(layer, ROOM).kernel == "resident"

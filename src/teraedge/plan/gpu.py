@@ -68,6 +68,7 @@ def lay_out(
     *,
     tensor_cores: bool = True,
     precision: Precision = "fp32",
+    few: bool = False,
 ) -> DeviceLayer:
     """Lay a layer out for the kernel that it fits.
 
@@ -80,27 +81,31 @@ def lay_out(
         Whether the device has some that multiply bf16.
     precision : {"fp32", "fp16", "bf16"}
         How activations are stored. Their bounds are drawn in to what can be.
+    few : bool
+        Whether few samples may be left in time, as they die or become equal.
 
     Raises
     ------
     ModelError
         If a weight or bias is too large for float32.
     """
-    laid_out = _lay_out(layer, shared_bytes - STATIC_SHARED, tensor_cores, precision)
+    laid_out = _lay_out(layer, shared_bytes - STATIC_SHARED, tensor_cores, precision, few)
     largest = LARGEST[precision]
     lower, upper = (min(max(bound, -largest), largest) for bound in laid_out.clamp)
     clamp = laid_out.clamp if precision == "fp32" else (lower, upper)
     return replace(laid_out, clamp=clamp, itemsize=ITEMSIZE[precision])
 
 
-def _lay_out(layer: Layer, room: int, tensor_cores: bool, precision: Precision) -> DeviceLayer:
+def _lay_out(
+    layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool
+) -> DeviceLayer:
     """Lay a layer out as a product of matrices, or for the edges there are."""
     terms = _dense_terms(layer, room) if tensor_cores else 0
     if not terms:
-        return _lay_out_sparse(layer, room, tensor_cores, precision)
+        return _lay_out_sparse(layer, room, tensor_cores, precision, few)
     seconds = rates.dense_seconds(dense_edges(layer), terms)
     if seconds + rates.SWITCH >= layer.edges / rates.FASTEST:
-        sparse = _lay_out_sparse(layer, room, tensor_cores, precision)
+        sparse = _lay_out_sparse(layer, room, tensor_cores, precision, few)
         found = predict.predicted(sparse, rates.SPEED).choice.seconds
         # A dense layer is a launch of its own, and its rows go through device memory.
         if found is not None and found <= seconds + rates.SWITCH * sparse.resident:
@@ -118,7 +123,7 @@ def _dense_terms(layer: Layer, room: int) -> int:
 
 
 def _lay_out_sparse(
-    layer: Layer, room: int, tensor_cores: bool, precision: Precision
+    layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool
 ) -> DeviceLayer:
     """Lay a layer out for the fastest of the kernels that run the edges there are.
 
@@ -135,7 +140,8 @@ def _lay_out_sparse(
             block = _block(layer, room, seconds_there)
             if block is not None:
                 return block
-        tiny = _small(layer, panels, room, seconds_there) if exact else None
+        most = seconds_there * (rates.FEW if few else 1.0)
+        tiny = _small(layer, panels, room, most) if exact else None
         if tiny is not None:
             return tiny
         if samples > 4:
@@ -156,7 +162,7 @@ def _lay_out_sparse(
 def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> DeviceLayer | None:
     """Lay a layer out for the small kernel, if it is one and takes less than some seconds."""
     taken = rates.small_seconds(layer.edges, layer.n_out)
-    if min(layer.n_in, layer.n_out) > small.WIDTH or taken > rates.FEW * seconds:
+    if min(layer.n_in, layer.n_out) > small.WIDTH or taken > seconds:
         return None
     panels = all_single(layer)
     pieces = small.pieces_of(_slices(panels.single, panels, small.GROUP, LANES), panels)

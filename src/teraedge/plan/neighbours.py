@@ -14,7 +14,10 @@ from teraedge.plan.gpu import resident_instead
 
 
 def settled(
-    layers: Sequence[DeviceLayer], predicted: Callable[[DeviceLayer], DeviceLayer]
+    layers: Sequence[DeviceLayer],
+    predicted: Callable[[DeviceLayer], DeviceLayer],
+    *,
+    few: bool,
 ) -> list[DeviceLayer]:
     """Return layers, where small ones that save less than the changes of kernels are resident.
 
@@ -23,25 +26,33 @@ def settled(
     layers : sequence of DeviceLayer
     predicted : callable
         Gives a layer its predicted seconds a sample.
+    few : bool
+        Whether few samples may be left in time.
     """
     found: list[DeviceLayer] = []
     for is_small, run in groupby(layers, key=lambda layer: layer.kernel == "small"):
         part = list(run)
         if is_small:
             borders = (len(found) > 0) + (len(found) + len(part) < len(layers))
-            part = _settled_run(part, borders, predicted)
+            part = _settled_run(part, borders, predicted, rates.FEW if few else 1.0)
         found += part
     return found
 
 
 def _settled_run(
-    layers: list[DeviceLayer], borders: int, predicted: Callable[[DeviceLayer], DeviceLayer]
+    layers: list[DeviceLayer],
+    borders: int,
+    predicted: Callable[[DeviceLayer], DeviceLayer],
+    longer: float,
 ) -> list[DeviceLayer]:
-    """Return small layers with so many borders to others as they are, or all resident."""
+    """Return small layers with so many borders to others as they are, or all resident.
+
+    They may take so much `longer`.
+    """
     if borders == 0:
         return layers
     others = [predicted(resident_instead(layer)) for layer in layers]
-    saved = _seconds(others) - _seconds(layers) / rates.FEW
+    saved = _seconds(others) - _seconds(layers) / longer
     if any(layer.kernel == "small" for layer in others) or saved >= borders * rates.SWITCH:
         return layers
     return others

@@ -58,11 +58,13 @@ def pieces_of(slices: DevicePanels, layer: PanelLayer) -> DevicePanels | None:
     """
     parts = [_slice(slices, layer, k) for k in range(slices.count)]
     sizes = [part.nbytes for part in parts]
-    if not parts or _head_bytes(1) + max(sizes) > PIECE_BYTES:
+    # A wide layer is the first as a rule, with many samples: there is room for two blocks, then.
+    most = PIECE_BYTES if layer.n_in <= WIDTH else PIECE_BYTES // 2
+    if not parts or _head_bytes(1) + max(sizes) > most:
         return None
     found: list[NDArray[np.uint8]] = []
     units, flags = [], []
-    for first, last in _grouped(sizes):
+    for first, last in _grouped(sizes, most):
         shift = (last - first - 1).bit_length()
         head = np.zeros(1 << shift, _SLICE)
         begins = head.nbytes + np.append(0, np.cumsum(sizes[first:last]))
@@ -112,11 +114,11 @@ def _slice(slices: DevicePanels, layer: PanelLayer, number: int) -> NDArray[np.u
     return np.concatenate([np.ascontiguousarray(a).reshape(-1).view(np.uint8) for a in arrays])
 
 
-def _grouped(sizes: list[int]) -> list[tuple[int, int]]:
-    """Cut slices of such sizes into pieces; returns the first slice of each, and the end."""
+def _grouped(sizes: list[int], most: int) -> list[tuple[int, int]]:
+    """Cut slices of such sizes into pieces; return the first slice of each, and the end."""
     cuts, held = [0], 0
     for k, size in enumerate(sizes):
-        if k - cuts[-1] == WARPS or _head_bytes(k - cuts[-1] + 1) + held + size > PIECE_BYTES:
+        if k - cuts[-1] == WARPS or _head_bytes(k - cuts[-1] + 1) + held + size > most:
             cuts.append(k)
             held = 0
         held += size

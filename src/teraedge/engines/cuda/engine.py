@@ -59,6 +59,7 @@ class CudaEngine(Engine):
     def __init__(self, network: Network, options: Options, device: str) -> None:
         start = perf_counter()
         self.device, self.options = device, options
+        self._few = options.prune or options.merge
         self._closed = False
         self._lock = RLock()
         self._graphs: dict[bool, driver.Graph] = {}  # by whether features are packed
@@ -134,6 +135,7 @@ class CudaEngine(Engine):
             self._device.shared_bytes,
             tensor_cores=self._device.tensor_cores,
             precision=self.options.precision,
+            few=self._few,
         )
         return self._predicted(laid_out)
 
@@ -143,7 +145,7 @@ class CudaEngine(Engine):
     def _settle_kernels(self) -> None:
         """Let layers that stay take the kernel that is the best among their neighbours."""
         plan = self._plan
-        plan.resident = settled(plan.resident, self._predicted)
+        plan.resident = settled(plan.resident, self._predicted, few=self._few)
         for number, layer in enumerate(plan.resident):
             plan.parts[number] = part_of(layer, plan.origin[number])
 
