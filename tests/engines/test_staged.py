@@ -32,6 +32,7 @@ def buffers(request, monkeypatch):
 
     monkeypatch.setattr(gpu, "SAMPLES", ())
     monkeypatch.setattr(gpu.rates, "wide_seconds", lambda *_: np.inf)
+    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: np.inf)
     monkeypatch.setattr(gpu, "_best_staging", stage)
     return request.param
 
@@ -76,7 +77,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
             return real(layer, shared_bytes)
         panels = gpu.all_single(layer)
         if kernel == "wide":
-            return gpu._wide(panels)
+            return gpu._wide(panels, "fp32")
         return gpu.lay_out_staged(panels, gpu.staging(panels, 2 * SMALL, 2))
 
     real = gpu.lay_out
