@@ -44,7 +44,7 @@ class Options:
         zero. The answer does not change.
     merge : bool, default True
         Let samples whose rows have become equal bit for bit run once. The answer does not change.
-        So far on the CPU only: on a GPU every sample runs.
+        On a GPU only those among 16 neighbours do, in the kernel for many small layers.
     passes : bool or tuple of str, default True
         The exact rewrites of the network before the run: True for every one, False for none, or
         the names of those wanted.

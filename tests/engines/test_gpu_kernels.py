@@ -53,6 +53,7 @@ def kernel(request, monkeypatch):
     name, samples, *tiles = request.param
     dense = name == "dense"
     monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: -1.0 if dense else np.inf)
+    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: np.inf)
     if name == "block":
         monkeypatch.setattr(rates, "block_seconds", lambda layer: -1.0)
         monkeypatch.setattr(rates, "block_at_best", lambda layer: -1.0)
@@ -115,6 +116,7 @@ def test_layers_of_different_kernels_follow_each_other(device, monkeypatch):
     features = make_features(network, 70)
     expected = teraedge.reference.run(network, features)
     monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: np.inf)
     for mode in "ab":
         with teraedge.compile(network, device, Options.mode(mode)) as engine:
             assert len({layer.samples for layer in engine._plan.resident}) >= 3

@@ -1,4 +1,4 @@
-"""Activations stored as fp16 and bf16, in every kernel that knows them, against a float64 model."""
+"""Activations stored as fp16 and bf16, in every kernel that can, against a float64 model."""
 
 import engine_devices
 import numpy as np

@@ -7,7 +7,7 @@ from engines_networks import NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import ClippedReLU, Options
-from teraedge.plan import gpu, staged
+from teraedge.plan import gpu, rates, staged
 
 SAMPLES = [0, 1, 33, 150, 989]
 OPTIONS = {"a": Options.mode("a"), "c": Options.mode("c"), "half resident": Options(memory="20KB")}
@@ -32,6 +32,7 @@ def buffers(request, monkeypatch):
 
     monkeypatch.setattr(gpu, "SAMPLES", ())
     monkeypatch.setattr(gpu.rates, "wide_seconds", lambda *_: np.inf)
+    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: np.inf)
     monkeypatch.setattr(gpu, "_best_staging", stage)
     return request.param
 
@@ -67,6 +68,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
     rng = np.random.default_rng(4)
     network = chain(rng, [40, 60, 50, 60, 40, 30], -2, ClippedReLU(8))
     features = make_features(network, 150)
+    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: np.inf)
     kernels = iter(["resident", "staged", "wide", "staged", "resident"])
 
     def lay_out(layer, shared_bytes, **_):
@@ -75,7 +77,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
             return real(layer, shared_bytes)
         panels = gpu.all_single(layer)
         if kernel == "wide":
-            return gpu._wide(panels)
+            return gpu._wide(panels, "fp32")
         return gpu.lay_out_staged(panels, gpu.staging(panels, 2 * SMALL, 2))
 
     real = gpu.lay_out

@@ -11,7 +11,7 @@ from teraedge.plan import banks
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 
-Kernel = Literal["resident", "block", "dense", "staged", "wide", "chained"]
+Kernel = Literal["small", "resident", "block", "dense", "staged", "wide", "chained"]
 THREADS = 512
 WARPS = THREADS // 32
 ZERO_ROWS = 8
@@ -210,12 +210,13 @@ class DeviceLayer:
 
     Attributes
     ----------
-    kernel : {"resident", "block", "dense", "staged", "wide", "chained"}
+    kernel : {"small", "resident", "block", "dense", "staged", "wide", "chained"}
     n_in, n_out, edges : int
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     shared : int
-        Shared memory a block needs, in bytes; 0 for the wide kernel, which chooses.
+        Shared memory a block needs, in bytes; 0 for the wide kernel, which chooses; what there is
+        for all layers of a segment (small).
     tall, single : DevicePanels
     value : float or None
         The weight, where all are equal.
@@ -232,6 +233,8 @@ class DeviceLayer:
         Where the chained kernel would best have the row of each input.
     terms : int
         Of bf16 that a weight is the sum of (dense).
+    instead : PanelLayer or None
+        The panels that the resident kernel would take (small).
     itemsize : int
         Bytes of an activation in device memory.
     nbytes : int
@@ -257,6 +260,7 @@ class DeviceLayer:
     block: BlockParts | None = None
     places: NDArray[np.int32] | None = None
     terms: int = 0
+    instead: PanelLayer | None = None
     itemsize: int = 4
     nbytes: int = field(init=False)
 
@@ -298,7 +302,7 @@ class DeviceLayer:
     @property
     def resident(self) -> bool:
         """Whether it runs in a kernel that takes a tile through several layers."""
-        return self.kernel in ("resident", "block")
+        return self.kernel in ("small", "resident", "block")
 
     @property
     def padding(self) -> float:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from teraedge.network import Layer
 from teraedge.options import ITEMSIZE, Precision
-from teraedge.plan import banks, predict, rates
+from teraedge.plan import banks, predict, rates, small
 from teraedge.plan.block import PANEL, lay_out_block
 from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
 from teraedge.plan.cost import Constants
@@ -71,6 +71,7 @@ def lay_out(
     *,
     tensor_cores: bool = True,
     precision: Precision = "fp32",
+    few: bool = False,
 ) -> DeviceLayer:
     """Lay a layer out for the kernel that it fits.
 
@@ -83,29 +84,34 @@ def lay_out(
         Whether the device has some that multiply bf16.
     precision : {"fp32", "fp16", "bf16"}
         How activations are stored. Their bounds are drawn in to what can be.
+    few : bool
+        Whether few samples may be left in time, as they die or become equal.
 
     Raises
     ------
     ModelError
         If a weight or bias is too large for float32.
     """
-    laid_out = _lay_out(layer, shared_bytes - STATIC_SHARED, tensor_cores, precision)
+    laid_out = _lay_out(layer, shared_bytes - STATIC_SHARED, tensor_cores, precision, few)
     largest = LARGEST[precision]
     lower, upper = (min(max(bound, -largest), largest) for bound in laid_out.clamp)
     clamp = laid_out.clamp if precision == "fp32" else (lower, upper)
     return replace(laid_out, clamp=clamp, itemsize=ITEMSIZE[precision])
 
 
-def _lay_out(layer: Layer, room: int, tensor_cores: bool, precision: Precision) -> DeviceLayer:
+def _lay_out(
+    layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool
+) -> DeviceLayer:
     """Lay a layer out as a product of matrices, or for the edges there are."""
     terms = _dense_terms(layer, room) if tensor_cores else 0
     if not terms:
-        return _lay_out_sparse(layer, room, tensor_cores, precision)
+        return _lay_out_sparse(layer, room, tensor_cores, precision, few)
     seconds = rates.dense_seconds(dense_edges(layer), terms)
-    if seconds >= layer.edges / rates.FASTEST:
-        sparse = _lay_out_sparse(layer, room, tensor_cores, precision)
+    if seconds + rates.SWITCH >= layer.edges / rates.FASTEST:
+        sparse = _lay_out_sparse(layer, room, tensor_cores, precision, few)
         found = predict.predicted(sparse, rates.SPEED).choice.seconds
-        if found is not None and found <= seconds:
+        # A dense layer is a launch of its own, and its rows go through device memory.
+        if found is not None and found <= seconds + rates.SWITCH * sparse.resident:
             return sparse
     return lay_out_dense(layer, terms)
 
@@ -120,11 +126,11 @@ def _dense_terms(layer: Layer, room: int) -> int:
 
 
 def _lay_out_sparse(
-    layer: Layer, room: int, tensor_cores: bool, precision: Precision
+    layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool
 ) -> DeviceLayer:
     """Lay a layer out for the fastest of the kernels that run the edges there are.
 
-    The staged kernel knows activations of fp32 only.
+    The small and the staged kernel know activations of fp32 only.
     """
     exact = precision == "fp32"
     rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
@@ -133,11 +139,15 @@ def _lay_out_sparse(
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         sizes = [n for n in SAMPLES if n != NOT_CURVED or exact or not panels.curve]
         samples = next((n for n in sizes if _shared(panels, n) <= room), 0)
+        seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
         if tensor_cores and not panels.curve:
-            seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
             block = _block(layer, room, seconds_there, PLANES[precision])
             if block is not None:
                 return block
+        most = seconds_there * (rates.FEW if few else 1.0)
+        tiny = _small(layer, panels, room, most) if exact else None
+        if tiny is not None:
+            return tiny
         if samples > 4:
             return _resident(panels, samples, _shared(panels, samples))
         if samples:
@@ -151,6 +161,43 @@ def _lay_out_sparse(
     if resident is not None and seconds < wide_seconds:
         return _resident(resident, 4, _shared(resident, 4))
     return _wide(wide, precision)
+
+
+def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> DeviceLayer | None:
+    """Lay a layer out for the small kernel, if it is one and takes less than some seconds."""
+    taken = rates.small_seconds(layer.edges, layer.n_out)
+    if min(layer.n_in, layer.n_out) > small.WIDTH or taken > seconds:
+        return None
+    panels = all_single(layer)
+    pieces = small.pieces_of(_slices(panels.single, panels, small.GROUP, LANES), panels)
+    if pieces is None:
+        return None
+    found = DeviceLayer(
+        kernel="small",
+        n_in=layer.n_in,
+        n_out=layer.n_out,
+        edges=layer.edges,
+        samples=small.GROUP,
+        shared=room,
+        tall=DevicePanels.none(),
+        single=pieces,
+        value=panels.value,
+        bias=panels.bias,
+        clamp=panels.clamp,
+        curve=panels.curve,
+        choice=panels.choice.without_times("small"),
+        instead=resident,
+    )
+    return found if small.Extent().more(found, 0).fits(room) else None
+
+
+def resident_instead(layer: DeviceLayer) -> DeviceLayer:
+    """Return a layer of the small kernel laid out for the resident one; others as they are."""
+    panels = layer.instead
+    if panels is None:
+        return layer
+    samples = next((n for n in SAMPLES if _shared(panels, n) <= layer.shared), 0)
+    return _resident(panels, samples, _shared(panels, samples)) if samples else layer
 
 
 def _block(layer: Layer, room: int, seconds: float, planes: int) -> DeviceLayer | None:
@@ -237,8 +284,8 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
         edges=layer.edges,
         samples=samples,
         shared=shared,
-        tall=_slices(layer.tall, layer, samples),
-        single=_slices(layer.single, layer, samples),
+        tall=_slices(layer.tall, layer, samples, LANES),
+        single=_slices(layer.single, layer, samples, LANES * (_totals(samples) // samples)),
         value=layer.value,
         bias=layer.bias,
         clamp=layer.clamp,
@@ -247,11 +294,10 @@ def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
     )
 
 
-def _slices(panels: Panels, layer: PanelLayer, samples: int) -> DevicePanels:
+def _slices(panels: Panels, layer: PanelLayer, samples: int, width: int) -> DevicePanels:
     """Lay panels out in slices; a slice has `width` panels, some for each lane."""
     chunks = samples // 4
     size = 8 // chunks
-    width = LANES * (_totals(samples) // samples if panels.height == 1 else 1)
     starts, indices = panels.starts, panels.indices.astype(np.int64)
     lanes = _lanes(starts, indices, size, width)
     counts = np.diff(starts)

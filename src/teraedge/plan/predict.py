@@ -20,6 +20,7 @@ from teraedge.plan.rates import (
     block_seconds,
     dense_seconds,
     gathered_seconds,
+    small_seconds,
 )
 from teraedge.plan.staged import SLICES
 
@@ -45,6 +46,9 @@ def predicted(layer: DeviceLayer, speed: float) -> DeviceLayer:
         seconds, limit = _multiplied(layer, layer.block)
     elif layer.kernel == "dense":
         seconds, limit = _dense(layer)
+    elif layer.kernel == "small":
+        seconds = small_seconds(layer.edges, layer.n_out)
+        limit = Limit("load", seconds)
     else:
         wide = layer.kernel in ("wide", "chained")
         seconds, limit = _wide(layer) if wide else _gathered(layer)

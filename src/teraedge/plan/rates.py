@@ -19,7 +19,7 @@ L2_BYTES = 8e12
 """Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
 RESIDENT_REACHED, TALL_REACHED = 0.9, 0.5
 """What the resident kernel reaches of `SPEED`, for single neurons and for tall panels."""
-BLOCK_FRAGMENT = (1.24e-11, 1.5e-11, 1.64e-11, 1.78e-11)
+BLOCK_FRAGMENT = (1.17e-11, 1.17e-11, 1.37e-11, 1.48e-11)
 """What the block kernel takes for 16 neurons by 16 inputs, by the terms of their weights."""
 HELD_FRAGMENT = 1.34
 """How much longer it takes where outputs overwrite inputs."""
@@ -44,6 +44,16 @@ more to do for each, as it takes 64 samples at a time and not 128."""
 RESIDENT_FOUR = 3.1e12
 """Edges a second of the resident kernel with four samples, where weights and indices, which it
 reads for every four samples, come from L2 as fast as they can."""
+SMALL_EDGE, SMALL_NEURON = 3e-13, 1.4e-12
+"""What the small kernel takes for an edge and for a neuron, a sample, where there are many."""
+FEW = 1.5
+"""How much longer than the resident kernel it may take for many samples: with few of them left, as
+is soon the case, a layer takes 0.5 to 1 microsecond there, and 5 in the resident kernel."""
+
+
+def small_seconds(edges: int, neurons: int) -> float:
+    """Return what the small kernel takes, a sample."""
+    return edges * SMALL_EDGE + neurons * SMALL_NEURON
 
 
 def gathered_seconds(single: float, tall: float, samples: int, equal: bool) -> float:

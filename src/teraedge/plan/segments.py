@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from teraedge.plan import small
 from teraedge.plan.device import GROUP, BlockKind, DeviceLayer, Kernel
 
 
@@ -14,7 +15,7 @@ class Segment:
     ----------
     first, count : int
         Its layers.
-    kernel : {"resident", "block", "dense", "staged", "wide", "chained"}
+    kernel : {"small", "resident", "block", "dense", "staged", "wide", "chained"}
     samples : int
         Samples that a block takes at a time; 0 for the wide kernel.
     buffers : int
@@ -23,10 +24,14 @@ class Segment:
         Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
         Whether samples may die in it, so that those left are moved together at its end.
+    merges : bool
+        Whether equal samples of a tile run once, in the small kernel.
     block : BlockKind or None
         What the block kernel is specialised by.
     terms : int
         Of a weight, in the dense kernel.
+    sizes : tuple of int
+        Of the small kernel: see `small.Extent`.
     plane, record : int
         Bytes of shared memory for a plane of a tile and for a record, in the block kernel.
     takes_samples, gives_samples : bool
@@ -52,6 +57,8 @@ class Segment:
     moves: bool
     block: BlockKind | None
     terms: int
+    merges: bool
+    sizes: tuple[int, ...]
     plane: int
     record: int
     takes_samples: bool
@@ -63,7 +70,7 @@ class Segment:
 
 
 def segments(
-    layers: Sequence[DeviceLayer], droppable: Sequence[bool], first: int
+    layers: Sequence[DeviceLayer], droppable: Sequence[bool], first: int, *, merge: bool = False
 ) -> Iterator[Segment]:
     """Cut layers `first` and following into segments.
 
@@ -71,6 +78,7 @@ def segments(
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
     layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
+    The small kernel is faster still for a handful of samples: after 4, 9, 24 and 48.
 
     Parameters
     ----------
@@ -79,11 +87,15 @@ def segments(
         Whether a row that is zero after each of them stays zero for good.
     first : int
         Number of the first of them in the network.
+    merge : bool
+        Whether samples that have become equal may run once.
     """
-    begin, most, takes_samples = 0, (0, 0), False
+    begin, most, takes_samples, extent = 0, (0, 0), False, small.Extent()
     for index, layer in enumerate(layers):
         end = index + 1
         most = _more(most, layer)
+        if layer.kernel == "small":
+            extent = extent.more(layer, first + index)
         last = end == len(layers)
         dies = any(droppable[begin:end])
         if (
@@ -94,6 +106,10 @@ def segments(
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
             or not _fits(layers[end], _more(most, layers[end]))
+            or (
+                layer.kernel == "small"
+                and not extent.more(layers[end], first + end).fits(layer.shared)
+            )
             or (dies and _is_border(first + end, layer.kernel))
         ):
             kind = _kind(layer)
@@ -104,6 +120,8 @@ def segments(
             gives_samples = bool(kind and following and layer.n_out % GROUP == 0)
             panels = (part for found in layers[begin:end] for part in (found.tall, found.single))
             heights = tuple(dict.fromkeys(part.height for part in panels if part.count))
+            if layer.kernel == "small":
+                shared = extent.shared
             yield Segment(
                 first=first + begin,
                 count=end - begin,
@@ -114,6 +132,8 @@ def segments(
                 moves=dies,
                 block=kind,
                 terms=layer.terms,
+                merges=merge and layer.kernel == "small" and extent.may_merge,
+                sizes=extent.sizes,
                 plane=most[0],
                 record=most[1],
                 takes_samples=takes_samples,
@@ -123,7 +143,7 @@ def segments(
                 equal=all(part.value is not None for part in layers[begin:end]),
                 leaves=not last and layers[end].kernel == "chained",
             )
-            begin, most, takes_samples = end, (0, 0), gives_samples
+            begin, most, takes_samples, extent = end, (0, 0), gives_samples, small.Extent()
 
 
 def _kind(layer: DeviceLayer) -> BlockKind | None:
@@ -145,6 +165,8 @@ def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
 
 def _is_border(layer: int, kernel: Kernel) -> bool:
     """Tell whether samples are moved before a layer of this number."""
+    if kernel == "small":
+        return layer in (4, 9, 24, 48)
     if kernel == "block":
         border = 4
         while border < layer:

@@ -18,6 +18,7 @@ from teraedge.engines.cuda.launcher import Launcher, layer_address
 from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
+from teraedge.engines.cuda.tracing import trace_of
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError, FeatureError
 from teraedge.host import memory_bytes
@@ -26,7 +27,8 @@ from teraedge.options import ITEMSIZE, Options, parse_bytes
 from teraedge.plan import gpu
 from teraedge.plan.device import COLUMNS, LANES, DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
-from teraedge.plan.plan import Plan
+from teraedge.plan.neighbours import settled
+from teraedge.plan.plan import Plan, part_of
 from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
@@ -34,8 +36,10 @@ from teraedge.rounding import stored_as
 
 _ROUNDING = {
     "resident": "edges of the resident kernel are summed in an order that suits shared memory",
+    "small": "edges of the small kernel are summed in an order that suits shared memory",
     "block": "layers of the block kernel sum products of bf16 terms on tensor cores, which cut "
     "sums off at their last bit; products of terms below 2**-24 of a whole one are left out",
+    "dense": "dense layers sum products of bf16 terms as well, in another order",
 }
 SHARE = 0.9
 """Of the free device memory, what samples may take."""
@@ -56,6 +60,7 @@ class CudaEngine(Engine):
     def __init__(self, network: Network, options: Options, device: str) -> None:
         start = perf_counter()
         self.device, self.options = device, options
+        self._few = options.prune or options.merge
         self._closed = False
         self._lock = RLock()
         self._graphs: dict[bool, driver.Graph] = {}  # by whether features are packed
@@ -73,6 +78,7 @@ class CudaEngine(Engine):
         free = self._device.free_bytes()
         budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
         self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
+        self._settle_kernels()
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self.head = self._plan.head
         kernels = {part.choice.kernel for part in self._plan.parts}
@@ -130,8 +136,19 @@ class CudaEngine(Engine):
             self._device.shared_bytes,
             tensor_cores=self._device.tensor_cores,
             precision=self.options.precision,
+            few=self._few,
         )
-        return predicted(laid_out, self._device.multiprocessors * self._device.clock_hz)
+        return self._predicted(laid_out)
+
+    def _predicted(self, layer: DeviceLayer) -> DeviceLayer:
+        return predicted(layer, self._device.multiprocessors * self._device.clock_hz)
+
+    def _settle_kernels(self) -> None:
+        """Let layers that stay take the kernel that is the best among their neighbours."""
+        plan = self._plan
+        plan.resident = settled(plan.resident, self._predicted, few=self._few)
+        for number, layer in enumerate(plan.resident):
+            plan.parts[number] = part_of(layer, plan.origin[number])
 
     def _send_resident(self) -> Chunk | None:
         """Bring the layers that stay to the device."""
@@ -142,7 +159,7 @@ class CudaEngine(Engine):
         nbytes = packed_size(layers)
         self._layers = self._device.allocate(nbytes)
         packed = np.empty(nbytes, np.uint8)
-        parts = list(segments(layers, droppable, 0))
+        parts = list(segments(layers, droppable, 0, merge=self.options.merge))
         pack(layers, droppable, parts, self._layers.address, packed)
         self._stream.to_device(self._layers, packed)
         self._stream.synchronize()
@@ -181,7 +198,11 @@ class CudaEngine(Engine):
         fields: dict[str, Any] = {
             "seconds": seconds,
             "nominal_edges": samples * self.edges,
-            "exact": ["prune"] * (last < samples) + list(self._plan.saved),
+            "exact": [
+                *["prune"] * (last < samples),
+                *["merge"] * any(_merged(counters) for counters in counted),
+                *self._plan.saved,
+            ],
             "passes": self._plan.saved,
             "rounding": self._rounding,
             "live": ids,
@@ -189,7 +210,7 @@ class CudaEngine(Engine):
             "precision": self.options.precision,
         }
         self._last = partial(
-            _trace, self._plan.origin, self._edges, self._blocks(), samples, counted
+            trace_of, self._plan.origin, self._edges, self._blocks(), samples, counted
         )
         shape, trace = (samples, self.n_out), partial(_first, self._last)
         if on_device is not None and stored is not None:
@@ -369,22 +390,9 @@ class CudaEngine(Engine):
         self._graphs.clear()
 
 
-def _trace(
-    origin: list[int],
-    edges: NDArray[np.uint64],
-    blocks: NDArray[np.int64],
-    samples: int,
-    batches: list[Counters],
-) -> tuple[list[LayerTrace], LastRun]:
-    """Return what layers did in a run: as given, and those that ran."""
-    live = np.sum([counters.live for counters in batches], axis=0).tolist()
-    ran = np.sum([counters.ran for counters in batches], axis=0)
-    seconds = (np.sum([counters.nanos for counters in batches], axis=0) / blocks / 1e9).tolist()
-    trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
-    for layer, *row in zip(origin, live, (ran * edges).tolist(), seconds, strict=True):
-        before = trace[layer]  # a layer as given may run in several parts
-        trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
-    return trace, LastRun(samples, ran.tolist(), seconds, 1)
+def _merged(counters: Counters) -> bool:
+    """Tell whether fewer samples went into a layer than were live before it."""
+    return bool((counters.ran[1:] < counters.live[:-1]).any())
 
 
 def _as_blocks(pending: Pending[LazyBlock]) -> LazyBlocks:

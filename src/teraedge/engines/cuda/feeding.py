@@ -17,6 +17,8 @@ from teraedge.plan.device import Kernel
 KINDS = ("f4", "f8", "f2", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8")
 """Element types in the order of `enum Kind` of kernels/samples.cu."""
 BLOCK = 256
+SPREADING = ("block", "small")
+"""Kernels that read packed features as they are."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ class Loader:
             state.give(count, first)
             return found, False
         bits = np.ascontiguousarray(found.bits)
-        memory = state.rows[0 if first_kernel == "block" else 1]  # that is not written next
+        memory = state.rows[0 if first_kernel in SPREADING else 1]  # that is not written next
         self._stream.to_device(memory, bits)
         state.give(count, first, memory.address, bits.shape[1])
         return found, True
@@ -135,7 +137,7 @@ class Loader:
             self._launch("count_bright", n, state.struct)
             self._stream.launch(self._kernels["sum_bins"], 1, BINS, 0, state.struct)
             self._launch("place_samples", state.struct)
-        if first_kernel != "block":
+        if first_kernel not in SPREADING:
             self._launch(
                 "turn_bits" if first_kernel == "chained" else "load_packed", n, state.struct
             )

@@ -17,6 +17,7 @@ from teraedge.engines.cuda.specialisations import (
     compact,
     dense,
     resident,
+    small,
     staged,
     wide,
     wide_shared,
@@ -25,6 +26,7 @@ from teraedge.engines.cuda.state import RunState
 from teraedge.options import ITEMSIZE, Precision
 from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
 from teraedge.plan.segments import Segment
+from teraedge.plan.small import THREADS as SMALL_THREADS
 
 
 class Launcher:
@@ -34,6 +36,7 @@ class Launcher:
         self._device, self._precision = device, precision
         self._itemsize = ITEMSIZE[precision]
         self._resident: dict[tuple[int, bool, bool], Kernel] = {}
+        self._small: dict[bool, Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
         self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
@@ -46,6 +49,8 @@ class Launcher:
         """Compile what a segment needs."""
         if segment.kernel == "resident":
             self._resident_kernel(segment)
+        elif segment.kernel == "small":
+            self._small_kernel(segment)
         elif segment.block is not None:
             self._block_kernel(segment.block)
         elif segment.kernel == "dense":
@@ -78,6 +83,14 @@ class Launcher:
             stream.launch(
                 kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
+            )  # fmt: skip
+            return
+        if segment.kernel == "small":
+            kernel = self._small_kernel(segment)
+            stream.launch(
+                kernel, self._blocks(kernel, SMALL_THREADS, segment.shared), SMALL_THREADS,
+                segment.shared, layers, segment.first, segment.count, state.struct, number,
+                segment.moves, segment.merges, *segment.sizes,
             )  # fmt: skip
             return
         if segment.block is not None:
@@ -124,6 +137,8 @@ class Launcher:
         if segment.block is not None:
             kernel = self._block_kernel(segment.block)
             return self._blocks(kernel, THREADS, segment.shared)
+        if segment.kernel == "small":
+            return self._blocks(self._small_kernel(segment), SMALL_THREADS, segment.shared)
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
         return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)
@@ -134,6 +149,12 @@ class Launcher:
             file, defines, names = resident(*key, self._precision)
             self._resident[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._resident[key]
+
+    def _small_kernel(self, segment: Segment) -> Kernel:
+        if segment.curved not in self._small:
+            file, defines, names = small(segment.curved)
+            self._small[segment.curved] = self._device.kernels(file, defines, names)[names[0]]
+        return self._small[segment.curved]
 
     def _block_kernel(self, kind: BlockKind) -> Kernel:
         if kind not in self._block:

@@ -6,6 +6,8 @@ from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
 from teraedge.plan.device import COLUMNS, PLANES, THREADS, BlockKind
 from teraedge.plan.gpu import NOT_CURVED, RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
+from teraedge.plan.small import STAGES as SMALL_STAGES
+from teraedge.plan.small import THREADS as SMALL_THREADS
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
 
@@ -46,6 +48,12 @@ def resident(
     sizes = {"SAMPLES": samples, "TALL": RESIDENT_HEIGHT if tall or samples < 32 else 0}
     more = {"THREADS": THREADS, **_curves(curved), **_stored(precision)}
     return "resident.cu", {**sizes, **more}, ["resident"]
+
+
+def small(curved: bool) -> Specialisation:
+    """Return the small kernel."""
+    sizes = {"STAGES": SMALL_STAGES, "THREADS": SMALL_THREADS}
+    return "small.cu", {**sizes, **_curves(curved)}, ["small"]
 
 
 def staged(buffers: int, curved: bool) -> Specialisation:
@@ -125,6 +133,7 @@ def samples(precision: Precision = "fp32") -> Specialisation:
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     found = [block(kind._replace(planes=count)) for count in PLANES.values() for kind in KINDS]
+    found += [small(curved) for curved in (False, True)]
     found += [staged(buffers, curved) for buffers in (1, 2) for curved in (False, True)]
     for precision, itemsize in ITEMSIZE.items():
         found += [compact(precision), samples(precision)]

@@ -94,7 +94,7 @@ __device__ __forceinline__ unsigned first_bits(int count) {
     return count >= 32 ? ALL_LANES : (1u << count) - 1;
 }
 
-__device__ __forceinline__ float activate(const Layer &layer, float sum, float bias) {
+template <class L> __device__ __forceinline__ float activate(const L &layer, float sum, float bias) {
 #if CURVES
     if (layer.curve)
         return STORAGE ? fminf(curved(layer.curve, sum + bias), LARGEST) : curved(layer.curve, sum + bias);

@@ -1,0 +1,338 @@
+// Many small layers in one launch, at the latency of shared memory.
+//
+// A block takes a tile of `groups` times four samples through all layers of a segment; a row is four floats a
+// neuron and group, in two pieces of shared memory by turns. All that there is to know of a layer comes as
+// *pieces* of up to a slice of 32 neurons a warp, which a warp of its own copies into a ring in shared memory
+// several pieces ahead: nothing waits for global memory between two layers, and there is one barrier a piece.
+// The first layer gathers from global memory, or from packed features, turned.
+//
+// With two warps a scheduler, instructions that wait for one another are what a layer takes: there must be few
+// of them from barrier to barrier.
+//
+// Specialised by: THREADS, STAGES.
+#include "small_slices.cuh"
+
+constexpr int LAYERS_AHEAD = 1;
+#include "tiles.cuh"
+
+// Turn the packed features of a tile from `slot` on: of each neuron, a bit a sample.
+__device__ __forceinline__ void turn_tile(const Areas &areas, const State &state, const int *ids, i64 slot,
+                                          unsigned running, i64 n) {
+    const int samples = areas.groups * GROUP, parts = 32 / samples; // words that a warp takes at a time
+    const int lane = threadIdx.x % 32, sample = lane % samples, part = lane / samples;
+    const int there = running >> sample & 1 ? sample : __ffs(running) - 1; // those that are not: any
+    const unsigned char *from = state.bits + (ids[slot + there] - state.first) * state.bits_stride;
+    const i64 bytes = (n + 7) / 8, words = (bytes + 3) / 4;
+    const bool aligned = ((reinterpret_cast<u64>(state.bits) | static_cast<u64>(state.bits_stride)) & 15) == 0;
+#pragma unroll 1
+    for (i64 first = threadIdx.x / 32 * parts; first * 4 < words; first += THREADS / 32 * parts) {
+        const i64 word = (first + part) * 4;
+        unsigned x[4] = {}; // words of a lane, which lie one after the other
+        if (aligned && word * 4 + 16 <= bytes) {
+            const uint4 four = __ldg(reinterpret_cast<const uint4 *>(from) + (first + part));
+            x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
+        } else {
+#pragma unroll
+            for (int k = 0; k < 16; k++)
+                x[k / 4] |= word * 4 + k < bytes ? static_cast<unsigned>(__ldg(from + word * 4 + k)) << k % 4 * 8 : 0;
+        }
+        unsigned mask = 0x0000ffff;
+#pragma unroll
+        for (int step = 16; step; step >>= 1, mask ^= mask << step) // bit k of lane j to bit j of lane k
+#pragma unroll
+            for (int q = 0; q < 4; q++) {
+                const unsigned other = __shfl_xor_sync(ALL_LANES, x[q], step);
+                x[q] = lane & step ? (x[q] & ~mask) | (other >> step & mask) : (x[q] & mask) | (other & mask) << step;
+            }
+#pragma unroll 1
+        for (int k = 0; k < parts; k++)
+#pragma unroll
+            for (int q = 0; q < 4; q++) { // the first neuron is in the highest bit of its byte
+                const i64 neuron = ((first + k) * 4 + q) * 32 + (lane ^ 7);
+                if (neuron < n)
+                    *areas.bits_of(ZERO_ROWS + neuron) = static_cast<unsigned short>(x[q] >> k * samples & first_bits(samples));
+            }
+    }
+    if (threadIdx.x < ZERO_ROWS)
+        *areas.bits_of(threadIdx.x) = 0;
+}
+
+// Whether two columns of what goes into the segment are equal, bit for bit.
+__device__ __forceinline__ bool equal_columns(const Areas &areas, int one, int other, int neurons) {
+    const unsigned *rows = reinterpret_cast<const unsigned *>(areas.rows_of(0) + ZERO_ROWS);
+    const unsigned *a = rows + one / GROUP * areas.row_count * GROUP + one % GROUP;
+    const unsigned *b = rows + other / GROUP * areas.row_count * GROUP + other % GROUP;
+    unsigned differ = 0;
+    for (int first = 0; first < neurons && differ == 0; first += 16)
+#pragma unroll
+        for (int k = 0; k < 16; k++)
+            if (first + k < neurons)
+                differ |= a[(first + k) * GROUP] ^ b[(first + k) * GROUP];
+    return differ == 0;
+}
+
+// Bring the rows of a tile, which lie from `from` on, into shared memory, and let samples that are equal run once:
+// those that run fill the first columns. Returns the columns; by all threads.
+__device__ __forceinline__ unsigned merge_tile(const Areas &areas, const float4 *from, unsigned running, int neurons,
+                                               Now &now) {
+    const int samples = areas.groups * GROUP, groups = areas.groups;
+    float4 *rows = areas.rows_of(0) + ZERO_ROWS;
+#pragma unroll 4
+    for (int k = threadIdx.x; k < neurons * groups; k += THREADS)
+        rows[k % groups * areas.row_count + k / groups] = from[k / groups * (COLUMNS / 4) + k % groups];
+    if (threadIdx.x < WORD)
+        now.leaders[threadIdx.x] = threadIdx.x;
+    __syncthreads();
+    for (int pair = threadIdx.x; pair < samples * samples; pair += THREADS) {
+        const int one = pair / samples, other = pair % samples;
+        if (other < one && running >> one & running >> other & 1 && equal_columns(areas, one, other, neurons))
+            atomicMin(now.leaders + one, other);
+    }
+    __syncthreads();
+    unsigned leaders = 0;
+    for (int k = 0; k < samples; k++)
+        leaders |= running >> k & 1 && now.leaders[k] == k ? 1u << k : 0;
+    if (threadIdx.x < WORD)
+        now.columns[threadIdx.x] = __popc(leaders & first_bits(now.leaders[threadIdx.x]));
+    for (int neuron = threadIdx.x; neuron < neurons; neuron += THREADS) { // its row is nobody else's
+        float *row = reinterpret_cast<float *>(rows + neuron);
+        unsigned left = leaders;
+        for (int column = 0; column < samples; column++) { // no column comes before the one that it takes
+            const int source = left ? __ffs(left) - 1 : 0;
+            const float x = row[source / GROUP * areas.row_count * GROUP + source % GROUP];
+            row[column / GROUP * areas.row_count * GROUP + column % GROUP] = left ? x : 0.0f;
+            left &= left - 1;
+        }
+    }
+    return first_bits(__popc(leaders));
+}
+
+// The samples of `began` whose columns are among `columns`.
+__device__ __forceinline__ unsigned samples_of(unsigned columns, unsigned began, const Now &now) {
+    unsigned found = 0;
+#pragma unroll 4
+    for (int k = 0; k < WORD; k++)
+        found |= (columns >> now.columns[k] & 1) << k;
+    return found & began;
+}
+
+// The barrier between two pieces, for the warp that copies and for those that compute.
+__device__ __forceinline__ void meet() { __syncthreads(); }
+
+// How far a tile has come.
+struct Walk {
+    unsigned running, live; // those that a layer runs, and those that it leaves, as is known a layer later
+    int done, flags, piece, unit;
+    Counts *counts; // of the layer that runs
+
+    __device__ __forceinline__ Walk(const Areas &areas, unsigned samples)
+        : running(samples), live(samples), done(0), flags(areas.place_of(0).flags), piece(0), unit(0),
+          counts(&areas.counts_of(0)) {}
+    // Look at the samples that the layer before left; returns whether no layer is left to run.
+    __device__ __forceinline__ bool ended(const Areas &areas, int awake) {
+        if (done > awake)
+            live = counts[-1].nonzero & running;
+        return running == 0 || done == areas.layers;
+    }
+    // Go to the next piece, whose flags have been read; returns whether the layer ends.
+    __device__ __forceinline__ bool next(const Areas &areas, int next_flags) {
+        const int ends = flags >> 8 & 1;
+        running = live;
+        done += ends, counts += ends, piece++;
+        flags = next_flags;
+        unit = unit == (STAGES - 1) * areas.stage ? 0 : unit + areas.stage;
+        return ends;
+    }
+};
+
+// Copy pieces ahead of those that compute; by one warp.
+__device__ __forceinline__ void feed_tile(const Areas &areas, unsigned running, int awake, int lane) {
+    Walk walk(areas, running);
+    int free = (STAGES - 1) * areas.stage;
+    bool begins = true;
+#pragma unroll 1
+    for (;;) {
+        wait_for_groups<STAGES - 2>();
+        meet(); // the piece is there, and the one before it is done
+        const bool over = walk.ended(areas, awake);
+        if (over) {
+            if (lane == 0)
+                walk.counts->stamp = static_cast<unsigned>(clocks());
+            return;
+        }
+        if (begins && lane == 0) // behind the branch, as clocks may be read before a barrier that comes first
+            walk.counts->stamp = static_cast<unsigned>(clocks());
+        request(areas, walk.piece + STAGES - 1, free, lane);
+        free = walk.unit;
+        begins = walk.next(areas, areas.place_of(walk.piece + 1).flags);
+    }
+}
+
+// Run the first layer of a segment; by the warps that compute.
+template <class Inputs>
+__device__ __forceinline__ void run_first(const Areas &areas, Walk &walk, const Inputs &inputs, int warp, int lane) {
+#pragma unroll 1
+    for (bool ends = false; !ends;) {
+        meet();
+        run_piece(areas, space + walk.unit, walk.flags, walk.running, inputs, areas.rows_of(1), &walk.counts->nonzero, warp,
+                  lane);
+        ends = walk.next(areas, areas.place_of(walk.piece + 1).flags);
+    }
+}
+
+// Run the layers that are left, from shared memory; returns the samples that are live at the end.
+__device__ __forceinline__ unsigned run_others(const Areas &areas, Walk &walk, int awake, int warp, int lane) {
+    float4 *in = areas.rows_of(walk.done), *out = areas.rows_of(walk.done + 1);
+    const int stride = static_cast<int>(kept(areas.row_count)); // of a group
+#pragma unroll 1
+    for (;;) {
+        meet();
+        const int next = areas.place_of(walk.piece + 1).flags;
+        if (walk.ended(areas, awake))
+            return walk.live;
+        run_piece(areas, space + walk.unit, walk.flags, walk.running,
+                  [&](int group) { return FromShared{in + group * stride}; }, out, &walk.counts->nonzero, warp, lane);
+        const bool ends = walk.next(areas, next);
+        float4 *swap = in;
+        in = ends ? out : in, out = ends ? swap : out;
+    }
+}
+
+// Take a tile, which is in shared memory if it has been `merged`, through all layers; returns the columns that are
+// live at the end, to the warps that compute.
+__device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &state, i64 segment, i64 slot,
+                                             unsigned running, bool merged, bool bits, i64 inputs, int awake) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (warp == WARPS) {
+        feed_tile(areas, running, awake, lane);
+        return 0;
+    }
+    Walk walk(areas, running);
+    if (bits) {
+        run_first(areas, walk, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; }, warp, lane);
+    } else if (!merged) {
+        const float4 *rows = reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, inputs));
+        run_first(areas, walk, [&](int group) { return FromRows{rows + group}; }, warp, lane);
+    }
+    return run_others(areas, walk, awake, warp, lane);
+}
+
+// Count what a tile of samples did; by all threads. `columns` ran, of which all live until a zero row stays zero.
+__device__ __forceinline__ void count_tile(const Areas &areas, unsigned began, unsigned columns, int awake, const Now &now) {
+    for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
+        Counts &counts = areas.counts_of(k);
+        const unsigned ran = k > awake ? columns & areas.counts_of(k - 1).nonzero : columns;
+        if (ran == 0)
+            continue; // it ended before
+        counts.ran += __popc(ran);
+        counts.live += __popc(samples_of(k >= awake ? columns & counts.nonzero : columns, began, now));
+        counts.clocks += areas.counts_of(k + 1).stamp - counts.stamp;
+    }
+}
+
+// Give the live samples of a tile their slots, and write their rows there.
+__device__ __forceinline__ void store_tile(const Areas &areas, const State &state, i64 segment, bool moves, i64 slot,
+                                           unsigned running, int neurons, Now &now) {
+    if (threadIdx.x < 32) {
+        const int lane = threadIdx.x, order = state.order[segment];
+        unsigned base = static_cast<unsigned>(slot);
+        if (moves && lane == 0)
+            base = atomicAdd(state.slots + segment + 1, __popc(running));
+        base = __shfl_sync(ALL_LANES, base, 0);
+        const unsigned to = base + (moves ? __popc(running & first_bits(lane)) : lane);
+        const bool stays = (running >> lane & 1) != 0;
+        now.slots[lane] = stays ? static_cast<int>(to) : -1;
+        if (stays) {
+            if (moves)
+                state.ids[1 - order][to] = state.ids[order][slot + lane];
+            atomicOr(state.masks + (segment + 1) * state.words + to / WORD, 1u << to % WORD);
+        }
+    }
+    __syncthreads();
+    const int samples = areas.groups * GROUP, to = now.slots[threadIdx.x % samples];
+    if (to < 0)
+        return;
+    float *rows = state.rows[1 - state.buffer[segment]] + place(to, 0, neurons);
+    const int column = now.columns[threadIdx.x % samples];
+    const float *from = reinterpret_cast<const float *>(areas.rows_of(areas.layers) + column / GROUP * areas.row_count + ZERO_ROWS) + column % GROUP;
+#pragma unroll 4
+    for (int neuron = threadIdx.x / samples; neuron < neurons; neuron += THREADS / samples)
+        rows[static_cast<i64>(neuron) * COLUMNS] = from[neuron * GROUP];
+}
+
+// Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
+// `moves`: dead samples are dropped at the end; else every sample keeps its slot. `merges`: equal samples of a tile run
+// once; rows have room for the inputs then. `bit_count`: of the features
+// that may be packed. Then sizes: pieces of all layers, units of the largest, groups, and rows of a group.
+extern "C" __global__ void __launch_bounds__(THREADS, 2)
+    small(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
+          i64 merges, i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 row_count) {
+    __shared__ Now now;
+    const State &state = *shared_state;
+    if (blockIdx.x == 0 && threadIdx.x == 0)
+        describe_next(state, segment, moves);
+    const int samples = static_cast<int>(groups) * GROUP;
+    const unsigned total = state.slots[segment];
+    if (static_cast<i64>(blockIdx.x) * samples >= total)
+        return;
+    const Areas areas(static_cast<int>(stage), static_cast<int>(groups), static_cast<int>(row_count), static_cast<int>(layer_count), static_cast<int>(piece_count), static_cast<int>(bit_count));
+    if (threadIdx.x == 0) { // nanoseconds take long to read
+        now.awake = 0;
+        now.began = clocks(), now.began_nanos = nanoseconds();
+    }
+    if (threadIdx.x < 2 * areas.groups * ZERO_ROWS) // rows of both sides follow one another
+        areas.rows_of(0)[threadIdx.x / ZERO_ROWS * areas.row_count + threadIdx.x % ZERO_ROWS] =
+            make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    __syncthreads();
+    find_pieces(layers, areas, now);
+    const bool bits = bit_count && state.bits;
+    // The first tile of each block is given out over all multiprocessors, the others as blocks come free.
+    for (unsigned ticket = blockIdx.x;; ticket = now.ticket) {
+        wait_for_copies(); // for pieces that nobody needs any more
+        __syncthreads();   // and all are done with the tile before, and have read its ticket
+        const i64 slot = static_cast<i64>(ticket) * samples;
+        if (slot >= total)
+            break;
+        const unsigned running =
+            state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(samples);
+        if (threadIdx.x == 0)
+            now.ticket = gridDim.x + atomicAdd(state.tickets + segment, 1);
+        if (running) {
+            if (threadIdx.x >= WARPS * 32)
+#pragma unroll 1
+                for (int k = 0; k < STAGES - 1; k++)
+                    request(areas, k, k * areas.stage, threadIdx.x % 32);
+            for (int k = threadIdx.x; k < areas.layers; k += THREADS)
+                areas.counts_of(k).nonzero = 0;
+            if (bits)
+                turn_tile(areas, state, state.ids[state.order[segment]], slot, running, layers[0].n_in);
+            if (threadIdx.x < WORD)
+                now.columns[threadIdx.x] = threadIdx.x;
+            unsigned columns = running;
+            if (merges) {
+                __syncthreads();
+                columns = merge_tile(areas, reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, layers[0].n_in)),
+                                     running, static_cast<int>(layers[0].n_in), now);
+            }
+            const unsigned left = run_tile(areas, state, segment, slot, columns, merges != 0, bits, layers[0].n_in, now.awake);
+            if (threadIdx.x == 0)
+                now.left = samples_of(left, running, now);
+            __syncthreads(); // and the last stamp
+            count_tile(areas, running, columns, now.awake, now);
+            if (now.left)
+                store_tile(areas, state, segment, moves, slot, now.left,
+                           static_cast<int>(layers[layer_count - 1].n_out), now);
+        }
+        __syncthreads();
+    }
+    const float nanos_a_clock = static_cast<float>(nanoseconds() - now.began_nanos) / (clocks() - now.began + 1);
+#pragma unroll 1
+    for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
+        const Counts &counts = areas.counts_of(k);
+        if (counts.ran) {
+            atomicAdd(state.ran + first + k, static_cast<u64>(counts.ran));
+            atomicAdd(state.live + first + k, static_cast<u64>(counts.live));
+            atomicAdd(state.nanos + first + k, static_cast<u64>(counts.clocks * nanos_a_clock));
+        }
+    }
+}
