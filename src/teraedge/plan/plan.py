@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from teraedge.errors import ModelError
 from teraedge.host import usable_cores
 from teraedge.network import Layer, Network
-from teraedge.options import Options
+from teraedge.options import Options, Precision
 from teraedge.passes.draft import Wiring
 from teraedge.passes.rewriter import Begun, Rewriter
 from teraedge.plan.explain import Choice, Part
@@ -133,6 +133,7 @@ class Plan(Generic[L]):
     curved: bool
     streamed_bytes: int
     room: int
+    _precision: Precision = "fp32"  # of plans that are not made from a network
 
     def __init__(
         self,

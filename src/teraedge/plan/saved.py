@@ -269,7 +269,6 @@ class LoadedPlan(Plan[L]):
         self.droppable = np.array(network["droppable"], np.bool_)
         self.saved = Counter(network["saved"])
         self.curved = any(values.get("curve") for values in saved.values)
-        self._precision = "fp32"  # that of the engines that save plans
         sizes = np.array([part.nbytes for part in self.parts])
         held = np.cumsum(sizes)
         # Where not all fits, the rest needs room to come several at a time.
