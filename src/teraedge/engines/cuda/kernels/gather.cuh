@@ -137,11 +137,8 @@ template <int CHUNK_COUNT>
 __device__ __forceinline__ unsigned finish(const Layer &layer, float bias, int swizzle, bool look, float *totals) {
     unsigned live = 0;
 #pragma unroll
-    for (int k = 0; k < CHUNK_COUNT * 4; k += 2) {
-        const float2 two = make_float2(activate(layer, totals[k], bias), activate(layer, totals[k + 1], bias));
-        const float2 y = loaded(stored(two));
-        totals[k] = y.x, totals[k + 1] = y.y;
-    }
+    for (int k = 0; k < CHUNK_COUNT * 4; k++)
+        totals[k] = rounded(activate(layer, totals[k], bias));
     if (look) {
 #pragma unroll
         for (int j = 0; j < CHUNK_COUNT; j++) {
