@@ -20,7 +20,7 @@ def test_rows(head, shape):
     stream = device.stream()
     memory, after = device.allocate(rows.nbytes), device.allocate(rows.nbytes)
     stream.to_device(memory, rows)
-    Loader(device, stream).apply_head(head, memory, shape, after)
+    Loader(device, stream, "fp32").apply_head(head, memory, shape, after)
     out = np.empty_like(rows)
     stream.to_host(out, after)
     stream.synchronize()
