@@ -29,14 +29,23 @@ def run_all(numbers, options):
                 np.testing.assert_array_equal(result.live, expected.live)
 
 
+def never(*_):
+    return np.inf
+
+
 def stage(layer, room, seconds):
     return staged.settled(staged.staging(layer, 24 * 32 * 2, 2) or staged.staging(layer, room, 2))
 
 
 def main():
     sys.path.insert(0, str(Path(__file__).parents[1]))
+    # No kernel but the small one, and the dense one, would get such small layers by itself.
+    rates.small_seconds, rates.dense_seconds = (lambda *_: -1.0), never
+    assert set().union(*run_all((1, 33, 150), OPTIONS[1:3])) == {"small"}
+    rates.small_seconds, rates.dense_seconds = never, lambda *_: -1.0
+    assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"dense"}
+    rates.dense_seconds = never
     assert set().union(*run_all((1, 33, 150), OPTIONS)) == {"resident"}
-    # The other kernels would not get such small layers.
     real = rates.block_seconds, rates.block_at_best
     rates.block_seconds = rates.block_at_best = lambda layer: -1.0
     assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"block"}

@@ -8,7 +8,8 @@
 // fragment, are four neighbours, one load.
 //
 // Tensor cores cut sums off where fp32 rounds, so they only sum the products of a step; that is added to the
-// sums as fp32 adds. With few samples, 2 or 4 warps share the inputs of the same samples.
+// sums as fp32 adds, in the order of the steps: warps that shared the inputs of a few samples would fill the GPU
+// sooner, but a sample's last bits would depend on how many there are.
 //
 // Specialised by: FRAGMENTS, TERMS (of a weight), STAGES, STORAGE.
 #include "mma.cuh"
@@ -103,25 +104,6 @@ __device__ __forceinline__ void multiply(unsigned weights, const Terms &b, Sums 
     }
 }
 
-// Sum up what `splits` warps have of the same samples, in the first of them. All warps call it.
-__device__ __forceinline__ void gather_sums(Sums &sums, int splits, int warp, int lane) {
-    float *room = reinterpret_cast<float *>(ring);
-    constexpr int COUNT = FRAGMENTS * PARTS * 4;
-    const int across = WARPS / splits;
-    __syncthreads(); // all have read the weights
-    if (warp >= across)
-#pragma unroll
-        for (int k = 0; k < COUNT; k++)
-            room[((warp - across) * COUNT + k) * 32 + lane] = sums[k / 16][k / 4 % 4][k % 4];
-    __syncthreads();
-    if (warp < across)
-#pragma unroll 1
-        for (int other = warp; other < WARPS - across; other += across)
-#pragma unroll
-            for (int k = 0; k < COUNT; k++)
-                sums[k / 16][k / 4 % 4][k % 4] += room[(other * COUNT + k) * 32 + lane];
-}
-
 // Bias, activation, and out. `out` is where the lane's eight samples of neuron 0 are; returns which of
 // these have a nonzero output.
 __device__ __forceinline__ unsigned finish(const Layer &layer, const Target *targets, Stored *out,
@@ -174,15 +156,15 @@ __device__ __forceinline__ void bring(const uint4 *weights, int round, int round
     end_group(); // also where there is nothing: groups are counted
 }
 
-// The sums of a warp over its share of the steps.
+// The sums of a warp.
 __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const Stored *rows, int n_in, bool live,
-                                       int split, int splits, int lane, Sums &sums) {
+                                       int lane, Sums &sums) {
     const int steps = (n_in + STEP - 1) / STEP;
     for (int k = 0; k < STAGES - 1; k++)
         bring(weights, k, rounds);
     Inputs next = {};
     if (live && AHEAD)
-        next = load_inputs(rows, split, n_in, lane % 4);
+        next = load_inputs(rows, 0, n_in, lane % 4);
 #pragma unroll 1
     for (int round = 0; round < rounds; round++) {
         wait_for_groups<STAGES - 2>();
@@ -190,7 +172,7 @@ __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const S
         bring(weights, round + STAGES - 1, rounds);
         if (live)
 #pragma unroll 1
-            for (int k = split; k < ROUND; k += splits) {
+            for (int k = 0; k < ROUND; k++) {
                 const int step = round * ROUND + k;
                 if (step >= steps)
                     break;
@@ -198,7 +180,7 @@ __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const S
                     next = load_inputs(rows, step, n_in, lane % 4);
                 const Terms b = terms_of(next);
                 if (AHEAD)
-                    next = load_inputs(rows, step + splits, n_in, lane % 4);
+                    next = load_inputs(rows, step + 1, n_in, lane % 4);
                 multiply(shared_address(ring, (round % STAGES * STAGE + k * SLAB + lane) * 16), b, sums);
             }
     }
@@ -206,27 +188,17 @@ __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const S
 
 // What a block works on; in shared memory, since all registers hold sums.
 struct Job {
-    i64 item, panel, word; // the first word of samples
-    int across, splits;    // words side by side, and warps that share the inputs of one
+    i64 item, panel, word; // the first word of samples: each warp has one
     bool more;             // whether there is an item
 };
 
-// Choose how many warps share the inputs of the same samples.
-__device__ __forceinline__ void plan(Job &job, i64 words, i64 panels) {
-    job.splits = 1;
-    while (job.splits < ROUND && (words * job.splits + WARPS - 1) / WARPS * panels * 2 <= gridDim.x)
-        job.splits *= 2;
-    job.across = WARPS / job.splits;
-    job.item = static_cast<i64>(blockIdx.x) - gridDim.x;
-}
-
 // Turn to the next item with a live sample.
 __device__ __forceinline__ void advance(Job &job, const unsigned *masks, i64 words, i64 panels) {
-    const i64 items = (words + job.across - 1) / job.across * panels;
+    const i64 items = (words + WARPS - 1) / WARPS * panels;
     unsigned live = 0;
     while (live == 0 && (job.item += gridDim.x) < items) {
-        job.panel = job.item % panels, job.word = job.item / panels * job.across;
-        for (i64 word = job.word; word < job.word + job.across && word < words; word++)
+        job.panel = job.item % panels, job.word = job.item / panels * WARPS;
+        for (i64 word = job.word; word < job.word + WARPS && word < words; word++)
             live |= masks[word];
     }
     job.more = live != 0;
@@ -240,7 +212,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const State &state = *shared_state;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     if (threadIdx.x == 0)
-        plan(job, words_of(state.slots[segment]), layer.tall.count);
+        job.item = static_cast<i64>(blockIdx.x) - gridDim.x;
     note_begin(state, segment);
 #pragma unroll 1
     for (;;) {
@@ -253,17 +225,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         Sums sums = {};
         bool live;
         {
-            const i64 word = job.word + warp % job.across;
+            const i64 word = job.word + warp;
             const int rounds = layer.tall.lists[0].length; // of every panel
             const i64 column = word % 2 * WORD + lane / 4 * 4;
             live = word < words_of(state.slots[segment]) && state.masks[segment * state.words + word] != 0;
             add_up(reinterpret_cast<const uint4 *>(layer.tall.weights) + job.panel * rounds * STAGE, rounds,
                    state.rows[state.buffer[segment]] + word / 2 * layer.n_in * COLUMNS + column,
-                   static_cast<int>(layer.n_in), live, warp / job.across, job.splits, lane, sums);
+                   static_cast<int>(layer.n_in), live, lane, sums);
         }
-        if (job.splits > 1)
-            gather_sums(sums, job.splits, warp, lane);
-        if (!live || warp >= job.across)
+        if (!live)
             continue;
         const i64 word = job.word + warp;
         Stored *out = state.rows[1 - state.buffer[segment]] + word / 2 * layer.n_out * COLUMNS;
