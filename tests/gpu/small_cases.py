@@ -54,7 +54,7 @@ def main():
     rates.staged_at_best = lambda layer: np.inf
     assert set().union(*run_all((150,), OPTIONS[:2])) == {"wide"}
     rates.staged_at_best = lambda layer: 0.0
-    rates.wide_seconds = lambda layer, tall_edge: np.inf
+    rates.wide_seconds = never
     gpu._best_staging = stage
     assert set().union(*run_all((150,), OPTIONS[:2])) == {"staged"}
 
