@@ -43,9 +43,10 @@ def resident(
 ) -> Specialisation:
     """Return the resident kernel for tiles of so many samples, perhaps with `tall` panels.
 
-    Only the largest tiles gain where it is known that there are none.
+    Only the largest tiles gain where it is known that there are none; halves take more registers.
     """
-    sizes = {"SAMPLES": samples, "TALL": RESIDENT_HEIGHT if tall or samples < 32 else 0}
+    known = samples == 32 and precision == "fp32" and not tall
+    sizes = {"SAMPLES": samples, "TALL": 0 if known else RESIDENT_HEIGHT}
     more = {"THREADS": THREADS, **_curves(curved), **_stored(precision)}
     return "resident.cu", {**sizes, **more}, ["resident"]
 
@@ -143,7 +144,8 @@ def all_specialisations() -> list[Specialisation]:
                 for count in SAMPLES
                 if count != NOT_CURVED or itemsize == 4 or not curved
             ]
-            found.append(resident(32, False, curved, precision))
+            if itemsize == 4:
+                found.append(resident(32, False, curved, precision))
             found += [dense(terms, curved, precision) for terms in range(1, MOST_TERMS + 1)]
             found += [
                 wide(height, stages, curved, precision)

@@ -159,7 +159,6 @@ __device__ __forceinline__ void bring(const uint4 *weights, int round, int round
 // The sums of a warp.
 __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const Stored *rows, int n_in, bool live,
                                        int lane, Sums &sums) {
-    const int steps = (n_in + STEP - 1) / STEP;
     for (int k = 0; k < STAGES - 1; k++)
         bring(weights, k, rounds);
     Inputs next = {};
@@ -172,10 +171,8 @@ __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const S
         bring(weights, round + STAGES - 1, rounds);
         if (live)
 #pragma unroll 1
-            for (int k = 0; k < ROUND; k++) {
+            for (int k = 0; k < ROUND; k++) { // weights beyond the last input are zero
                 const int step = round * ROUND + k;
-                if (step >= steps)
-                    break;
                 if (!AHEAD)
                     next = load_inputs(rows, step, n_in, lane % 4);
                 const Terms b = terms_of(next);
