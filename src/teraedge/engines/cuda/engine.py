@@ -18,7 +18,7 @@ from teraedge.engines.cuda.launcher import Launcher, layer_address
 from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
-from teraedge.engines.cuda.tracing import trace_of
+from teraedge.engines.cuda.tracing import merged, trace_of
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError, FeatureError
 from teraedge.host import memory_bytes
@@ -91,7 +91,6 @@ class CudaEngine(Engine):
         self._state: RunState | None = None
         self._chunk = self._send_resident()
         self._first_kernel = self._chunk.segments[0].kernel if self._chunk else None
-        self._shares: dict[tuple[int, ...], NDArray[np.int64]] = {}
         self._ran: list[Segment] = []
         self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
         self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None
@@ -200,7 +199,7 @@ class CudaEngine(Engine):
             "nominal_edges": samples * self.edges,
             "exact": [
                 *["prune"] * (last < samples),
-                *["merge"] * any(_merged(counters) for counters in counted),
+                *["merge"] * any(map(merged, counted)),
                 *self._plan.saved,
             ],
             "passes": self._plan.saved,
@@ -209,8 +208,9 @@ class CudaEngine(Engine):
             "head": self._plan.head,
             "precision": self.options.precision,
         }
+        blocks_each = self._launcher.blocks_of(self._ran)
         self._last = partial(
-            trace_of, self._plan.origin, self._edges, self._blocks(), samples, counted
+            trace_of, self._plan.origin, self._edges, blocks_each, samples, counted
         )
         shape, trace = (samples, self.n_out), partial(_first, self._last)
         if on_device is not None and stored is not None:
@@ -376,23 +376,10 @@ class CudaEngine(Engine):
             self._launcher.launch(self._stream, segment, address, state, len(self._ran))
             self._ran.append(segment)
 
-    def _blocks(self) -> NDArray[np.int64]:
-        """Return the blocks that shared the time of each layer in the last run."""
-        key = tuple(part.first for part in self._ran)
-        if key not in self._shares:
-            blocks = [np.full(part.count, self._launcher.blocks_of(part)) for part in self._ran]
-            self._shares[key] = np.concatenate(blocks)
-        return self._shares[key]
-
     def _free_graphs(self) -> None:
         for graph in self._graphs.values():
             graph.free()
         self._graphs.clear()
-
-
-def _merged(counters: Counters) -> bool:
-    """Tell whether fewer samples went into a layer than were live before it."""
-    return bool((counters.ran[1:] < counters.live[:-1]).any())
 
 
 def _as_blocks(pending: Pending[LazyBlock]) -> LazyBlocks:

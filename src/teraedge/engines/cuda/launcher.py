@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
+
 from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
@@ -44,6 +47,7 @@ class Launcher:
         self._chained: dict[tuple[int, bool, bool], tuple[Kernel, int]] = {}
         self._compact = device.kernels(*compact(precision))
         self._grids: dict[tuple[int, int, int], int] = {}
+        self._shares: dict[tuple[int, ...], NDArray[np.int64]] = {}
 
     def prepare(self, segment: Segment) -> None:
         """Compile what a segment needs."""
@@ -132,8 +136,15 @@ class Launcher:
             grid = self._blocks(self._compact["compact"], 256, 0)
             stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)
 
-    def blocks_of(self, segment: Segment) -> int:
-        """Return the blocks that share the time of a segment's layers."""
+    def blocks_of(self, segments: list[Segment]) -> NDArray[np.int64]:
+        """Return the blocks that share the time of each layer of segments, shape ``(layers,)``."""
+        key = tuple(segment.first for segment in segments)
+        if key not in self._shares:
+            counts = [np.full(segment.count, self._sharing(segment)) for segment in segments]
+            self._shares[key] = np.concatenate(counts)
+        return self._shares[key]
+
+    def _sharing(self, segment: Segment) -> int:
         if segment.block is not None:
             kernel = self._block_kernel(segment.block)
             return self._blocks(kernel, THREADS, segment.shared)

@@ -34,3 +34,8 @@ def trace_of(
         before = trace[layer]  # a layer as given may run in several parts
         trace[layer] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
     return trace, LastRun(samples, ran.tolist(), seconds, 1)
+
+
+def merged(counters: Counters) -> bool:
+    """Tell whether fewer samples went into a layer than were live before it."""
+    return bool((counters.ran[1:] < counters.live[:-1]).any())
