@@ -97,7 +97,7 @@ def test_block_segments_hand_samples_on(device, kernel, size):
         plan = engine._plan
         parts = list(segments(plan.resident, plan.droppable.tolist(), 0))
         assert len(parts) > 2
-        assert any(part.takes_samples for part in parts) == (size % 32 == 0)
+        assert any(part.takes_own for part in parts) == (size % 32 == 0)
         for _ in range(2):
             result = engine.run(features)
             np.testing.assert_array_equal(result.live, expected.live)

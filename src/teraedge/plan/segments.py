@@ -34,9 +34,9 @@ class Segment:
         Of the small kernel: see `small.Extent`.
     plane, record : int
         Bytes of shared memory for a plane of a tile and for a record, in the block kernel.
-    takes_samples, gives_samples : bool
-        Whether the rows before and after it lie sample by sample, which only the block kernel
-        knows.
+    takes_own, gives_own : bool
+        Whether the rows before and after it lie as only its kernel has them: sample by sample for
+        the block kernel, in tiles of as many samples as it takes for the staged kernel.
     heights : tuple of int
         Heights of the panels there are, which the wide kernel runs one after the other.
     curved : bool
@@ -61,8 +61,8 @@ class Segment:
     sizes: tuple[int, ...]
     plane: int
     record: int
-    takes_samples: bool
-    gives_samples: bool
+    takes_own: bool
+    gives_own: bool
     heights: tuple[int, ...]
     curved: bool
     equal: bool
@@ -90,7 +90,7 @@ def segments(
     merge : bool
         Whether samples that have become equal may run once.
     """
-    begin, most, takes_samples, extent = 0, (0, 0), False, small.Extent()
+    begin, most, takes_own, extent = 0, (0, 0), False, small.Extent()
     for index, layer in enumerate(layers):
         end = index + 1
         most = _more(most, layer)
@@ -117,7 +117,9 @@ def segments(
             if kind is not None:
                 shared = kind.shared(*most)
             following = None if last else layers[end].block
-            gives_samples = bool(kind and following and layer.n_out % GROUP == 0)
+            gives_own = bool(kind and following and layer.n_out % GROUP == 0) or (
+                layer.kernel == "staged" and not last and layers[end].kernel == "staged"
+            )
             panels = (part for found in layers[begin:end] for part in (found.tall, found.single))
             heights = tuple(dict.fromkeys(part.height for part in panels if part.count))
             if layer.kernel == "small":
@@ -136,14 +138,14 @@ def segments(
                 sizes=extent.sizes,
                 plane=most[0],
                 record=most[1],
-                takes_samples=takes_samples,
-                gives_samples=gives_samples,
+                takes_own=takes_own,
+                gives_own=gives_own,
                 heights=heights,
                 curved=any(part.curve for part in layers[begin:end]),
                 equal=all(part.value is not None for part in layers[begin:end]),
                 leaves=not last and layers[end].kernel == "chained",
             )
-            begin, most, takes_samples, extent = end, (0, 0), gives_samples, small.Extent()
+            begin, most, takes_own, extent = end, (0, 0), gives_own, small.Extent()
 
 
 def _kind(layer: DeviceLayer) -> BlockKind | None:

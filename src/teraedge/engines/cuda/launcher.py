@@ -102,7 +102,7 @@ class Launcher:
             stream.launch(
                 kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
-                number == 0, segment.takes_samples, segment.gives_samples,
+                number == 0, segment.takes_own, segment.gives_own,
                 segment.plane, segment.record,
             )  # fmt: skip
             return
@@ -115,7 +115,10 @@ class Launcher:
         elif segment.kernel == "staged":
             kernel, shared = self._staged_kernel(segment), segment.shared
             grid = self._blocks(kernel, THREADS, shared)
-            stream.launch(kernel, grid, THREADS, shared, layers, state.struct, number)
+            stream.launch(
+                kernel, grid, THREADS, shared, layers, state.struct, number,
+                segment.takes_own, segment.gives_own,
+            )  # fmt: skip
         elif segment.kernel == "chained":
             kernel, shared = self._chained_kernel(segment)
             stream.launch(
@@ -134,7 +137,10 @@ class Launcher:
             )  # fmt: skip
         if segment.moves and not leaves:
             grid = self._blocks(self._compact["compact"], 256, 0)
-            stream.launch(self._compact["compact"], grid, 256, 0, layers, state.struct, number)
+            stream.launch(
+                self._compact["compact"], grid, 256, 0, layers, state.struct, number,
+                segment.gives_own,
+            )  # fmt: skip
 
     def blocks_of(self, segments: list[Segment]) -> NDArray[np.int64]:
         """Return the blocks that share the time of each layer of segments, shape ``(layers,)``."""

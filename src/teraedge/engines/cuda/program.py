@@ -109,7 +109,7 @@ def _neighbours(
     for layer, one in zip(layers, after, strict=True):
         before.append(None if one is None else layer)
     for part in parts:
-        if part.takes_samples:
+        if part.takes_own:
             before[part.first - parts[0].first] = layers[part.first - parts[0].first - 1]
     return list(zip(before[:-1], after, strict=True))
 

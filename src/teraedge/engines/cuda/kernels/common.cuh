@@ -17,6 +17,7 @@ typedef long long i64;
 typedef unsigned long long u64;
 
 constexpr int COLUMNS = 64; // samples of a tile
+constexpr int STAGED_COLUMNS = 8; // the same between two layers of the staged kernel
 constexpr int WORD = 32;    // samples of a mask, and threads of a warp
 constexpr int BINS = 1024;  // of samples by brightness
 constexpr unsigned ALL_LANES = 0xffffffffu;
@@ -127,9 +128,9 @@ __device__ __forceinline__ void note_begin(const State &state, i64 segment) {
 
 __device__ __forceinline__ i64 words_of(unsigned slots) { return (static_cast<i64>(slots) + WORD - 1) / WORD; }
 
-// Where the value of a neuron for a slot lies, n neurons a sample.
-__device__ __forceinline__ i64 place(i64 slot, i64 neuron, i64 n) {
-    return (slot / COLUMNS * n + neuron) * COLUMNS + slot % COLUMNS;
+// Where the value of a neuron for a slot lies, n neurons a sample, in tiles of so many samples.
+template <int TILE = COLUMNS> __device__ __forceinline__ i64 place(i64 slot, i64 neuron, i64 n) {
+    return (slot / TILE * n + neuron) * TILE + slot % TILE;
 }
 
 // Bring a layer's sizes and addresses into shared memory, without waiting, by the threads of these numbers.

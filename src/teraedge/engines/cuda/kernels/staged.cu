@@ -12,16 +12,20 @@
 // BUFFERS, the next part comes in while one is summed; but parts of half the rows are more of them,
 // which means shorter lists and more padding.
 //
+// Between two layers of this kernel rows lie in tiles of SAMPLES samples (`takes_own`, `gives_own`): a part
+// is then one piece of memory. Of rows in tiles of 64 samples it is many pieces of 32 bytes, and each takes
+// the load unit as long as a whole line.
+//
 // Samples die, and are moved together, as after the wide kernel.
 //
-// Specialised by: SAMPLES (4, 8), LISTS, SLICES, BUFFERS (1, 2), THREADS.
+// Specialised by: SAMPLES (8), LISTS, SLICES, BUFFERS (1, 2), THREADS.
 #include "gather.cuh"
 
 constexpr int WARPS = THREADS / 32;
 constexpr int TOTALS = LISTS * SAMPLES;   // sums of a lane for a slice
 constexpr int GROUPS = COLUMNS / SAMPLES; // groups of samples of a tile
 constexpr int STEP = THREADS / CHUNKS;    // rows that a block copies at a time
-static_assert(SAMPLES % 4 == 0 && SAMPLES <= 8, "a row is whole chunks; see even_bits");
+static_assert(SAMPLES == STAGED_COLUMNS && CHUNKS == 2, "see write_slice");
 
 extern __shared__ float4 tile[]; // [BUFFERS][part_rows + ZERO_ROWS][CHUNKS]
 
@@ -41,6 +45,7 @@ struct Job {
     unsigned *nonzero;     // of each tile, a word of even columns and one of odd ones
     unsigned items, blocks;
     int slices;
+    bool takes_own, gives_own; // rows and out lie in tiles of SAMPLES samples
     Place places[2]; // what is summed in even turns and in odd ones; set in the turn before
 };
 
@@ -52,6 +57,12 @@ __device__ __forceinline__ unsigned slot_of(const Job &job, unsigned item) {
 __device__ __forceinline__ int slice_of(const Job &job, unsigned item, int warp) {
     return (static_cast<int>(item / GROUPS % job.blocks) * WARPS + warp) * SLICES;
 }
+
+// Where a value lies, and the chunks from one row to the next, in tiles of SAMPLES or COLUMNS samples.
+__device__ __forceinline__ i64 place_in(bool own_tiles, unsigned slot, i64 neuron, i64 n) {
+    return own_tiles ? place<SAMPLES>(slot, neuron, n) : place(slot, neuron, n);
+}
+__device__ __forceinline__ int row_chunks(bool own_tiles) { return own_tiles ? CHUNKS : COLUMNS / 4; }
 
 // Go on to the next item with a live sample, `at` itself if it has one.
 __device__ __forceinline__ void skip_dead(const Job &job, Place &at) {
@@ -79,14 +90,15 @@ __device__ __forceinline__ void bring(const Job &job, const Place &at, float4 *i
     const i64 n_in = job.layer.n_in;
     const int first = at.part * job.layer.part_rows, row = static_cast<int>(threadIdx.x) / CHUNKS;
     const int left = static_cast<int>(n_in - first < job.layer.part_rows ? n_in - first : job.layer.part_rows);
-    const float4 *from = reinterpret_cast<const float4 *>(job.rows + place(slot_of(job, at.item), first + row, n_in)) +
+    const float4 *from = reinterpret_cast<const float4 *>(job.rows + place_in(job.takes_own, slot_of(job, at.item), first + row, n_in)) +
                          threadIdx.x % CHUNKS;
+    const int step = STEP * row_chunks(job.takes_own);
     into += threadIdx.x;
 #pragma unroll 4
     for (int k = row; k < left; k += STEP) {
         copy_async(into, from);
         into += THREADS;
-        from += STEP * (COLUMNS / 4);
+        from += step;
     }
 }
 
@@ -105,25 +117,33 @@ __device__ __forceinline__ unsigned even_bits(unsigned bits) {
     return (bits & 1) | (bits >> 1 & 2) | (bits >> 2 & 4) | (bits >> 3 & 8);
 }
 
-// Bias, activation, and out; returns the samples with a nonzero output.
+// The second chunk of the neuron of the other lane of a pair, which is the first of this one's.
+__device__ __forceinline__ float4 of_partner(const float *second) {
+    return make_float4(__shfl_xor_sync(ALL_LANES, second[0], 1), __shfl_xor_sync(ALL_LANES, second[1], 1),
+                       __shfl_xor_sync(ALL_LANES, second[2], 1), __shfl_xor_sync(ALL_LANES, second[3], 1));
+}
+
+// Bias, activation, and out; returns the samples with a nonzero output. Lanes 2 k and 2 k + 1 write the two
+// chunks of one neuron together, and then those of the other: half as many lines at a time.
 __device__ __forceinline__ unsigned write_slice(const Job &job, unsigned slot, int slice, int lane, float *totals) {
     const Layer &layer = job.layer;
     const Target *targets = layer.single.targets + slice * LISTS * 32 + lane;
-    const int own = lane & (CHUNKS - 1);
-    float4 *out = reinterpret_cast<float4 *>(job.out + place(slot, 0, layer.n_out));
+    const int own = lane & 1, step = row_chunks(job.gives_own);
+    float4 *out = reinterpret_cast<float4 *>(job.out + place_in(job.gives_own, slot, 0, layer.n_out)) + own;
     unsigned live = 0;
 #pragma unroll
     for (int list = 0; list < LISTS; list++) {
         const Target target = targets[list * 32];
         float *y = totals + list * SAMPLES;
         const unsigned some = finish<CHUNKS>(layer, target.bias, own, layer.droppable, y);
-        if (target.output < 0)
-            continue;
-        live |= some;
-#pragma unroll
-        for (int j = 0; j < CHUNKS; j++)
-            out[static_cast<i64>(target.output) * (COLUMNS / 4) + (own ^ j)] =
-                make_float4(y[4 * j], y[4 * j + 1], y[4 * j + 2], y[4 * j + 3]);
+        live |= target.output < 0 ? 0 : some;
+        const int other = __shfl_xor_sync(ALL_LANES, target.output, 1);
+        const float4 mine = make_float4(y[0], y[1], y[2], y[3]), theirs = of_partner(y + 4);
+        const int even = own ? other : target.output, odd = own ? target.output : other;
+        if (even >= 0)
+            out[static_cast<i64>(even) * step] = own ? theirs : mine;
+        if (odd >= 0)
+            out[static_cast<i64>(odd) * step] = own ? mine : theirs;
     }
     return live;
 }
@@ -195,7 +215,7 @@ template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
 
 // Run a layer as `segment` of the segments, over all groups of samples with a live one.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    staged(const Layer *layer, const State *shared_state, i64 segment) {
+    staged(const Layer *layer, const State *shared_state, i64 segment, i64 takes_own, i64 gives_own) {
     __shared__ Job job;
     const State &state = *shared_state;
     load_layer(&job.layer, layer, threadIdx.x);
@@ -208,6 +228,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         job.out = state.rows[1 - from];
         job.masks = state.masks + offset;
         job.nonzero = state.nonzero + offset;
+        job.takes_own = takes_own;
+        job.gives_own = gives_own;
         job.slices = static_cast<int>(job.layer.single.count) / job.layer.parts;
         job.blocks = (job.slices + WARPS * SLICES - 1) / (WARPS * SLICES);
         job.items = (state.slots[segment] + COLUMNS - 1) / COLUMNS * GROUPS * job.blocks;
