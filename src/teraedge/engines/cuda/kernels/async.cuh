@@ -18,6 +18,51 @@ template <int LEFT> __device__ __forceinline__ void wait_for_groups() {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
+// One copy of many bytes that one thread begins and all wait for, where the GPU has such (from sm_90 on): it takes
+// no turns of the load unit. Each wait for the same arrival is for the next phase, 0 and 1 in turn.
+typedef unsigned long long Arrival; // in shared memory
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+constexpr bool BULK = true;
+
+__device__ __forceinline__ unsigned arrival_address(Arrival *arrival) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(arrival));
+}
+
+__device__ __forceinline__ void begin_arrivals(Arrival *arrival) {
+    asm volatile("mbarrier.init.shared.b64 [%0], 1;" ::"r"(arrival_address(arrival)) : "memory");
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
+// Sizes and addresses are multiples of 16.
+__device__ __forceinline__ void copy_bulk(void *shared, const void *global, unsigned bytes, Arrival *arrival) {
+    const unsigned target = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(arrival_address(arrival)), "r"(bytes)
+                 : "memory");
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(target),
+                 "l"(global), "r"(bytes), "r"(arrival_address(arrival))
+                 : "memory");
+}
+
+__device__ __forceinline__ void wait_for_bulk(Arrival *arrival, unsigned phase) {
+    asm volatile("{\n"
+                 ".reg .pred there;\n"
+                 "again:\n"
+                 "mbarrier.try_wait.parity.shared.b64 there, [%0], %1;\n"
+                 "@!there bra again;\n"
+                 "}" ::"r"(arrival_address(arrival)),
+                 "r"(phase)
+                 : "memory");
+}
+#else
+constexpr bool BULK = false;
+
+__device__ __forceinline__ void begin_arrivals(Arrival *) {}
+
+__device__ __forceinline__ void copy_bulk(void *, const void *, unsigned, Arrival *) {}
+
+__device__ __forceinline__ void wait_for_bulk(Arrival *, unsigned) {}
+#endif
+
 // Have a line brought near, for a load that is to come.
 __device__ __forceinline__ void touch(const void *global) {
     asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
@@ -112,6 +157,23 @@ template <int LEFT> __device__ __forceinline__ void wait_for_groups() { emulated
 __device__ __forceinline__ void touch(const void *) {}
 
 template <class T> T opaque(T value) { return value; }
+
+typedef unsigned long long Arrival;
+constexpr bool BULK = true;
+
+inline void begin_arrivals(Arrival *arrival) { *arrival = 0; }
+
+inline void copy_bulk(void *shared, const void *global, unsigned bytes, Arrival *arrival) {
+    for (unsigned k = 0; k < bytes; k += 16)
+        emulated_copy_async(static_cast<char *>(shared) + k, static_cast<const char *>(global) + k, 16);
+    ++*arrival; // copies begun
+}
+
+inline void wait_for_bulk(const volatile Arrival *arrival, unsigned phase) {
+    while (*arrival % 2 == phase) // not begun
+        emulated_yield(__FILE__, __LINE__);
+    emulated_wait_for_copies();
+}
 
 inline unsigned shared_address(const void *, unsigned offset) { return offset; }
 

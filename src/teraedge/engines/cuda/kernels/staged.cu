@@ -13,8 +13,8 @@
 // which means shorter lists and more padding.
 //
 // Between two layers of this kernel rows lie in tiles of SAMPLES samples (`takes_own`, `gives_own`): a part
-// is then one piece of memory. Of rows in tiles of 64 samples it is many pieces of 32 bytes, and each takes
-// the load unit as long as a whole line.
+// is then one piece of memory, and one copy (from sm_90 on). Of rows in tiles of 64 samples it is many pieces of
+// 32 bytes, and each takes the load unit as long as a whole line.
 //
 // Samples die, and are moved together, as after the wide kernel.
 //
@@ -46,6 +46,7 @@ struct Job {
     unsigned items, blocks;
     int slices;
     bool takes_own, gives_own; // rows and out lie in tiles of SAMPLES samples
+    Arrival arrivals[BUFFERS]; // of parts in each
     Place places[2]; // what is summed in even turns and in odd ones; set in the turn before
 };
 
@@ -83,23 +84,38 @@ __device__ __forceinline__ void advance(const Job &job, Place &at) {
 
 __device__ __forceinline__ int buffer_size(const Job &job) { return (job.layer.part_rows + ZERO_ROWS) * CHUNKS; }
 
-// Begin to copy a part of the rows of an item, if there is one.
-__device__ __forceinline__ void bring(const Job &job, const Place &at, float4 *into) {
+// Begin to copy a part of the rows of an item, if there is one, for this turn.
+__device__ __forceinline__ void bring(Job &job, const Place &at, int turn) {
     if (at.item >= job.items)
         return;
     const i64 n_in = job.layer.n_in;
-    const int first = at.part * job.layer.part_rows, row = static_cast<int>(threadIdx.x) / CHUNKS;
+    const int first = at.part * job.layer.part_rows;
     const int left = static_cast<int>(n_in - first < job.layer.part_rows ? n_in - first : job.layer.part_rows);
-    const float4 *from = reinterpret_cast<const float4 *>(job.rows + place_in(job.takes_own, slot_of(job, at.item), first + row, n_in)) +
-                         threadIdx.x % CHUNKS;
-    const int step = STEP * row_chunks(job.takes_own);
+    const float *rows = job.rows + place_in(job.takes_own, slot_of(job, at.item), first, n_in);
+    float4 *into = tile + turn % BUFFERS * buffer_size(job);
+    if (BULK && job.takes_own) {
+        if (threadIdx.x == 0)
+            copy_bulk(into, rows, left * SAMPLES * sizeof(float), job.arrivals + turn % BUFFERS);
+        return;
+    }
+    const int row = static_cast<int>(threadIdx.x) / CHUNKS, stride = row_chunks(job.takes_own);
+    const float4 *from = reinterpret_cast<const float4 *>(rows) + row * stride + threadIdx.x % CHUNKS;
     into += threadIdx.x;
 #pragma unroll 4
     for (int k = row; k < left; k += STEP) {
         copy_async(into, from);
         into += THREADS;
-        from += step;
+        from += STEP * stride;
     }
+}
+
+// Wait until the part of this turn is there, and all are done with the one before.
+__device__ __forceinline__ void wait_for_part(Job &job, int turn) {
+    if (BULK && job.takes_own)
+        wait_for_bulk(job.arrivals + turn % BUFFERS, turn / BUFFERS % 2);
+    else
+        wait_for_copies();
+    __syncthreads();
 }
 
 // Have what a warp reads first of a slice brought near.
@@ -162,7 +178,7 @@ __device__ __forceinline__ void mark(const Job &job, unsigned slot, int lane, un
 
 template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    bring(job, job.places[0], tile);
+    bring(job, job.places[0], 0);
     int turn = 0; // parts so far
 #pragma unroll 1
     for (;;) {
@@ -186,12 +202,11 @@ template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
                 advance(job, next);
                 job.places[(turn + 1) % 2] = next;
             }
-            wait_for_copies();
-            __syncthreads(); // the part is there, and all are done with the one before
+            wait_for_part(job, turn);
             const float4 *const rows = tile + turn % BUFFERS * buffer_size(job);
             turn++;
             if (BUFFERS > 1)
-                bring(job, job.places[turn % 2], tile + turn % BUFFERS * buffer_size(job));
+                bring(job, job.places[turn % 2], turn);
 #pragma unroll
             for (int s = 0; s < SLICES; s++)
                 if (slice + s < job.slices)
@@ -199,7 +214,7 @@ template <bool EQUAL> __device__ __forceinline__ void run(Job &job) {
                                                     totals[s]);
             if (BUFFERS == 1) {
                 __syncthreads(); // all have read the part
-                bring(job, job.places[turn % 2], tile);
+                bring(job, job.places[turn % 2], turn);
             }
         }
         const unsigned slot = slot_of(job, item);
@@ -235,6 +250,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         job.items = (state.slots[segment] + COLUMNS - 1) / COLUMNS * GROUPS * job.blocks;
         job.places[0] = {blockIdx.x, 0};
         skip_dead(job, job.places[0]);
+        for (int buffer = 0; buffer < BUFFERS; buffer++)
+            begin_arrivals(job.arrivals + buffer);
     }
     note_begin(state, segment);
     __syncthreads();
