@@ -18,8 +18,9 @@ BIAS = 0.05
 SAMPLES = {1024: 60_000, 4096: 60_000, 16384: 30_000, 65536: 10_000}
 DENSITIES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
 FAN_IN = 32
-WORK = 4e10
-"""Executed edges that a run is to have: 5 ms at the fastest rate there may be."""
+WORK = 2e11
+"""Executed edges that a run is to have: 25 ms at the fastest rate there may be, so that layers
+weigh more than what is before and after them."""
 MAX_LAYERS = 64
 LARGE = 20_000_000
 """Edges of a layer from which on one is enough: they take long to draw and to lay out."""
@@ -100,7 +101,7 @@ def depth(neurons: int, fan_in: int, samples: int) -> int:
     Examples
     --------
     >>> depth(1024, 32, 60_000), depth(65536, 32, 10_000), depth(65536, 328, 10_000)
-    (21, 2, 1)
+    (64, 10, 1)
     """
     least = 2 if neurons * fan_in < LARGE else 1
     return min(max(ceil(WORK / (neurons * fan_in * samples)), least), MAX_LAYERS)
