@@ -14,8 +14,7 @@ from teraedge.bench.gpu import peaks
 from teraedge.bench.session import Session
 from teraedge.datasets import challenge
 from teraedge.engines.cuda import driver
-from teraedge.plan import gpu as gpu_plan
-from teraedge.plan import rates
+from teraedge.plan import rates, resident
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=build.REASON)
 
@@ -59,7 +58,7 @@ def test_challenge(gpu, capsys):
 def test_challenge_in_the_wide_kernel_has_a_share_of_its_limit(gpu, monkeypatch):
     from challenge_cuda import measure
 
-    monkeypatch.setattr(gpu_plan, "SAMPLES", ())  # none of the kernels that stay on chip
+    monkeypatch.setattr(resident, "SAMPLES", ())  # none of the kernels that stay on chip
     monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
     network, features = challenge.network(1024, 2), challenge.features(1024, 40)
     truth = teraedge.reference.run(network, features).live

@@ -7,7 +7,7 @@ import pytest
 import teraedge
 from teraedge import Layer, Network, Options, PackedFeatures
 from teraedge.datasets import radixnet
-from teraedge.plan import gpu, rates
+from teraedge.plan import rates, resident
 
 
 @pytest.fixture(params=engine_devices.DEVICES[1:])
@@ -15,7 +15,7 @@ def device(request, monkeypatch):
     """Let layers run in the chained kernel, or in the wide one."""
     monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
     monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
-    monkeypatch.setattr(gpu, "SAMPLES", ())
+    monkeypatch.setattr(resident, "SAMPLES", ())
     name, undo = engine_devices.opened(request.param)
     yield name
     undo()

@@ -16,7 +16,7 @@ from engines_networks import NETWORKS, chain, make_features
 import teraedge
 from teraedge import ClippedReLU, Options
 from teraedge.engines.cuda import driver
-from teraedge.plan import block, gpu, rates
+from teraedge.plan import block, rates, resident
 from teraedge.plan.segments import segments
 
 NAMES = [
@@ -61,7 +61,7 @@ def kernel(request, monkeypatch):
         monkeypatch.setattr(block, "KINDS", kinds)
         return samples
     monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
-    monkeypatch.setattr(gpu, "SAMPLES", (samples,) if samples else ())
+    monkeypatch.setattr(resident, "SAMPLES", (samples,) if samples else ())
     monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
     monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
     return samples

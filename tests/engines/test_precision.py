@@ -9,7 +9,7 @@ import teraedge
 from teraedge import ClippedReLU, Identity, Layer, Network, Options, PackedFeatures, ReLU
 from teraedge.datasets import radixnet
 from teraedge.errors import OptionsError
-from teraedge.plan import block, gpu, rates
+from teraedge.plan import block, rates, resident
 from teraedge.rounding import LARGEST, error_bound
 
 HALVES = ("fp16", "bf16")
@@ -67,9 +67,9 @@ def kernel(request, monkeypatch):
     monkeypatch.setattr(rates, "block_at_best", lambda layer: fastest)
     seconds = -1.0 if name == "dense" else np.inf
     monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: seconds)
-    monkeypatch.setattr(gpu, "SAMPLES", (int(samples),) if samples else ())
+    monkeypatch.setattr(resident, "SAMPLES", (int(samples),) if samples else ())
     if name == "block":
-        monkeypatch.setattr(gpu, "SAMPLES", (4,))
+        monkeypatch.setattr(resident, "SAMPLES", (4,))
     monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
     return name
 
@@ -126,7 +126,7 @@ def radix(weights, width=16, activation=None):
 def chained(monkeypatch):
     """Let layers run in the chained kernel."""
     monkeypatch.setattr(rates, "CHAINED_PIECES", 9)
-    monkeypatch.setattr(gpu, "SAMPLES", ())
+    monkeypatch.setattr(resident, "SAMPLES", ())
 
 
 WEIGHTS = {"equal": 1 / 16, "random": lambda rng, edges: rng.integers(-2, 9, edges) / 64}

@@ -7,7 +7,7 @@ from engines_networks import NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import ClippedReLU, Options
-from teraedge.plan import gpu, rates, staged
+from teraedge.plan import gpu, rates, resident, staged
 
 SAMPLES = [0, 1, 33, 150, 989]
 OPTIONS = {"a": Options.mode("a"), "c": Options.mode("c"), "half resident": Options(memory="20KB")}
@@ -30,8 +30,8 @@ def buffers(request, monkeypatch):
         plan = staged.staging(layer, SMALL * request.param, request.param)
         return staged.settled(plan or staged.staging(layer, room, request.param))
 
-    monkeypatch.setattr(gpu, "SAMPLES", ())
-    monkeypatch.setattr(gpu.rates, "wide_seconds", lambda *_: np.inf)
+    monkeypatch.setattr(resident, "SAMPLES", ())
+    monkeypatch.setattr(rates, "wide_seconds", lambda *_: np.inf)
     monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: np.inf)
     monkeypatch.setattr(gpu, "_best_staging", stage)
     return request.param
@@ -78,7 +78,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
         panels = gpu.all_single(layer)
         if kernel == "wide":
             return gpu._wide(panels, "fp32")
-        return gpu.lay_out_staged(panels, gpu.staging(panels, 2 * SMALL, 2))
+        return staged.lay_out_staged(panels, staged.staging(panels, 2 * SMALL, 2))
 
     real = gpu.lay_out
     monkeypatch.setattr(gpu, "lay_out", lay_out)

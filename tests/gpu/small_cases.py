@@ -7,7 +7,7 @@ import numpy as np
 
 import teraedge
 from teraedge import Options
-from teraedge.plan import gpu, rates, staged
+from teraedge.plan import gpu, rates, resident, staged
 
 NAMES = ["rectangular", "most die", "shared inputs", "empty rows and columns", "dense"]
 OPTIONS = [Options.mode("a"), Options.mode("b"), Options.mode("c"), Options(memory=3000)]
@@ -50,7 +50,7 @@ def main():
     rates.block_seconds = rates.block_at_best = lambda layer: -1.0
     assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"block"}
     rates.block_seconds, rates.block_at_best = real
-    gpu.SAMPLES = ()
+    resident.SAMPLES = ()
     rates.staged_at_best = lambda layer: np.inf
     assert set().union(*run_all((150,), OPTIONS[:2])) == {"wide"}
     rates.staged_at_best = lambda layer: 0.0

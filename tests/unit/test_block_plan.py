@@ -10,8 +10,9 @@ import teraedge
 from teraedge.plan import gpu
 from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
 from teraedge.plan.block import PANEL, STEP, lay_out_block
+from teraedge.plan.block_parts import FIRST_PLACE
 from teraedge.plan.chains import chains, dealt
-from teraedge.plan.device import FIRST_PLACE, WARPS
+from teraedge.plan.kernel_sizes import WARPS
 from teraedge.plan.panels import panel_layer
 from teraedge.plan.segments import segments
 

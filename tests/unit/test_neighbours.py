@@ -7,6 +7,7 @@ import teraedge
 from teraedge.plan import gpu, rates
 from teraedge.plan.neighbours import settled
 from teraedge.plan.predict import predicted
+from teraedge.plan.resident import resident_instead
 
 ROOM = 232448
 
@@ -61,11 +62,11 @@ def test_many_small_layers_are_worth_a_change_of_kernels():
 
 def test_what_is_resident_instead_computes_the_same():
     tiny = laid_out(64, 64, 4)
-    other = gpu.resident_instead(tiny)
+    other = resident_instead(tiny)
     assert other.kernel == "resident"
     assert (other.n_in, other.n_out, other.edges) == (tiny.n_in, tiny.n_out, tiny.edges)
     np.testing.assert_array_equal(other.bias, tiny.bias)
-    assert gpu.resident_instead(other) is other
+    assert resident_instead(other) is other
 
 
 def test_where_all_samples_stay_a_layer_takes_what_is_the_fastest_with_many():

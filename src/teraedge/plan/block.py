@@ -22,16 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
+from teraedge.plan.block_parts import FIRST_PLACE, BlockKind, BlockParts, row_units
 from teraedge.plan.chains import Classes, chains, dealt, input_classes
-from teraedge.plan.device import (
-    FIRST_PLACE,
-    WARPS,
-    BlockKind,
-    BlockParts,
-    DeviceLayer,
-    DevicePanels,
-    row_units,
-)
+from teraedge.plan.device import DeviceLayer, DevicePanels
+from teraedge.plan.kernel_sizes import WARPS
 from teraedge.plan.panels import PanelLayer, Panels
 
 PANEL, STEP = 16, 16

@@ -8,43 +8,26 @@ better where neurons share no inputs and lists are not too short. Where most edg
 as a product of matrices on tensor cores (`plan.dense`). `plan.rates` tells which.
 
 All but that work on panels (`plan.panels`): neurons that read the same inputs. The resident kernel
-reads
-slices of 32 tall panels, one a lane, or of 32 single neurons for each 32 sums that a lane can keep,
-in sliced ELL (Monakov et al., 2010): the k-th edges of all lie side by side. Panels are sorted by
-length, so that little is padded, and their edges are ordered for the banks of shared memory
-(`plan.banks`). The wide kernel reads one panel a warp.
+reads them in slices (`plan.resident`), the wide kernel one a warp.
 """
 
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from teraedge.network import Layer
 from teraedge.options import ITEMSIZE, Precision
-from teraedge.plan import banks, predict, rates, small
+from teraedge.plan import predict, rates, small
 from teraedge.plan.block import PANEL, lay_out_block
+from teraedge.plan.block_parts import PLANES
 from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
 from teraedge.plan.cost import Constants
 from teraedge.plan.dense import dense_edges, dense_shared, dense_terms, lay_out_dense
-from teraedge.plan.device import (
-    COLUMNS,
-    LANES,
-    PLANES,
-    STATIC_SHARED,
-    WARPS,
-    ZERO_ROWS,
-    DeviceLayer,
-    DevicePanels,
-    Kernel,
-    in_group_order,
-    lanes_of,
-    list_table,
-    sliced,
-    targets_of,
-)
+from teraedge.plan.device import DeviceLayer, DevicePanels, Kernel, list_table, targets_of
+from teraedge.plan.kernel_sizes import COLUMNS, LANES, STATIC_SHARED
 from teraedge.plan.panels import PanelLayer, Panels, panel_layer
+from teraedge.plan.resident import lay_out_resident, may_be_resident, most_samples, slices
 from teraedge.plan.staged import Staging, lay_out_staged, settled, staging
 from teraedge.rounding import LARGEST
 
@@ -57,10 +40,6 @@ WIDE_TALL_EDGES = {16: 1.5, 8: 1.25}
 """The same for the wide kernel, by the neurons that tall panels may have there."""
 BLOCK_TALL_EDGE = 1.0
 """As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
-SAMPLES = (32, 16, 8, 4)
-"""Samples a resident tile may have."""
-NOT_CURVED = 16
-"""Samples for which there are too few registers for smooth activations that are rounded."""
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
 
@@ -133,12 +112,10 @@ def _lay_out_sparse(
     The small and the staged kernel know activations of fp32 only.
     """
     exact = precision == "fp32"
-    rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
     resident, seconds = None, np.inf
-    if rows * min(SAMPLES, default=room) * 4 <= room:
+    if may_be_resident(layer, room):
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
-        sizes = [n for n in SAMPLES if n != NOT_CURVED or exact or not panels.curve]
-        samples = next((n for n in sizes if _shared(panels, n) <= room), 0)
+        samples = most_samples(panels, room, exact=exact)
         seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
         if tensor_cores and not panels.curve:
             block = _block(layer, room, seconds_there, PLANES[precision])
@@ -149,7 +126,7 @@ def _lay_out_sparse(
         if tiny is not None:
             return tiny
         if samples > 4:
-            return _resident(panels, samples, _shared(panels, samples))
+            return lay_out_resident(panels, samples)
         if samples:
             resident, seconds = panels, rates.resident_four_seconds(panels, RESIDENT_TALL_EDGE)
     wide, wide_seconds = _best_wide(layer, ITEMSIZE[precision])
@@ -159,7 +136,7 @@ def _lay_out_sparse(
         if plan is not None:
             return lay_out_staged(single, plan)
     if resident is not None and seconds < wide_seconds:
-        return _resident(resident, 4, _shared(resident, 4))
+        return lay_out_resident(resident, 4)
     return _wide(wide, precision)
 
 
@@ -169,7 +146,7 @@ def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> Dev
     if min(layer.n_in, layer.n_out) > small.WIDTH or taken > seconds:
         return None
     panels = all_single(layer)
-    pieces = small.pieces_of(_slices(panels.single, panels, small.GROUP, LANES), panels)
+    pieces = small.pieces_of(slices(panels.single, panels, small.GROUP, LANES), panels)
     if pieces is None:
         return None
     found = DeviceLayer(
@@ -189,15 +166,6 @@ def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> Dev
         instead=resident,
     )
     return found if small.Extent().more(found, 0).fits(room) else None
-
-
-def resident_instead(layer: DeviceLayer) -> DeviceLayer:
-    """Return a layer of the small kernel laid out for the resident one; others as they are."""
-    panels = layer.instead
-    if panels is None:
-        return layer
-    samples = next((n for n in SAMPLES if _shared(panels, n) <= layer.shared), 0)
-    return _resident(panels, samples, _shared(panels, samples)) if samples else layer
 
 
 def _block(layer: Layer, room: int, seconds: float, planes: int) -> DeviceLayer | None:
@@ -258,76 +226,6 @@ def _relative(height: int, tall_edge: float) -> Constants:
         multiply_add=0.25,
         read=edge,
     )
-
-
-def _totals(samples: int) -> int:
-    """Return how many sums a lane of the resident kernel keeps for a task."""
-    return 16 if samples < 8 else 32
-
-
-def _shared(layer: PanelLayer, samples: int) -> int:
-    """Return the shared memory of a resident tile: its rows, and the results put aside."""
-    rows = max(layer.n_in, layer.n_out) + ZERO_ROWS
-    totals = _totals(samples)
-    lists = totals // samples
-    tall, single = len(layer.tall.starts) - 1, len(layer.single.starts) - 1
-    tasks = -(-tall // LANES) * max(samples // 8, 1) + -(-single // (LANES * lists))
-    # Of a task, the values of each lane, and the neurons they are of.
-    return rows * samples * 4 + max(0, tasks - WARPS) * (totals + max(4, lists)) * LANES * 4
-
-
-def _resident(layer: PanelLayer, samples: int, shared: int) -> DeviceLayer:
-    return DeviceLayer(
-        kernel="resident",
-        n_in=layer.n_in,
-        n_out=layer.n_out,
-        edges=layer.edges,
-        samples=samples,
-        shared=shared,
-        tall=_slices(layer.tall, layer, samples, LANES),
-        single=_slices(layer.single, layer, samples, LANES * (_totals(samples) // samples)),
-        value=layer.value,
-        bias=layer.bias,
-        clamp=layer.clamp,
-        curve=layer.curve,
-        choice=layer.choice.without_times("resident"),
-    )
-
-
-def _slices(panels: Panels, layer: PanelLayer, samples: int, width: int) -> DevicePanels:
-    """Lay panels out in slices; a slice has `width` panels, some for each lane."""
-    chunks = samples // 4
-    size = 8 // chunks
-    starts, indices = panels.starts, panels.indices.astype(np.int64)
-    lanes = _lanes(starts, indices, size, width)
-    counts = np.diff(starts)
-    if size == 1:
-        steps = np.arange(len(indices)) - np.repeat(starts[:-1], counts)
-        lengths = np.append(counts, 0)[lanes]
-    else:
-        steps = np.empty(len(indices), np.int64)
-        lengths = banks.order_edges(lanes, starts, indices, size, steps)
-    lengths = lengths.reshape(len(lanes) // width, width if size == 1 else width // 8).max(axis=1)
-    lengths += lengths & 1
-    first = np.cumsum(lengths) - lengths
-    table = np.full((int(lengths.sum()), width), -1, np.int64)
-    # Where each edge goes: the lane of its panel, and the step that it was given.
-    slot = np.repeat(lanes_of(lanes, len(counts)), counts)
-    place = first[slot // width] + steps, slot % width
-    table[place] = indices
-    packed = sliced(panels, layer, samples, lanes, place, table, layer.n_in)
-    lists = list_table(first // 2, lengths // 2)
-    return DevicePanels(panels.height, lists, *packed, slots=table.size * panels.height)
-
-
-def _lanes(
-    starts: NDArray[np.int64], indices: NDArray[np.int64], size: int, width: int
-) -> NDArray[np.int64]:
-    """Return the panel of each lane of all slices, -1 for none."""
-    order = np.argsort(-np.diff(starts), kind="stable")
-    if size > 1:
-        order = banks.balanced_groups(order, starts, indices, size)
-    return in_group_order(order, size, width)
 
 
 def _wide(layer: PanelLayer, precision: Precision = "fp32") -> DeviceLayer:

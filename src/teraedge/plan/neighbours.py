@@ -10,7 +10,7 @@ from itertools import groupby
 
 from teraedge.plan import rates
 from teraedge.plan.device import DeviceLayer
-from teraedge.plan.gpu import resident_instead
+from teraedge.plan.resident import resident_instead
 
 
 def settled(

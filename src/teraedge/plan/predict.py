@@ -8,9 +8,11 @@ from dataclasses import replace
 
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import PANEL, STEP
+from teraedge.plan.block_parts import BlockKind, BlockParts
 from teraedge.plan.cost import Limit
-from teraedge.plan.device import LANES, WARPS, BlockKind, BlockParts, DeviceLayer, DevicePanels
+from teraedge.plan.device import DeviceLayer, DevicePanels
 from teraedge.plan.explain import Part
+from teraedge.plan.kernel_sizes import LANES, WARPS
 from teraedge.plan.rates import (
     BORDER,
     L2_BYTES,

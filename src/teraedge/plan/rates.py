@@ -7,7 +7,8 @@ cache have about the same ratio, so that the order stays.
 from math import inf
 
 from teraedge.plan.block import PANEL, STEP
-from teraedge.plan.device import LANES, DeviceLayer
+from teraedge.plan.device import DeviceLayer
+from teraedge.plan.kernel_sizes import LANES
 from teraedge.plan.panels import PanelLayer
 from teraedge.plan.staged import CHUNKS, READS_A_STEP, SAMPLES, WIDTH, Staging
 

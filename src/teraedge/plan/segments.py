@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from teraedge.plan import small
-from teraedge.plan.device import GROUP, BlockKind, DeviceLayer, Kernel
+from teraedge.plan.block_parts import GROUP, BlockKind
+from teraedge.plan.device import DeviceLayer, Kernel
 
 
 @dataclass(frozen=True)

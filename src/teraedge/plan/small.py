@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.activations import CURVES
-from teraedge.plan.device import LANES, ZERO_ROWS, DeviceLayer, DevicePanels, list_table
+from teraedge.plan.device import DeviceLayer, DevicePanels, list_table
+from teraedge.plan.kernel_sizes import LANES, ZERO_ROWS
 from teraedge.plan.panels import PanelLayer
 
 GROUP = 4

@@ -12,9 +12,6 @@ from numpy.typing import NDArray
 
 from teraedge.plan import parts
 from teraedge.plan.device import (
-    LANES,
-    WARPS,
-    ZERO_ROWS,
     DeviceLayer,
     DevicePanels,
     in_group_order,
@@ -22,6 +19,7 @@ from teraedge.plan.device import (
     list_table,
     sliced,
 )
+from teraedge.plan.kernel_sizes import LANES, WARPS, ZERO_ROWS
 from teraedge.plan.panels import PanelLayer
 
 SAMPLES = 8

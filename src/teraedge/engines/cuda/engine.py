@@ -25,8 +25,9 @@ from teraedge.host import memory_bytes
 from teraedge.network import Layer, Network
 from teraedge.options import ITEMSIZE, Options, parse_bytes
 from teraedge.plan import gpu
-from teraedge.plan.device import COLUMNS, LANES, DeviceLayer
+from teraedge.plan.device import DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
+from teraedge.plan.kernel_sizes import COLUMNS, LANES
 from teraedge.plan.neighbours import settled
 from teraedge.plan.plan import Plan, part_of
 from teraedge.plan.predict import predicted, streamed

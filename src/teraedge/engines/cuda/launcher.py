@@ -27,7 +27,8 @@ from teraedge.engines.cuda.specialisations import (
 )
 from teraedge.engines.cuda.state import RunState
 from teraedge.options import ITEMSIZE, Precision
-from teraedge.plan.device import STATIC_SHARED, THREADS, BlockKind
+from teraedge.plan.block_parts import BlockKind
+from teraedge.plan.kernel_sizes import STATIC_SHARED, THREADS
 from teraedge.plan.segments import Segment
 from teraedge.plan.small import THREADS as SMALL_THREADS
 

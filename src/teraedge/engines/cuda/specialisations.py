@@ -4,8 +4,10 @@ from teraedge.options import ITEMSIZE, PRECISIONS, Precision
 from teraedge.plan import dense as dense_layout
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
-from teraedge.plan.device import COLUMNS, PLANES, THREADS, BlockKind
-from teraedge.plan.gpu import NOT_CURVED, RESIDENT_HEIGHT, SAMPLES, WIDE_TALL_EDGES
+from teraedge.plan.block_parts import PLANES, BlockKind
+from teraedge.plan.gpu import RESIDENT_HEIGHT, WIDE_TALL_EDGES
+from teraedge.plan.kernel_sizes import COLUMNS, THREADS
+from teraedge.plan.resident import NOT_CURVED, SAMPLES
 from teraedge.plan.small import STAGES as SMALL_STAGES
 from teraedge.plan.small import THREADS as SMALL_THREADS
 from teraedge.plan.staged import LISTS, SLICES

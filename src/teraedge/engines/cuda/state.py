@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cuda.driver import Device, Memory, Stream
-from teraedge.plan.device import COLUMNS, LANES
+from teraedge.plan.kernel_sizes import COLUMNS, LANES
 
 SPARE_TILES = 1
 """Tiles past the last, so that a piece of work of several tiles never leaves the buffers."""
