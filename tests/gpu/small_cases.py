@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 import teraedge
-from teraedge import Options
+from teraedge import ClippedReLU, Network, Options
+from teraedge.datasets import radixnet
 from teraedge.plan import gpu, rates, resident, staged
 
 NAMES = ["rectangular", "most die", "shared inputs", "empty rows and columns", "dense"]
@@ -27,6 +28,22 @@ def run_all(numbers, options):
                     yield {layer.kernel for layer in engine._plan.resident}
                 np.testing.assert_array_equal(result.outputs, expected.outputs)
                 np.testing.assert_array_equal(result.live, expected.live)
+
+
+def run_chained():
+    """Run a network whose panels share inputs, in every precision."""
+    layers = radixnet.uniform(
+        1024, 32, 3, width=16, weights=1 / 16, bias=-0.3, activation=ClippedReLU(32), relabel=True
+    )
+    network = Network(list(layers))
+    rng = np.random.default_rng(1)
+    features = (rng.random((150, 1024)) < np.linspace(0.02, 0.4, 150)[:, None]).astype(np.float32)
+    expected = teraedge.reference.run(network, features)
+    for precision, error in (("fp32", 4e-5), ("fp16", 2e-2), ("bf16", 2e-1)):
+        with teraedge.compile(network, "cuda", Options.mode("b", precision=precision)) as engine:
+            outputs = engine.run(features).outputs
+            yield {layer.kernel for layer in engine._plan.resident}
+        np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=error)
 
 
 def never(*_):
@@ -53,6 +70,8 @@ def main():
     resident.SAMPLES = ()
     rates.staged_at_best = lambda layer: np.inf
     assert set().union(*run_all((150,), OPTIONS[:2])) == {"wide"}
+    rates.block_at_best = lambda layer: np.inf
+    assert set().union(*run_chained()) == {"chained"}
     rates.staged_at_best = lambda layer: 0.0
     rates.wide_seconds = never
     gpu._best_staging = stage
