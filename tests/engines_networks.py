@@ -92,6 +92,18 @@ def make_networks():
 
 
 NETWORKS = make_networks()
+NAMES_FOR_EACH_KERNEL = [
+    "rectangular",
+    "most die",
+    "wakes up",
+    "empty rows and columns",
+    "no edges",
+    "shared inputs",
+    "nearly shared inputs",
+    "one neuron",
+    "dense",
+]
+"""Those that tests run in every kernel there is, one after the other."""
 
 
 def make_features(network, samples, seed=0, density=None):

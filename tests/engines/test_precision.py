@@ -3,7 +3,7 @@
 import engine_devices
 import numpy as np
 import pytest
-from engines_networks import NETWORKS, chain, make_features
+from engines_networks import NAMES_FOR_EACH_KERNEL, NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import ClippedReLU, Identity, Layer, Network, Options, PackedFeatures, ReLU
@@ -13,17 +13,6 @@ from teraedge.plan import block, rates, resident
 from teraedge.rounding import LARGEST, error_bound
 
 HALVES = ("fp16", "bf16")
-NAMES = [
-    "rectangular",
-    "most die",
-    "wakes up",
-    "empty rows and columns",
-    "no edges",
-    "shared inputs",
-    "nearly shared inputs",
-    "one neuron",
-    "dense",
-]
 
 
 def stored(values, precision):
@@ -90,7 +79,7 @@ def check(device, network, features, precision, kernel=None, modes="ac"):
 
 
 @pytest.mark.parametrize("precision", HALVES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES_FOR_EACH_KERNEL)
 def test_equals_the_model(device, kernel, name, precision):
     network = NETWORKS[name]
     for samples in (33, 150):
