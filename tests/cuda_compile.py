@@ -5,6 +5,7 @@
 prints registers, spilled bytes, stack and shared memory of each.
 """
 
+import os
 import re
 import struct
 import sys
@@ -60,16 +61,36 @@ def label(specialisation):
     return " ".join([file, *(f"{name}={value}" for name, value in defines.items())])
 
 
-def compile_all(wanted, arch, processes=2):
-    """Compile for one architecture; NVRTC lets only one thread of a process work.
+class Compiling:
+    """Compilations in processes of their own; NVRTC lets only one thread of a process work.
 
-    Returns
-    -------
-    list of (dict of str to Usage, or str)
-        In the order of `wanted`; a text where it does not compile.
+    Parameters
+    ----------
+    wanted : iterable of (specialisation, str)
+        What to compile, and for which architecture.
+    processes : int
+        They give way to other programs.
     """
-    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:
-        return list(pool.map(_usage, wanted, [arch] * len(wanted)))
+
+    def __init__(self, wanted, processes=2):
+        self._pool = ProcessPoolExecutor(processes, get_context("spawn"), os.nice, (19,))
+        self._found = {(label(s), arch): self._pool.submit(_usage, s, arch) for s, arch in wanted}
+
+    def usage(self, specialisation, arch):
+        """Wait for one: a dict of str to Usage, or a text where it does not compile."""
+        return self._found[label(specialisation), arch].result()
+
+    def stop(self):
+        """Leave out what has not begun."""
+        self._pool.shutdown(cancel_futures=True)
+
+
+def compile_all(wanted, arch):
+    """Compile for one architecture and return what `Compiling.usage` does, in order."""
+    compiling = Compiling((specialisation, arch) for specialisation in wanted)
+    found = [compiling.usage(specialisation, arch) for specialisation in wanted]
+    compiling.stop()
+    return found
 
 
 def _usage(specialisation, arch):

@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from teraedge import ClippedReLU, Identity, Layer, Network, ReLU
+from teraedge.datasets import radixnet
 
 
 def weights(rng, n_in, n_out, density=0.15, low=-2, high=3):
@@ -92,6 +93,18 @@ def make_networks():
 
 
 NETWORKS = make_networks()
+NAMES_FOR_EACH_KERNEL = [
+    "rectangular",
+    "most die",
+    "wakes up",
+    "empty rows and columns",
+    "no edges",
+    "shared inputs",
+    "nearly shared inputs",
+    "one neuron",
+    "dense",
+]
+"""Those that tests run in every kernel there is, one after the other."""
 
 
 def make_features(network, samples, seed=0, density=None):
@@ -99,3 +112,23 @@ def make_features(network, samples, seed=0, density=None):
     rng = np.random.default_rng(seed)
     share = rng.random((samples, 1)) ** 2 if density is None else density
     return (rng.random((samples, network.n_in)) < share).astype(np.float32)
+
+
+RADIX_WEIGHTS = {
+    "equal": 1 / 16,
+    "random": lambda rng, edges: rng.integers(-2, 9, edges) / 64,
+}
+
+
+def radix(weights, layers=4, bias=-0.3125, width=16, activation=None):
+    """Return a RadiX-Net in which samples die, or, with a curve, one in which none does."""
+    activation = activation or ClippedReLU(32)
+    kwargs = {"width": width, "weights": weights, "bias": bias, "activation": activation}
+    return Network(list(radixnet.uniform(1024, 2 * width, layers, relabel=True, **kwargs)))
+
+
+def radix_features(samples):
+    """0/1 features for it, sparser for some samples than for others."""
+    rng = np.random.default_rng(samples)
+    ones = np.linspace(0.02, 0.4, samples)[rng.permutation(samples)]
+    return (rng.random((samples, 1024)) < ones[:, None]).astype(np.float32)

@@ -3,10 +3,10 @@
 import engine_devices
 import numpy as np
 import pytest
+from engines_networks import RADIX_WEIGHTS, radix, radix_features
 
 import teraedge
 from teraedge import Layer, Network, Options, PackedFeatures
-from teraedge.datasets import radixnet
 from teraedge.plan import rates, resident
 
 
@@ -21,39 +21,15 @@ def device(request, monkeypatch):
     undo()
 
 
-def network(weights, activation=None):
-    """Return a RadiX-Net in which samples die, or, with a curve, one in which none does."""
-    made = radixnet.uniform(
-        1024,
-        32,
-        5,
-        width=16,
-        weights=weights,
-        bias=-0.3,
-        activation=activation or teraedge.ClippedReLU(32),
-        relabel=True,
-    )
-    return Network(list(made))
-
-
-def bits(samples, neurons=1024):
-    rng = np.random.default_rng(samples)
-    ones = np.linspace(0.02, 0.4, samples)[rng.permutation(samples)]
-    return (rng.random((samples, neurons)) < ones[:, None]).astype(np.float32)
-
-
-WEIGHTS = {"equal": 1 / 16, "random": lambda rng, edges: rng.integers(-2, 9, edges) / 64}
-
-
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("weights", RADIX_WEIGHTS)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("mode", ["a", "b"])
 def test_equals_reference(device, weights, packed, mode):
-    net = network(WEIGHTS[weights])
+    net = radix(RADIX_WEIGHTS[weights], 5, -0.3)
     with teraedge.compile(net, device, Options.mode(mode)) as engine:
         assert {layer.kernel for layer in engine._plan.resident} == {"chained"}
         for samples in (1, 33, 150):
-            features = bits(samples)
+            features = radix_features(samples)
             expected = teraedge.reference.run(net, features)
             given = PackedFeatures.from_dense(features) if packed else features
             for _ in range(2):  # the second from the graph
@@ -67,8 +43,8 @@ def test_equals_reference(device, weights, packed, mode):
 
 
 def test_smooth_activations(device):
-    net = network(WEIGHTS["random"], teraedge.Tanh())
-    features = bits(70)
+    net = radix(RADIX_WEIGHTS["random"], 5, -0.3, activation=teraedge.Tanh())
+    features = radix_features(70)
     with teraedge.compile(net, device) as engine:
         outputs = engine.run(features).outputs
     expected = teraedge.reference.run(net, features).outputs
@@ -77,7 +53,7 @@ def test_smooth_activations(device):
 
 def test_a_sample_alone_has_the_same_bits(device):
     """How many panels a warp takes in a run depends on how many samples there are."""
-    net, features = network(WEIGHTS["random"]), bits(150)
+    net, features = radix(RADIX_WEIGHTS["random"], 5, -0.3), radix_features(150)
     with teraedge.compile(net, device, Options.mode("a")) as engine:
         outputs = engine.run(features).outputs
         for k in (0, 77, 149):

@@ -11,25 +11,13 @@ import numpy as np
 import pytest
 from cuda_emulator import build
 from cuda_emulator.device import EmulatedDevice
-from engines_networks import NETWORKS, chain, make_features
+from engines_networks import NAMES_FOR_EACH_KERNEL, NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import ClippedReLU, Options
 from teraedge.engines.cuda import driver
 from teraedge.plan import block, rates, resident
 from teraedge.plan.segments import segments
-
-NAMES = [
-    "rectangular",
-    "most die",
-    "wakes up",
-    "empty rows and columns",
-    "no edges",
-    "shared inputs",
-    "nearly shared inputs",
-    "one neuron",
-    "dense",
-]
 
 
 @pytest.fixture(params=engine_devices.DEVICES[1:])
@@ -67,7 +55,7 @@ def kernel(request, monkeypatch):
     return samples
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES_FOR_EACH_KERNEL)
 def test_equals_reference(device, kernel, name):
     network = NETWORKS[name]
     for samples in (1, 33, 150):

@@ -3,27 +3,23 @@
 import engine_devices
 import numpy as np
 import pytest
-from engines_networks import NETWORKS, chain, make_features
+from engines_networks import (
+    NAMES_FOR_EACH_KERNEL,
+    NETWORKS,
+    RADIX_WEIGHTS,
+    chain,
+    make_features,
+    radix,
+    radix_features,
+)
 
 import teraedge
-from teraedge import ClippedReLU, Identity, Layer, Network, Options, PackedFeatures, ReLU
-from teraedge.datasets import radixnet
+from teraedge import Identity, Layer, Network, Options, PackedFeatures, ReLU
 from teraedge.errors import OptionsError
 from teraedge.plan import block, rates, resident
 from teraedge.rounding import LARGEST, error_bound
 
 HALVES = ("fp16", "bf16")
-NAMES = [
-    "rectangular",
-    "most die",
-    "wakes up",
-    "empty rows and columns",
-    "no edges",
-    "shared inputs",
-    "nearly shared inputs",
-    "one neuron",
-    "dense",
-]
 
 
 def stored(values, precision):
@@ -90,7 +86,7 @@ def check(device, network, features, precision, kernel=None, modes="ac"):
 
 
 @pytest.mark.parametrize("precision", HALVES)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES_FOR_EACH_KERNEL)
 def test_equals_the_model(device, kernel, name, precision):
     network = NETWORKS[name]
     for samples in (33, 150):
@@ -108,20 +104,6 @@ def test_large_values_are_rounded(device, kernel, precision):
     check(device, network, features, precision, kernel, modes="a")
 
 
-def radix(weights, width=16, activation=None):
-    made = radixnet.uniform(
-        1024,
-        2 * width,
-        4,
-        width=width,
-        weights=weights,
-        bias=-0.3125,
-        activation=activation or ClippedReLU(32),
-        relabel=True,
-    )
-    return Network(list(made))
-
-
 @pytest.fixture
 def chained(monkeypatch):
     """Let layers run in the chained kernel."""
@@ -129,23 +111,14 @@ def chained(monkeypatch):
     monkeypatch.setattr(resident, "SAMPLES", ())
 
 
-WEIGHTS = {"equal": 1 / 16, "random": lambda rng, edges: rng.integers(-2, 9, edges) / 64}
-
-
-def bits(samples, neurons=1024):
-    rng = np.random.default_rng(samples)
-    ones = np.linspace(0.02, 0.4, samples)[rng.permutation(samples)]
-    return (rng.random((samples, neurons)) < ones[:, None]).astype(np.float32)
-
-
 @pytest.mark.parametrize("precision", HALVES)
-@pytest.mark.parametrize("weights", WEIGHTS)
+@pytest.mark.parametrize("weights", RADIX_WEIGHTS)
 @pytest.mark.parametrize("width", [16, 8])
 def test_chained_equals_the_model(device, chained, weights, width, precision):
-    network = radix(WEIGHTS[weights], width)
+    network = radix(RADIX_WEIGHTS[weights], width=width)
     for samples in (1, 150):
         kernel = "chained" if width == 16 else None  # panels of 8 with their own weights: wide
-        check(device, network, bits(samples), precision, kernel, modes="b")
+        check(device, network, radix_features(samples), precision, kernel, modes="b")
 
 
 @pytest.mark.parametrize("precision", HALVES)
@@ -190,8 +163,8 @@ def test_what_fp16_cannot_hold_is_held_at_its_largest(device, kernel):
 @pytest.mark.parametrize("precision", HALVES)
 @pytest.mark.parametrize("activation", [teraedge.Tanh(), teraedge.GELU()])
 def test_smooth_activations(device, chained, activation, precision):
-    network = radix(WEIGHTS["random"], activation=activation)
-    features = bits(40)
+    network = radix(RADIX_WEIGHTS["random"], activation=activation)
+    features = radix_features(40)
     with teraedge.compile(network, device, Options(precision=precision)) as engine:
         result = engine.run(features)
     expected = teraedge.reference.run(network, features).outputs
@@ -210,7 +183,7 @@ def test_weights_that_two_terms_do_not_hold(device, chained, precision):
         assert [layer.kernel for layer in engine._plan.resident] == [
             "wide" if precision == "fp16" else "chained"
         ]
-        features = bits(20)
+        features = radix_features(20)
         result = engine.run(features)
     expected = teraedge.reference.run(network, features).outputs
     assert (np.abs(result.outputs - expected) <= result.error_bound(network, features)).all()
