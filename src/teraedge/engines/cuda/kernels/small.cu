@@ -116,9 +116,6 @@ __device__ __forceinline__ unsigned samples_of(unsigned columns, unsigned began,
     return found & began;
 }
 
-// The barrier between two pieces, for the warp that copies and for those that compute.
-__device__ __forceinline__ void meet() { __syncthreads(); }
-
 // How far a tile has come.
 struct Walk {
     unsigned running, live; // those that a layer runs, and those that it leaves, as is known a layer later
@@ -134,6 +131,10 @@ struct Walk {
             live = counts[-1].nonzero & running;
         return running == 0 || done == areas.layers;
     }
+    // The place in the ring of the piece before this one, which is free.
+    __device__ __forceinline__ int before(const Areas &areas) const {
+        return (unit == 0 ? STAGES * areas.stage : unit) - areas.stage;
+    }
     // Go to the next piece, whose flags have been read; returns whether the layer ends.
     __device__ __forceinline__ bool next(const Areas &areas, int next_flags) {
         const int ends = flags >> 8 & 1;
@@ -145,76 +146,56 @@ struct Walk {
     }
 };
 
-// Copy pieces ahead of those that compute; by one warp.
-__device__ __forceinline__ void feed_tile(const Areas &areas, unsigned running, int awake, int lane) {
-    Walk walk(areas, running);
-    int free = (STAGES - 1) * areas.stage;
-    bool begins = true;
-#pragma unroll 1
-    for (;;) {
-        wait_for_groups<STAGES - 2>();
-        meet(); // the piece is there, and the one before it is done
-        const bool over = walk.ended(areas, awake);
-        if (over) {
-            if (lane == 0)
-                walk.counts->stamp = static_cast<unsigned>(clocks());
-            return;
-        }
-        if (begins && lane == 0) // behind the branch, as clocks may be read before a barrier that comes first
-            walk.counts->stamp = static_cast<unsigned>(clocks());
-        request(areas, walk.piece + STAGES - 1, free, lane);
-        free = walk.unit;
-        begins = walk.next(areas, areas.place_of(walk.piece + 1).flags);
-    }
-}
-
-// Run the first layer of a segment; by the warps that compute.
-template <class Inputs>
-__device__ __forceinline__ void run_first(const Areas &areas, Walk &walk, const Inputs &inputs, int warp, int lane) {
-#pragma unroll 1
-    for (bool ends = false; !ends;) {
-        meet();
-        run_piece(areas, space + walk.unit, walk.flags, walk.running, inputs, areas.rows_of(1), &walk.counts->nonzero, warp,
-                  lane);
-        ends = walk.next(areas, areas.place_of(walk.piece + 1).flags);
-    }
-}
-
-// Run the layers that are left, from shared memory; returns the samples that are live at the end.
-__device__ __forceinline__ unsigned run_others(const Areas &areas, Walk &walk, int awake, int warp, int lane) {
+// Take a tile through pieces: the last warp copies them ahead, the others compute. All warps meet between two pieces,
+// at the same place. With FIRST these are the pieces of the first layer of a segment, from `inputs`, else all that are
+// left, from shared memory.
+template <bool FIRST, class Inputs>
+__device__ __forceinline__ void run_pieces(const Areas &areas, Walk &walk, const Inputs &inputs, int awake, int warp,
+                                           int lane) {
+    const bool copies = warp == WARPS;
     float4 *in = areas.rows_of(walk.done), *out = areas.rows_of(walk.done + 1);
     const int stride = static_cast<int>(kept(areas.row_count)); // of a group
+    bool begins = true;                                         // a layer
 #pragma unroll 1
     for (;;) {
-        meet();
+        if (copies)
+            wait_for_groups<STAGES - 2>();
+        __syncthreads(); // the piece is there, and the one before it is done
         const int next = areas.place_of(walk.piece + 1).flags;
-        if (walk.ended(areas, awake))
-            return walk.live;
-        run_piece(areas, space + walk.unit, walk.flags, walk.running,
-                  [&](int group) { return FromShared{in + group * stride}; }, out, &walk.counts->nonzero, warp, lane);
-        const bool ends = walk.next(areas, next);
+        const bool over = walk.ended(areas, awake);
+        if (copies && (begins || over) && lane == 0) // clocks of another branch may be read before the barrier
+            walk.counts->stamp = static_cast<unsigned>(clocks());
+        if (over)
+            return;
+        if (copies)
+            request(areas, walk.piece + STAGES - 1, walk.before(areas), lane);
+        else if constexpr (FIRST)
+            run_piece(areas, space + walk.unit, walk.flags, walk.running, inputs, out, &walk.counts->nonzero, warp, lane);
+        else
+            run_piece(areas, space + walk.unit, walk.flags, walk.running,
+                      [&](int group) { return FromShared{in + group * stride}; }, out, &walk.counts->nonzero, warp, lane);
+        begins = walk.next(areas, next);
+        if (FIRST && begins)
+            return;
         float4 *swap = in;
-        in = ends ? out : in, out = ends ? swap : out;
+        in = begins ? out : in, out = begins ? swap : out;
     }
 }
 
 // Take a tile, which is in shared memory if it has been `merged`, through all layers; returns the columns that are
-// live at the end, to the warps that compute.
+// live at the end.
 __device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &state, i64 segment, i64 slot,
                                              unsigned running, bool merged, bool bits, i64 inputs, int awake) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    if (warp == WARPS) {
-        feed_tile(areas, running, awake, lane);
-        return 0;
-    }
     Walk walk(areas, running);
     if (bits) {
-        run_first(areas, walk, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; }, warp, lane);
+        run_pieces<true>(areas, walk, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; }, awake, warp, lane);
     } else if (!merged) {
         const float4 *rows = reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, inputs));
-        run_first(areas, walk, [&](int group) { return FromRows{rows + group}; }, warp, lane);
+        run_pieces<true>(areas, walk, [&](int group) { return FromRows{rows + group}; }, awake, warp, lane);
     }
-    return run_others(areas, walk, awake, warp, lane);
+    run_pieces<false>(areas, walk, 0, awake, warp, lane);
+    return walk.live;
 }
 
 // Count what a tile of samples did; by all threads. `columns` ran, of which all live until a zero row stays zero.
