@@ -14,7 +14,8 @@ from teraedge.bench.gpu import peaks
 from teraedge.bench.session import Session
 from teraedge.datasets import challenge
 from teraedge.engines.cuda import driver
-from teraedge.plan import rates, resident
+from teraedge.plan import resident
+from teraedge.plan.rates import Rates
 
 pytestmark = pytest.mark.skipif(not build.available(), reason=build.REASON)
 
@@ -59,7 +60,7 @@ def test_challenge_in_the_wide_kernel_has_a_share_of_its_limit(gpu, monkeypatch)
     from challenge_cuda import measure
 
     monkeypatch.setattr(resident, "SAMPLES", ())  # none of the kernels that stay on chip
-    monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(Rates, "staged_at_best", lambda *_: np.inf)
     network, features = challenge.network(1024, 2), challenge.features(1024, 40)
     truth = teraedge.reference.run(network, features).live
     found = measure(network, features, truth, "b", gpu, peaks(gpu, 1 << 16), **QUICK)

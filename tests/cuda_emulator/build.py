@@ -10,6 +10,7 @@ import subprocess
 import tempfile
 import weakref
 from pathlib import Path
+from threading import Lock
 
 HERE = Path(__file__).parent
 COMPILER = shutil.which("g++")
@@ -74,15 +75,23 @@ def runtime():
     return library
 
 
-@functools.cache
+_building = Lock()
+
+
 def kernel_library(source, defines):
-    """Build and load a kernel file.
+    """Build and load a kernel file, once, whatever thread asks.
 
     Parameters
     ----------
     source : Path
     defines : tuple of (str, str)
     """
+    with _building:
+        return _kernel_library(source, defines)
+
+
+@functools.cache
+def _kernel_library(source, defines):
     runtime()
     key = hashlib.sha256(repr((source, defines)).encode()).hexdigest()[:16]
     build = folder() / f"{source.stem}-{key}"

@@ -7,14 +7,15 @@ from engines_networks import RADIX_WEIGHTS, radix, radix_features
 
 import teraedge
 from teraedge import Layer, Network, Options, PackedFeatures
-from teraedge.plan import rates, resident
+from teraedge.plan import resident
+from teraedge.plan.rates import Rates
 
 
 @pytest.fixture(params=engine_devices.DEVICES[1:])
 def device(request, monkeypatch):
     """Let layers run in the chained kernel, or in the wide one."""
-    monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
-    monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(Rates, "block_at_best", lambda *_: np.inf)
+    monkeypatch.setattr(Rates, "staged_at_best", lambda *_: np.inf)
     monkeypatch.setattr(resident, "SAMPLES", ())
     name, undo = engine_devices.opened(request.param)
     yield name

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import teraedge
 from teraedge import Layer, Network, ReLU
-from teraedge.plan import gpu, rates
+from teraedge.plan import gpu
 from teraedge.plan.dense import dense_terms
+from teraedge.plan.rates import Rates
 from teraedge.rounding import error_bound
 
 SHARED = 227 * 1024
@@ -27,7 +28,7 @@ def device(request):
 
 @pytest.fixture
 def only_dense(monkeypatch):
-    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: -1.0)
+    monkeypatch.setattr(Rates, "dense_seconds", lambda *_: -1.0)
 
 
 def rounded(values, terms):
@@ -100,7 +101,7 @@ def test_any_shape_and_density(data):
     expected = teraedge.reference.run(network, features).outputs
     name, undo = engine_devices.opened("emulated")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(rates, "dense_seconds", lambda edges, terms: -1.0)
+        patch.setattr(Rates, "dense_seconds", lambda *_: -1.0)
         try:
             with teraedge.compile(network, name) as engine:
                 result = engine.run(features)

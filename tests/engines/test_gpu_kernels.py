@@ -16,7 +16,8 @@ from engines_networks import NAMES_FOR_EACH_KERNEL, NETWORKS, chain, make_featur
 import teraedge
 from teraedge import ClippedReLU, Options
 from teraedge.engines.cuda import driver
-from teraedge.plan import block, rates, resident
+from teraedge.plan import block, resident
+from teraedge.plan.rates import Rates
 from teraedge.plan.segments import segments
 
 
@@ -40,18 +41,18 @@ def kernel(request, monkeypatch):
     """Let every layer run in one kernel, in tiles of so many samples."""
     name, samples, *tiles = request.param
     dense = name == "dense"
-    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: -1.0 if dense else np.inf)
-    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: np.inf)
+    monkeypatch.setattr(Rates, "dense_seconds", lambda *_: -1.0 if dense else np.inf)
+    monkeypatch.setattr(Rates, "small_seconds", lambda *_: np.inf)
     if name == "block":
-        monkeypatch.setattr(rates, "block_seconds", lambda layer: -1.0)
-        monkeypatch.setattr(rates, "block_at_best", lambda layer: -1.0)
+        monkeypatch.setattr(Rates, "block_seconds", lambda *_: -1.0)
+        monkeypatch.setattr(Rates, "block_at_best", lambda *_: -1.0)
         kinds = [k for k in block.KINDS if (k.samples, [2 - (k.held > 0)]) == (samples, tiles)]
         monkeypatch.setattr(block, "KINDS", kinds)
         return samples
-    monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(Rates, "block_at_best", lambda *_: np.inf)
     monkeypatch.setattr(resident, "SAMPLES", (samples,) if samples else ())
-    monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
-    monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(Rates, "resident_seconds", lambda *_: -1.0)
+    monkeypatch.setattr(Rates, "staged_at_best", lambda *_: np.inf)
     return samples
 
 
@@ -103,8 +104,8 @@ def test_layers_of_different_kernels_follow_each_other(device, monkeypatch):
     network = teraedge.Network(layers)
     features = make_features(network, 70)
     expected = teraedge.reference.run(network, features)
-    monkeypatch.setattr(rates, "staged_at_best", lambda layer: np.inf)
-    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: np.inf)
+    monkeypatch.setattr(Rates, "staged_at_best", lambda *_: np.inf)
+    monkeypatch.setattr(Rates, "small_seconds", lambda *_: np.inf)
     for mode in "ab":
         with teraedge.compile(network, device, Options.mode(mode)) as engine:
             assert len({layer.samples for layer in engine._plan.resident}) >= 3
@@ -121,7 +122,7 @@ def test_more_samples_than_the_device_holds(monkeypatch, mode):
     features = make_features(network, 989)
     expected = teraedge.reference.run(network, features)
     monkeypatch.setattr(driver, "open_device", partial(EmulatedDevice, memory_bytes=2**18))
-    monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
+    monkeypatch.setattr(Rates, "block_at_best", lambda *_: np.inf)
     with teraedge.compile(network, "cuda", Options.mode(mode)) as engine:
         for _ in range(2):
             result = engine.run(features)

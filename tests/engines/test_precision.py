@@ -16,7 +16,8 @@ from engines_networks import (
 import teraedge
 from teraedge import Identity, Layer, Network, Options, PackedFeatures, ReLU
 from teraedge.errors import OptionsError
-from teraedge.plan import block, rates, resident
+from teraedge.plan import block, resident
+from teraedge.plan.rates import Rates
 from teraedge.rounding import LARGEST, error_bound
 
 HALVES = ("fp16", "bf16")
@@ -59,14 +60,14 @@ def kernel(request, monkeypatch):
         kinds = [kind for kind in block.KINDS if kind.samples == int(samples)]
         monkeypatch.setattr(block, "KINDS", kinds)
     fastest = -3.0 if name == "block" else np.inf
-    monkeypatch.setattr(rates, "block_seconds", lambda layer: fastest)
-    monkeypatch.setattr(rates, "block_at_best", lambda layer: fastest)
+    monkeypatch.setattr(Rates, "block_seconds", lambda *_: fastest)
+    monkeypatch.setattr(Rates, "block_at_best", lambda *_: fastest)
     seconds = -1.0 if name == "dense" else np.inf
-    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: seconds)
+    monkeypatch.setattr(Rates, "dense_seconds", lambda *_: seconds)
     monkeypatch.setattr(resident, "SAMPLES", (int(samples),) if samples else ())
     if name == "block":
         monkeypatch.setattr(resident, "SAMPLES", (4,))
-    monkeypatch.setattr(rates, "resident_four_seconds", lambda layer, tall_edge: -1.0)
+    monkeypatch.setattr(Rates, "resident_seconds", lambda *_: -1.0)
     return name
 
 
@@ -107,7 +108,7 @@ def test_large_values_are_rounded(device, kernel, precision):
 @pytest.fixture
 def chained(monkeypatch):
     """Let layers run in the chained kernel."""
-    monkeypatch.setattr(rates, "CHAINED_PIECES", 9)
+    monkeypatch.setattr(Rates, "chained_pays", lambda *_: True)
     monkeypatch.setattr(resident, "SAMPLES", ())
 
 

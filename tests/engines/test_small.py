@@ -9,7 +9,8 @@ from engines_networks import NETWORKS, make_features
 
 import teraedge
 from teraedge import Options
-from teraedge.plan import rates, small
+from teraedge.plan import small
+from teraedge.plan.rates import Rates
 
 
 @pytest.fixture(params=engine_devices.DEVICES[1:])
@@ -21,9 +22,9 @@ def device(request):
 
 @pytest.fixture(autouse=True)
 def _only_small(monkeypatch):
-    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: -1.0)
-    monkeypatch.setattr(rates, "block_at_best", lambda layer: np.inf)
-    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: np.inf)
+    monkeypatch.setattr(Rates, "small_seconds", lambda *_: -1.0)
+    monkeypatch.setattr(Rates, "block_at_best", lambda *_: np.inf)
+    monkeypatch.setattr(Rates, "dense_seconds", lambda *_: np.inf)
 
 
 def packed(network, samples):

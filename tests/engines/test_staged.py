@@ -7,7 +7,8 @@ from engines_networks import NETWORKS, chain, make_features
 
 import teraedge
 from teraedge import ClippedReLU, Options
-from teraedge.plan import gpu, rates, resident, staged
+from teraedge.plan import gpu, resident, staged
+from teraedge.plan.rates import Rates
 
 SAMPLES = [0, 1, 33, 150, 989]
 OPTIONS = {"a": Options.mode("a"), "c": Options.mode("c"), "half resident": Options(memory="20KB")}
@@ -26,13 +27,13 @@ def device(request):
 def buffers(request, monkeypatch):
     """Have every layer staged, as many parts at a time."""
 
-    def stage(layer, room, seconds):
+    def stage(layer, room, *_):
         plan = staged.staging(layer, SMALL * request.param, request.param)
         return staged.settled(plan or staged.staging(layer, room, request.param))
 
     monkeypatch.setattr(resident, "SAMPLES", ())
-    monkeypatch.setattr(rates, "wide_seconds", lambda *_: np.inf)
-    monkeypatch.setattr(rates, "dense_seconds", lambda edges, terms: np.inf)
+    monkeypatch.setattr(Rates, "wide_seconds", lambda *_: np.inf)
+    monkeypatch.setattr(Rates, "dense_seconds", lambda *_: np.inf)
     monkeypatch.setattr(gpu, "_best_staging", stage)
     return request.param
 
@@ -68,7 +69,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
     rng = np.random.default_rng(4)
     network = chain(rng, [40, 60, 50, 60, 40, 30], -2, ClippedReLU(8))
     features = make_features(network, 150)
-    monkeypatch.setattr(rates, "small_seconds", lambda edges, neurons: np.inf)
+    monkeypatch.setattr(Rates, "small_seconds", lambda *_: np.inf)
     kernels = iter(["resident", "staged", "wide", "staged", "resident"])
 
     def lay_out(layer, shared_bytes, **_):
@@ -77,7 +78,7 @@ def test_layers_of_different_kernels(device, monkeypatch):
             return real(layer, shared_bytes)
         panels = gpu.all_single(layer)
         if kernel == "wide":
-            return gpu._wide(panels, "fp32")
+            return gpu.lay_out_wide(panels)
         return staged.lay_out_staged(panels, staged.staging(panels, 2 * SMALL, 2))
 
     real = gpu.lay_out

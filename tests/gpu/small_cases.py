@@ -8,7 +8,8 @@ import numpy as np
 import teraedge
 from teraedge import ClippedReLU, Network, Options
 from teraedge.datasets import radixnet
-from teraedge.plan import gpu, rates, resident, staged
+from teraedge.plan import gpu, resident, staged
+from teraedge.plan.rates import Rates
 
 NAMES = ["rectangular", "most die", "shared inputs", "empty rows and columns", "dense"]
 OPTIONS = [Options.mode("a"), Options.mode("b"), Options.mode("c"), Options(memory=3000)]
@@ -50,30 +51,30 @@ def never(*_):
     return np.inf
 
 
-def stage(layer, room, seconds):
+def stage(layer, room, *_):
     return staged.settled(staged.staging(layer, 24 * 32 * 2, 2) or staged.staging(layer, room, 2))
 
 
 def main():
     sys.path.insert(0, str(Path(__file__).parents[1]))
     # No kernel but the small one, and the dense one, would get such small layers by itself.
-    rates.small_seconds, rates.dense_seconds = (lambda *_: -1.0), never
+    Rates.small_seconds, Rates.dense_seconds = (lambda *_: -1.0), never
     assert set().union(*run_all((1, 33, 150), OPTIONS[1:3])) == {"small"}
-    rates.small_seconds, rates.dense_seconds = never, lambda *_: -1.0
+    Rates.small_seconds, Rates.dense_seconds = never, lambda *_: -1.0
     assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"dense"}
-    rates.dense_seconds = never
+    Rates.dense_seconds = never
     assert set().union(*run_all((1, 33, 150), OPTIONS)) == {"resident"}
-    real = rates.block_seconds, rates.block_at_best
-    rates.block_seconds = rates.block_at_best = lambda layer: -1.0
+    real = Rates.block_seconds, Rates.block_at_best
+    Rates.block_seconds = Rates.block_at_best = lambda *_: -1.0
     assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"block"}
-    rates.block_seconds, rates.block_at_best = real
+    Rates.block_seconds, Rates.block_at_best = real
     resident.SAMPLES = ()
-    rates.staged_at_best = lambda layer: np.inf
+    Rates.staged_at_best = lambda *_: np.inf
     assert set().union(*run_all((150,), OPTIONS[:2])) == {"wide"}
-    rates.block_at_best = lambda layer: np.inf
+    Rates.block_at_best = lambda *_: np.inf
     assert set().union(*run_chained()) == {"chained"}
-    rates.staged_at_best = lambda layer: 0.0
-    rates.wide_seconds = never
+    Rates.staged_at_best = lambda *_: 0.0
+    Rates.wide_seconds = never
     gpu._best_staging = stage
     assert set().union(*run_all((150,), OPTIONS[:2])) == {"staged"}
 

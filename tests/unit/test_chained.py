@@ -6,9 +6,10 @@ import scipy.sparse as sp
 
 import teraedge
 from teraedge.datasets import radixnet
-from teraedge.plan import gpu, rates
+from teraedge.plan import gpu
 from teraedge.plan.chained import ALIGN, chained, pieces
 from teraedge.plan.panels import panel_layer
+from teraedge.plan.rates import Rates
 
 HOPPER = 227 * 1024
 
@@ -36,10 +37,10 @@ def overlapping(seed):
 
 
 def laid_out(layer, monkeypatch):
-    monkeypatch.setattr(rates, "CHAINED_PIECES", np.inf)
+    monkeypatch.setattr(Rates, "chained_pays", lambda *_: True)
     panels = panel_layer(layer, gpu._relative(16, 1e-3))
     assert not len(panels.single.outputs)
-    found = gpu._wide(panels)
+    found = gpu.lay_out_wide(panels)
     assert found.kernel == "chained"
     return found
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import teraedge
-from teraedge.plan import gpu, rates
+from teraedge.plan import gpu
 from teraedge.plan.neighbours import settled
 from teraedge.plan.predict import predicted
+from teraedge.plan.rates import Rates
 from teraedge.plan.resident import resident_instead
 
 ROOM = 232448
@@ -18,15 +19,11 @@ def laid_out(n_in, n_out, fan_in):
     weights = np.zeros((n_in, n_out), np.float32)
     weights[rows, np.repeat(np.arange(n_out), fan_in)] = rng.uniform(0.5, 1, len(rows))
     layer = teraedge.Layer(weights, -0.25, teraedge.ReLU())
-    return expected(gpu.lay_out(layer, ROOM, few=True))
-
-
-def expected(layer):
-    return predicted(layer, rates.SPEED)
+    return predicted(gpu.lay_out(layer, ROOM, few=True), Rates())
 
 
 def kernels(*layers):
-    return [layer.kernel for layer in settled(layers, expected, few=True)]
+    return [layer.kernel for layer in settled(layers, Rates(), few=True)]
 
 
 @pytest.mark.parametrize(

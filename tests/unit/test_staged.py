@@ -7,7 +7,8 @@ import pytest
 import scipy.sparse as sp
 
 from teraedge import Layer, datasets
-from teraedge.plan import gpu, parts, rates, staged
+from teraedge.plan import gpu, parts, staged
+from teraedge.plan.rates import Rates
 
 HOPPER = 227 * 1024
 ROOM = HOPPER - 1024
@@ -148,6 +149,7 @@ def test_costs_fall_with_padding():
     panels = gpu.all_single(random_layer(16384, fan_in=32))
     one = staged.staging(panels, ROOM, 1)
     worse = replace(one, lengths=one.lengths + 2)
+    rates = Rates()
     assert rates.staged_seconds(panels, one) < rates.staged_seconds(panels, worse)
     assert rates.staged_at_best(panels) < rates.staged_seconds(panels, one)
 

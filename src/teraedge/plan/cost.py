@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
+VARIABLE = "TERAEDGE_CALIBRATION"
+"""The environment variable that says what to take for measured speeds."""
 Levels = tuple[float, float, float]
 """One number for what comes from L1, one for L2, and one for what comes from further away."""
 

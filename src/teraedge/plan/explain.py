@@ -147,6 +147,9 @@ class Explanation:
     rows : tuple of Row
     transfer : float or None
         Predicted seconds to read dense float32 features and write all outputs.
+    error : float or None
+        By how much of the measured time the predicted one of a layer differs, on average over all
+        layers as given, however long they take; None before a run.
     """
 
     device: str
@@ -154,6 +157,7 @@ class Explanation:
     ran: bool
     rows: tuple[Row, ...]
     transfer: float | None
+    error: float | None = None
     texts: ClassVar = frozenset({"layout", "kernel", "of limit", "why"})
     """Columns of the table that are words; the others are numbers, set to the right."""
 
@@ -180,11 +184,15 @@ class Explanation:
         edges, given = (sum(getattr(row, n) for row in self.rows) for n in ("edges", "edges_given"))
         times = {"layers predicted": self.predicted, "measured": self.measured}
         times["float32 features and outputs predicted"] = self.transfer
-        return (
-            f"{scaled(edges, ' edges')} of {scaled(given, ' given')}, "
-            f"{scaled(sum(row.nbytes for row in self.rows), 'B')}"
-        ) + "".join(
-            f"; {name} {_seconds(value)}" for name, value in times.items() if value is not None
+        told = [f"{name} {_seconds(value)}" for name, value in times.items() if value is not None]
+        if self.error is not None:
+            told.append(f"mean error of a layer's prediction {self.error:.0%}")
+        return "; ".join(
+            [
+                f"{scaled(edges, ' edges')} of {scaled(given, ' given')}, "
+                f"{scaled(sum(row.nbytes for row in self.rows), 'B')}",
+                *told,
+            ]
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -196,6 +204,7 @@ class Explanation:
             "predicted_seconds": self.predicted,
             "measured_seconds": self.measured,
             "transfer_seconds": self.transfer,
+            "mean_error": self.error,
             "rows": [asdict(row) | {"widths": list(row.widths)} for row in self.rows],
         }
 
@@ -285,14 +294,18 @@ def explain(
     """
     run = last or LastRun(SAMPLES, [SAMPLES] * len(parts), [0.0] * len(parts), workers)
     rows: list[Row] = []
+    errors: list[float] = []
     numbered = zip(parts, run.entered, run.seconds, strict=True)
     for origin, members in groupby(numbered, key=lambda member: member[0].origin):
         row = _row(origin, edges_given[origin], list(members), run.workers, last is not None)
+        if row.predicted is not None and row.measured:
+            errors.append(abs(row.predicted / row.measured - 1))
         if rows and _alike(rows[-1]) == _alike(row):
             row = _joined(rows.pop(), row)
         rows.append(row)
     seconds = None if transfer is None else transfer * run.samples / run.workers
-    return Explanation(device, run.samples, last is not None, tuple(rows), seconds)
+    error = sum(errors) / len(errors) if errors else None
+    return Explanation(device, run.samples, last is not None, tuple(rows), seconds, error)
 
 
 def _row(

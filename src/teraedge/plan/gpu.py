@@ -5,7 +5,7 @@ neurons in shared memory. One that does not runs in the *wide* kernel, which gat
 in the *chained* kernel (`plan.chained`), where panels share many inputs with their neighbours,
 or in the *staged* kernel (`plan.staged`), which brings rows into shared memory part after part:
 better where neurons share no inputs and lists are not too short. Where most edges exist, all run,
-as a product of matrices on tensor cores (`plan.dense`). `plan.rates` tells which.
+as a product of matrices on tensor cores (`plan.dense`). A device's `Rates` tell which.
 
 All but that work on panels (`plan.panels`): neurons that read the same inputs. The resident kernel
 reads them in slices (`plan.resident`), the wide kernel one a warp.
@@ -18,7 +18,7 @@ import numpy as np
 
 from teraedge.network import Layer
 from teraedge.options import ITEMSIZE, Precision
-from teraedge.plan import predict, rates, small
+from teraedge.plan import small
 from teraedge.plan.block import PANEL, lay_out_block
 from teraedge.plan.block_parts import PLANES
 from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
@@ -27,6 +27,7 @@ from teraedge.plan.dense import dense_edges, dense_shared, dense_terms, lay_out_
 from teraedge.plan.device import DeviceLayer, DevicePanels, Kernel, list_table, targets_of
 from teraedge.plan.kernel_sizes import COLUMNS, LANES, STATIC_SHARED
 from teraedge.plan.panels import PanelLayer, Panels, panel_layer
+from teraedge.plan.rates import FEW, WIDE_HEIGHTS, Rates
 from teraedge.plan.resident import lay_out_resident, may_be_resident, most_samples, slices
 from teraedge.plan.staged import Staging, lay_out_staged, settled, staging
 from teraedge.rounding import LARGEST
@@ -36,10 +37,9 @@ RESIDENT_HEIGHT = 4
 RESIDENT_TALL_EDGE = 1.5
 """What an edge of a tall panel costs, in edges of a single neuron: as many reads of inputs, and
 more of weights."""
-WIDE_TALL_EDGES = {16: 1.5, 8: 1.25}
-"""The same for the wide kernel, by the neurons that tall panels may have there."""
 BLOCK_TALL_EDGE = 1.0
 """As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
+H200 = Rates()
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
 
@@ -51,6 +51,7 @@ def lay_out(
     tensor_cores: bool = True,
     precision: Precision = "fp32",
     few: bool = False,
+    rates: Rates = H200,
 ) -> DeviceLayer:
     """Lay a layer out for the kernel that it fits.
 
@@ -65,13 +66,16 @@ def lay_out(
         How activations are stored. Their bounds are drawn in to what can be.
     few : bool
         Whether few samples may be left in time, as they die or become equal.
+    rates : Rates
+        Of the device.
 
     Raises
     ------
     ModelError
         If a weight or bias is too large for float32.
     """
-    laid_out = _lay_out(layer, shared_bytes - STATIC_SHARED, tensor_cores, precision, few)
+    room = shared_bytes - STATIC_SHARED
+    laid_out = _lay_out(layer, room, tensor_cores, precision, few, rates)
     largest = LARGEST[precision]
     lower, upper = (min(max(bound, -largest), largest) for bound in laid_out.clamp)
     clamp = laid_out.clamp if precision == "fp32" else (lower, upper)
@@ -79,33 +83,32 @@ def lay_out(
 
 
 def _lay_out(
-    layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool
+    layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool, rates: Rates
 ) -> DeviceLayer:
     """Lay a layer out as a product of matrices, or for the edges there are."""
-    terms = _dense_terms(layer, room) if tensor_cores else 0
+    terms = _dense_terms(layer, room, rates) if tensor_cores else 0
     if not terms:
-        return _lay_out_sparse(layer, room, tensor_cores, precision, few)
+        return _lay_out_sparse(layer, room, tensor_cores, precision, few, rates)
     seconds = rates.dense_seconds(dense_edges(layer), terms)
-    if seconds + rates.SWITCH >= layer.edges / rates.FASTEST:
-        sparse = _lay_out_sparse(layer, room, tensor_cores, precision, few)
-        found = predict.predicted(sparse, rates.SPEED).choice.seconds
+    if seconds + rates.switch >= layer.edges / rates.fastest:
+        sparse = _lay_out_sparse(layer, room, tensor_cores, precision, few, rates)
         # A dense layer is a launch of its own, and its rows go through device memory.
-        if found is not None and found <= seconds + rates.SWITCH * sparse.resident:
+        if rates.seconds(sparse) <= seconds + rates.switch * sparse.resident:
             return sparse
     return lay_out_dense(layer, terms)
 
 
-def _dense_terms(layer: Layer, room: int) -> int:
+def _dense_terms(layer: Layer, room: int, rates: Rates) -> int:
     """Return the terms of weights for the dense kernel, 0 where it is not worth a look."""
     least = rates.dense_seconds(dense_edges(layer), 1)
-    if least >= layer.edges / rates.SLOWEST:
+    if least >= layer.edges / rates.slowest:
         return 0
     terms = dense_terms(layer)
     return terms if dense_shared(terms) <= room else 0
 
 
 def _lay_out_sparse(
-    layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool
+    layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool, rates: Rates
 ) -> DeviceLayer:
     """Lay a layer out for the fastest of the kernels that run the edges there are.
 
@@ -116,44 +119,58 @@ def _lay_out_sparse(
     if may_be_resident(layer, room):
         panels = panel_layer(layer, _relative(RESIDENT_HEIGHT, RESIDENT_TALL_EDGE))
         samples = most_samples(panels, room, exact=exact)
-        seconds_there = rates.resident_seconds(panels, samples, RESIDENT_TALL_EDGE)
+        seconds_there = rates.resident_seconds(panels, samples)
         if tensor_cores and not panels.curve:
-            block = _block(layer, room, seconds_there, PLANES[precision])
+            block = _block(layer, room, seconds_there, PLANES[precision], rates)
             if block is not None:
                 return block
-        most = seconds_there * (rates.FEW if few else 1.0)
-        tiny = _small(layer, panels, room, most) if exact else None
+        most = seconds_there * (FEW if few else 1.0)
+        tiny = _small(layer, panels, room, most, rates) if exact else None
         if tiny is not None:
             return tiny
         if samples > 4:
             return lay_out_resident(panels, samples)
         if samples:
-            resident, seconds = panels, rates.resident_four_seconds(panels, RESIDENT_TALL_EDGE)
-    wide, wide_seconds = _best_wide(layer, ITEMSIZE[precision])
+            resident, seconds = panels, seconds_there
+    wide, wide_seconds = _best_wide(layer, ITEMSIZE[precision], rates)
     if exact and rates.staged_at_best(wide) < min(seconds, wide_seconds):
         single = wide if not len(wide.tall.outputs) else all_single(layer)
-        plan = _best_staging(single, room, min(seconds, wide_seconds))
+        plan = _best_staging(single, room, min(seconds, wide_seconds), rates)
         if plan is not None:
             return lay_out_staged(single, plan)
     if resident is not None and seconds < wide_seconds:
         return lay_out_resident(resident, 4)
-    return _wide(wide, precision)
+    return lay_out_wide(wide, precision, rates)
 
 
-def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> DeviceLayer | None:
+def _small(
+    layer: Layer, resident: PanelLayer, room: int, seconds: float, rates: Rates
+) -> DeviceLayer | None:
     """Lay a layer out for the small kernel, if it is one and takes less than some seconds."""
     taken = rates.small_seconds(layer.edges, layer.n_out)
     if min(layer.n_in, layer.n_out) > small.WIDTH or taken > seconds:
         return None
-    panels = all_single(layer)
+    return lay_out_small(all_single(layer), resident, room)
+
+
+def lay_out_small(panels: PanelLayer, resident: PanelLayer, room: int) -> DeviceLayer | None:
+    """Lay a layer without tall panels out for the small kernel, if it is one.
+
+    Parameters
+    ----------
+    panels, resident : PanelLayer
+        The layer as the small and as the resident kernel would take it.
+    room : int
+        Shared memory a block may have, in bytes.
+    """
     pieces = small.pieces_of(slices(panels.single, panels, small.GROUP, LANES), panels)
     if pieces is None:
         return None
     found = DeviceLayer(
         kernel="small",
-        n_in=layer.n_in,
-        n_out=layer.n_out,
-        edges=layer.edges,
+        n_in=panels.n_in,
+        n_out=panels.n_out,
+        edges=panels.edges,
         samples=small.GROUP,
         shared=room,
         tall=DevicePanels.none(),
@@ -168,10 +185,12 @@ def _small(layer: Layer, resident: PanelLayer, room: int, seconds: float) -> Dev
     return found if small.Extent().more(found, 0).fits(room) else None
 
 
-def _block(layer: Layer, room: int, seconds: float, planes: int) -> DeviceLayer | None:
+def _block(
+    layer: Layer, room: int, seconds: float, planes: int, rates: Rates
+) -> DeviceLayer | None:
     """Lay a layer out for the block kernel, if that takes less than some seconds."""
     panels = panel_layer(layer, _relative(PANEL, BLOCK_TALL_EDGE))
-    most = seconds - rates.SWITCH  # among layers of another kernel it would have to be worth it
+    most = seconds - rates.switch  # among layers of another kernel it would have to be worth it
     if rates.block_at_best(panels) < most:
         found = lay_out_block(panels, room, planes)
         if found is not None and rates.block_seconds(found) < most:
@@ -181,21 +200,21 @@ def _block(layer: Layer, room: int, seconds: float, planes: int) -> DeviceLayer 
 
 def all_single(layer: Layer) -> PanelLayer:
     """Return a layer without tall panels."""
-    return panel_layer(layer, _relative(min(WIDE_TALL_EDGES), NEVER))
+    return panel_layer(layer, _relative(min(WIDE_HEIGHTS), NEVER))
 
 
-def _best_wide(layer: Layer, itemsize: int) -> tuple[PanelLayer, float]:
+def _best_wide(layer: Layer, itemsize: int, rates: Rates) -> tuple[PanelLayer, float]:
     """Return the panels that are the fastest in the wide kernel, and what they take."""
     found = []
-    for height, edge in WIDE_TALL_EDGES.items():
-        panels = panel_layer(layer, _relative(height, edge))
-        found.append((panels, rates.wide_seconds(panels, edge, itemsize)))
+    for height in WIDE_HEIGHTS:
+        panels = panel_layer(layer, _relative(height, rates.wide_tall_edge(height)))
+        found.append((panels, rates.wide_seconds(panels, itemsize)))
         if not len(panels.single.outputs):
             break  # lower panels would only read more
     return min(found, key=lambda pair: pair[1])
 
 
-def _best_staging(layer: PanelLayer, room: int, seconds: float) -> Staging | None:
+def _best_staging(layer: PanelLayer, room: int, seconds: float, rates: Rates) -> Staging | None:
     """Return the fastest way to stage a layer, if one takes less than some seconds."""
     best, least = None, seconds
     for buffers in (1, 2):
@@ -228,7 +247,9 @@ def _relative(height: int, tall_edge: float) -> Constants:
     )
 
 
-def _wide(layer: PanelLayer, precision: Precision = "fp32") -> DeviceLayer:
+def lay_out_wide(
+    layer: PanelLayer, precision: Precision = "fp32", rates: Rates = H200
+) -> DeviceLayer:
     """Lay a layer out for the wide kernel, or for the chained one if its panels share inputs."""
     index = np.uint16 if layer.n_in <= 2**16 else np.uint32
     kernel: Kernel = "wide"
@@ -236,7 +257,8 @@ def _wide(layer: PanelLayer, precision: Precision = "fp32") -> DeviceLayer:
     single = _lists(layer.single, layer, index)
     if len(layer.tall.outputs) and not single.count and _fits_terms(layer, precision):
         found = chained(layer.tall, layer.n_in)
-        if found.pieces <= rates.CHAINED_PIECES * pieces(np.diff(layer.tall.starts)):
+        of_all = pieces(np.diff(layer.tall.starts))
+        if rates.chained_pays(found.pieces, of_all, layer.tall.height):
             kernel = "chained"
             tall, places = lay_out_chained(found, layer.tall, layer, index)
     if kernel == "wide":
@@ -267,7 +289,7 @@ def _fits_terms(layer: PanelLayer, precision: Precision) -> bool:
     """
     if precision == "fp32" or layer.value is not None:
         return True
-    if layer.tall.height < max(WIDE_TALL_EDGES):
+    if layer.tall.height < max(WIDE_HEIGHTS):
         return False
     if precision == "bf16":
         return True

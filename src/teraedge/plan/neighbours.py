@@ -5,27 +5,23 @@ through device memory. A few small layers among others are therefore better off 
 kernel, which takes them as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 
-from teraedge.plan import rates
 from teraedge.plan.device import DeviceLayer
+from teraedge.plan.predict import predicted
+from teraedge.plan.rates import FEW, Rates
 from teraedge.plan.resident import resident_instead
 
 
-def settled(
-    layers: Sequence[DeviceLayer],
-    predicted: Callable[[DeviceLayer], DeviceLayer],
-    *,
-    few: bool,
-) -> list[DeviceLayer]:
+def settled(layers: Sequence[DeviceLayer], rates: Rates, *, few: bool) -> list[DeviceLayer]:
     """Return layers, where small ones that save less than the changes of kernels are resident.
 
     Parameters
     ----------
     layers : sequence of DeviceLayer
-    predicted : callable
-        Gives a layer its predicted seconds a sample.
+    rates : Rates
+        Of the device.
     few : bool
         Whether few samples may be left in time.
     """
@@ -34,16 +30,13 @@ def settled(
         part = list(run)
         if is_small:
             borders = (len(found) > 0) + (len(found) + len(part) < len(layers))
-            part = _settled_run(part, borders, predicted, rates.FEW if few else 1.0)
+            part = _settled_run(part, borders, rates, FEW if few else 1.0)
         found += part
     return found
 
 
 def _settled_run(
-    layers: list[DeviceLayer],
-    borders: int,
-    predicted: Callable[[DeviceLayer], DeviceLayer],
-    longer: float,
+    layers: list[DeviceLayer], borders: int, rates: Rates, longer: float
 ) -> list[DeviceLayer]:
     """Return small layers with so many borders to others as they are, or all resident.
 
@@ -51,9 +44,9 @@ def _settled_run(
     """
     if borders == 0:
         return layers
-    others = [predicted(resident_instead(layer)) for layer in layers]
+    others = [predicted(resident_instead(layer), rates) for layer in layers]
     saved = _seconds(others) - _seconds(layers) / longer
-    if any(layer.kernel == "small" for layer in others) or saved >= borders * rates.SWITCH:
+    if any(layer.kernel == "small" for layer in others) or saved >= borders * rates.switch:
         return layers
     return others
 

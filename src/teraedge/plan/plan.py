@@ -251,6 +251,26 @@ class Plan(Generic[L]):
                 yield _finished(*waiting.popleft())
 
 
+class LaidOutPlan(Plan[L]):
+    """The plan of some layers that are laid out already, all of which stay and run as they are.
+
+    Parameters
+    ----------
+    layers : list of LaidOut
+    """
+
+    def __init__(self, layers: list[L]) -> None:
+        self.resident, self.origin = layers, list(range(len(layers)))
+        self.n_in, self.n_out, self.head = layers[0].n_in, layers[-1].n_out, None
+        self.width = max(self.n_in, *(layer.n_out for layer in layers))
+        self.parts = [part_of(layer, index) for index, layer in enumerate(layers)]
+        self.edges_given = [layer.edges for layer in layers]
+        self.edges = sum(self.edges_given)
+        self.droppable = np.zeros(len(layers) + 1, np.bool_)
+        self.saved, self.fingerprint, self.curved = Counter(), "", False
+        self.streamed_bytes = self.room = 0
+
+
 class _Aside(NamedTuple):
     """Work on large layers in the threads of a pool, some layers at a time."""
 

@@ -1,144 +1,298 @@
-"""What a layer costs in each of the CUDA kernels, to choose between them.
+"""What a layer takes on a GPU in each of the CUDA kernels: to choose between them, and to predict.
 
-Seconds a sample on an H200. Other GPUs are faster or slower, but their shared memory and their L2
-cache have about the same ratio, so that the order stays.
+A plan never measures. The engine measures its GPU's `Rates` once (`engines.cuda.measure`) and hands
+them to the layouts; all seconds here are a sample's, with all samples live and enough of them to
+fill the GPU.
 """
 
-from math import inf
+from dataclasses import dataclass, fields, replace
+from math import inf, isfinite
+from typing import Any, Self
 
+from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import PANEL, STEP
-from teraedge.plan.device import DeviceLayer
-from teraedge.plan.kernel_sizes import LANES
+from teraedge.plan.block_parts import BlockKind
+from teraedge.plan.device import DeviceLayer, DevicePanels
+from teraedge.plan.kernel_sizes import LANES, WARPS
 from teraedge.plan.panels import PanelLayer
-from teraedge.plan.staged import CHUNKS, READS_A_STEP, SAMPLES, WIDTH, Staging
+from teraedge.plan.staged import CHUNKS, READS_A_STEP, SAMPLES, SLICES, WIDTH, Staging
 
-SPEED = 132 * 1.98e9
-"""Clocks a second of all multiprocessors: reads of 128 bytes that their shared memory serves."""
-READS = 2.2e11
-"""What the staged kernel reaches of them."""
-L2_BYTES = 8e12
-"""Bytes a second from the L2 cache, in pieces of 256 bytes; so fast the wide kernel gathers."""
-RESIDENT_REACHED, TALL_REACHED = 0.9, 0.5
-"""What the resident kernel reaches of `SPEED`, for single neurons and for tall panels."""
-BLOCK_FRAGMENT = (1.17e-11, 1.17e-11, 1.37e-11, 1.48e-11)
-"""What the block kernel takes for 16 neurons by 16 inputs, by the terms of their weights."""
-HELD_FRAGMENT = 1.34
-"""How much longer it takes where outputs overwrite inputs."""
-PRODUCTS = (3, 3, 5, 6)
-"""Products on tensor cores for each multiply-add, by the terms of weights."""
-DENSE_RATE = 2e14
-"""Products of single numbers a second in the dense kernel."""
-FASTEST, SLOWEST = 2.1e13, 1e12
-"""Edges a second beyond which no other kernel gets, and below which all are."""
-BORDER = 3e-6
-"""Seconds that a block of the resident kernel waits at the border of two layers."""
-SWITCH = 1e-9
-"""What another kernel must save to be worth a change: a launch, and all rows read and written."""
-STAGED_BYTES = 5e12
-"""The same in the pieces of 32 bytes of which the staged kernel takes rows."""
-PIECE_SECONDS = 5e-6 / 132
-"""What the staged kernel takes for each part and output block besides, spread over 132 blocks that
-run at once: the wait for its first rows and lists, and two barriers."""
-CHAINED_PIECES = 0.65
-"""Of the pieces that the wide kernel reads, what the chained one may read to be the faster: it has
-more to do for each, as it takes 64 samples at a time and not 128."""
-RESIDENT_FOUR = 3.1e12
-"""Edges a second of the resident kernel with four samples, where weights and indices, which it
-reads for every four samples, come from L2 as fast as they can."""
-SMALL_EDGE, SMALL_NEURON = 3e-13, 1.4e-12
-"""What the small kernel takes for an edge and for a neuron, a sample, where there are many."""
+PLANES = 3
+"""Terms of bf16 that an activation of fp32 is the sum of."""
+WIDE_HEIGHTS = (16, 8)
+"""Neurons that tall panels may have in the wide kernel."""
+SWITCH_BYTES = 4250
+"""What a change of kernels costs a sample, as bytes of device memory: a launch, and all rows
+written and read."""
 FEW = 1.5
-"""How much longer than the resident kernel it may take for many samples: with few of them left, as
-is soon the case, a layer takes 0.5 to 1 microsecond there, and 5 in the resident kernel."""
+"""How much longer than the resident kernel the small one may take for many samples: with few of
+them left, as is soon the case, a layer takes 0.5 to 1 microsecond there, and 5 in the resident
+kernel."""
 
 
-def small_seconds(edges: int, neurons: int) -> float:
-    """Return what the small kernel takes, a sample."""
-    return edges * SMALL_EDGE + neurons * SMALL_NEURON
-
-
-def gathered_seconds(single: float, tall: float, samples: int, equal: bool) -> float:
-    """Return what gathering from shared memory takes, a sample.
+def products(terms: int, planes: int = PLANES) -> int:
+    """Return the products on tensor cores for each multiply-add.
 
     Parameters
     ----------
-    single, tall : float
-        How often 32 lanes read an input each, for single neurons and for tall panels.
-    samples : int
-        Of a tile.
-    equal : bool
-        Whether all weights are, so that only indices are read besides.
+    terms, planes : int
+        Terms of bf16 of a weight and of an activation.
     """
-    chunks = samples // 4
-    reads = single * (4 * chunks + (1 if equal else 3)) / RESIDENT_REACHED
-    # Two chunks of samples at a time, and for each the indices and weights once more.
-    splits = max(1, chunks // 2)
-    reads += tall * (4 * chunks + splits * (1 if equal else 9)) / TALL_REACHED
-    return reads / SPEED / samples
+    return sum(a + b < MOST_TERMS for a in range(max(terms, 1)) for b in range(planes))
 
 
-def resident_seconds(layer: PanelLayer, samples: int, tall_edge: float) -> float:
-    """Return what the resident kernel takes with tiles of so many samples, 0 for none."""
-    if samples == 0:
-        return inf
-    if samples < 8:
-        return resident_four_seconds(layer, tall_edge)
-    single, tall = len(layer.single.indices) / LANES, len(layer.tall.indices) / LANES
-    seconds = gathered_seconds(single, tall, samples, layer.value is not None)
-    return seconds + BORDER / 132 / samples
+@dataclass(frozen=True)
+class Rates:
+    """How fast a GPU's kernels are; by default those of one H200.
 
-
-def block_seconds(layer: DeviceLayer) -> float:
-    """Return what the block kernel takes."""
-    if layer.block is None:
-        return inf
-    kind = layer.block.kind
-    slower = HELD_FRAGMENT if kind.held else 1.0
-    return layer.tall.slots / (PANEL * STEP) * BLOCK_FRAGMENT[kind.terms] * slower
-
-
-def dense_seconds(edges: int, terms: int) -> float:
-    """Return what the dense kernel takes for so many edges, padding included."""
-    return edges * PRODUCTS[terms] / DENSE_RATE
-
-
-def block_at_best(layer: PanelLayer) -> float:
-    """Return what the block kernel would take if no single neuron were padded."""
-    inputs = len(layer.tall.indices) + len(layer.single.indices) / PANEL
-    return inputs / STEP * BLOCK_FRAGMENT[0]
-
-
-def wide_seconds(layer: PanelLayer, tall_edge: float, itemsize: int = 4) -> float:
-    """Return what the wide kernel takes: it reads an activation an edge of a panel from L2."""
-    reads = len(layer.single.indices) + tall_edge * len(layer.tall.indices)
-    return reads * itemsize / L2_BYTES
-
-
-def resident_four_seconds(layer: PanelLayer, tall_edge: float) -> float:
-    """Return what the resident kernel takes with tiles of four samples."""
-    return (len(layer.single.indices) + tall_edge * len(layer.tall.indices)) / RESIDENT_FOUR
-
-
-def staged_seconds(layer: PanelLayer, plan: Staging) -> float:
-    """Return what the staged kernel takes.
-
-    Lists are read step by step, and reads that meet in a bank take turns. Before that, or at the
-    same time where there is room for two parts, each output block gets all rows, and the lists
-    stream in besides.
+    Attributes
+    ----------
+    multiprocessors : int
+    clock : float
+        Hz.
+    single_reads, tall_reads : float
+        Reads of 128 bytes a second from shared memory, for single neurons and for tall panels.
+    list_bytes : float
+        Bytes a second of indices and weights that the kernels which gather from shared memory read.
+    border : float
+        Seconds that a block of threads waits between two layers, or two parts of one.
+    block_tile : float
+        Seconds of the block kernel for 16 neurons by 16 inputs and a tile of samples.
+    block_sample, block_product : float
+        The same for each sample, and for each product of a sample on tensor cores.
+    dense_edge, dense_product : float
+        Seconds of the dense kernel for an edge, and for each product of it.
+    staged_reads, staged_bytes : float
+        Reads of 128 bytes a second of the staged kernel, and bytes of rows that it brings.
+    wide_bytes, tall_bytes, chained_bytes : float
+        Bytes of rows a second of the wide kernel for single neurons and for panels of 16, and of
+        the chained kernel.
+    small_edge, small_neuron : float
+        Seconds of the small kernel for an edge and for a neuron.
+    hbm_bytes : float
+        Bytes a second of a copy within device memory, read and written.
+    host_bytes : float
+        Bytes a second from page-locked memory of the host.
     """
-    weights = layer.value is None
-    steps = plan.slots / LANES
-    reads = (steps * (READS_A_STEP - (not weights)) + plan.meetings * CHUNKS) / READS
-    row_bytes = plan.blocks * layer.n_in * SAMPLES * 4
-    rows = row_bytes / STAGED_BYTES
-    lists = plan.slots * (6 if weights else 2) / L2_BYTES
-    waits = plan.parts * plan.blocks * PIECE_SECONDS
-    if plan.buffers > 1:
-        writes = row_bytes / 128 / READS  # to shared memory, which is busy with reads
-        return (max(reads + writes, rows + lists) + waits) / SAMPLES
-    return (max(reads, lists) + rows + waits) / SAMPLES
+
+    multiprocessors: int = 132
+    clock: float = 1.98e9
+    single_reads: float = 2.35e11
+    tall_reads: float = 1.31e11
+    list_bytes: float = 4.65e12
+    border: float = 3e-6
+    block_tile: float = 6.4e-11
+    block_sample: float = 4.7e-12
+    block_product: float = 1e-12
+    dense_edge: float = 1e-18
+    dense_product: float = 5e-15
+    staged_reads: float = 2.2e11
+    staged_bytes: float = 3.75e12
+    wide_bytes: float = 8e12
+    tall_bytes: float = 5.3e12
+    chained_bytes: float = 3.5e12
+    small_edge: float = 3e-13
+    small_neuron: float = 1.4e-12
+    hbm_bytes: float = 4.25e12
+    host_bytes: float = 5.5e10
+
+    def scaled(self, multiprocessors: int, clock: float) -> Self:
+        """Return rates of a GPU that nobody measured: as much faster or slower as its clocks.
+
+        Parameters
+        ----------
+        multiprocessors : int
+        clock : float
+            Hz.
+        """
+        faster = multiprocessors * clock / self.speed
+        values = {
+            name: value * faster if name.endswith(("_reads", "_bytes")) else value / faster
+            for name, value in self.to_json().items()
+        }
+        values |= {"multiprocessors": multiprocessors, "clock": clock}
+        return replace(self, **values | {"border": self.border * self.clock / clock})
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the rates as plain values."""
+        return {name: getattr(self, name) for name in _NAMES}
+
+    @classmethod
+    def from_json(cls, values: Any) -> Self:
+        """Return the rates that `to_json` gave.
+
+        Raises
+        ------
+        ValueError
+            If a name is missing or unknown, or a value is not a finite number above 0.
+        """
+        if not isinstance(values, dict) or set(values) != set(_NAMES):
+            raise ValueError(f"must be an object with the names {', '.join(_NAMES)}")
+        for name, value in values.items():
+            kind = int if name == "multiprocessors" else (int, float)
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise ValueError(f"{name} must be a number")
+            if not (isfinite(value) and value > 0):
+                raise ValueError(f"{name} must be finite and above 0")
+        return cls(**values)
+
+    @property
+    def speed(self) -> float:
+        """Clocks a second of all multiprocessors: reads that their shared memory serves at most."""
+        return self.multiprocessors * self.clock
+
+    @property
+    def switch(self) -> float:
+        """What another kernel must save to be worth a change."""
+        return SWITCH_BYTES / self.hbm_bytes
+
+    @property
+    def fastest(self) -> float:
+        """Edges a second beyond which no kernel but the dense one gets."""
+        return PANEL * STEP / self.fragment_seconds(max(products(0), 1), 16)
+
+    @property
+    def slowest(self) -> float:
+        """Edges a second that all kernels reach."""
+        return self.wide_bytes / 8
+
+    def small_seconds(self, edges: int, neurons: int) -> float:
+        """Return what the small kernel takes."""
+        return edges * self.small_edge + neurons * self.small_neuron
+
+    def gathered_seconds(self, single: float, tall: float, samples: int, equal: bool) -> float:
+        """Return what the resident kernel takes.
+
+        Parameters
+        ----------
+        single, tall : float
+            How often 32 lanes read an input each, for single neurons and for tall panels.
+        samples : int
+            Of a tile.
+        equal : bool
+            Whether all weights are, so that only indices are read besides.
+        """
+        chunks = samples // 4
+        seconds = single * (4 * chunks + (1 if equal else 3)) / self.single_reads
+        # Two chunks of samples at a time, and for each the indices and weights once more.
+        splits = max(1, chunks // 2)
+        seconds += tall * (4 * chunks + splits * (1 if equal else 9)) / self.tall_reads
+        nbytes = (single + splits * tall) * LANES * 2
+        if not equal:
+            nbytes += (single + splits * tall * 4) * LANES * 4
+        border = self.border / self.multiprocessors
+        return (max(seconds, nbytes / self.list_bytes) + border) / samples
+
+    def resident_seconds(self, layer: PanelLayer, samples: int) -> float:
+        """Return what the resident kernel takes with tiles of so many samples, 0 for none."""
+        if samples == 0:
+            return inf
+        single, tall = len(layer.single.indices) / LANES, len(layer.tall.indices) / LANES
+        return self.gathered_seconds(single, tall, samples, layer.value is not None)
+
+    def fragment_seconds(self, products: int, samples: int) -> float:
+        """Return what the block kernel takes for 16 neurons by 16 inputs."""
+        return self.block_tile / samples + self.block_sample + products * self.block_product
+
+    def block_seconds(self, layer: DeviceLayer) -> float:
+        """Return what the block kernel takes."""
+        if layer.block is None:
+            return inf
+        kind: BlockKind = layer.block.kind
+        each = self.fragment_seconds(products(kind.terms, kind.planes), kind.samples)
+        return layer.tall.slots / (PANEL * STEP) * each
+
+    def block_at_best(self, layer: PanelLayer) -> float:
+        """Return what the block kernel would take if no single neuron were padded."""
+        inputs = len(layer.tall.indices) + len(layer.single.indices) / PANEL
+        return inputs / STEP * self.fragment_seconds(1, 16)
+
+    def dense_seconds(self, edges: int, terms: int) -> float:
+        """Return what the dense kernel takes for so many edges, padding included."""
+        return edges * (self.dense_edge + products(terms) * self.dense_product)
+
+    def wide_tall_edge(self, height: int) -> float:
+        """Return what an input of a tall panel of the wide kernel costs, in single ones."""
+        return 1 + (self.wide_bytes / self.tall_bytes - 1) * height / WIDE_HEIGHTS[0]
+
+    def wide_seconds(self, layer: PanelLayer, itemsize: int = 4) -> float:
+        """Return what the wide kernel takes: it reads an activation an edge of a panel from L2."""
+        tall = len(layer.tall.indices) * self.wide_tall_edge(layer.tall.height)
+        rows = (len(layer.single.indices) + tall) * itemsize / self.wide_bytes
+        return rows + self.moved_seconds(layer.n_in + layer.n_out, itemsize)
+
+    def moved_seconds(self, neurons: int, itemsize: int) -> float:
+        """Return what it takes to read, or write, activations in device memory."""
+        return neurons * itemsize / self.hbm_bytes
+
+    def chained_pays(self, chained: int, wide: int, height: int) -> bool:
+        """Tell whether the chained kernel is the faster, by the pieces that both read."""
+        taken = chained / self.chained_bytes
+        return taken <= wide * self.wide_tall_edge(height) / self.wide_bytes
+
+    def staged_seconds(self, layer: PanelLayer, plan: Staging) -> float:
+        """Return what the staged kernel takes.
+
+        Lists are read step by step, and reads that meet in a bank take turns. Before that, or at
+        the same time where there is room for two parts, each output block gets all rows, and the
+        lists stream in besides.
+        """
+        shape = plan.parts, plan.blocks, plan.buffers
+        equal = layer.value is not None
+        return self._staged(plan.slots, plan.meetings, layer.n_in, shape, equal)
+
+    def _staged(
+        self, slots: int, meetings: int, n_in: int, shape: tuple[int, int, int], equal: bool
+    ) -> float:
+        parts, blocks, buffers = shape
+        reads = slots / LANES * (READS_A_STEP - equal) + meetings * CHUNKS
+        row_bytes = blocks * n_in * SAMPLES * 4
+        rows, lists = row_bytes / self.staged_bytes, slots * (2 if equal else 6) / self.list_bytes
+        waits = parts * blocks * self.border / self.multiprocessors
+        if buffers > 1:
+            reads += row_bytes / 128  # written to shared memory, which is busy with reads
+            return (max(reads / self.staged_reads, rows + lists) + waits) / SAMPLES
+        return (max(reads / self.staged_reads, lists) + rows + waits) / SAMPLES
+
+    def staged_at_best(self, layer: PanelLayer) -> float:
+        """Return what the staged kernel would take without any padding, all reads hidden."""
+        return max(layer.edges, WIDTH) / LANES * 4 * CHUNKS / self.staged_reads / SAMPLES
+
+    def seconds(self, layer: DeviceLayer) -> float:
+        """Return what a layer takes that is laid out."""
+        if layer.block is not None:
+            return self.block_seconds(layer)
+        if layer.kernel == "dense":
+            return self.dense_seconds(layer.tall.slots, layer.terms)
+        if layer.kernel == "small":
+            return self.small_seconds(layer.edges, layer.n_out)
+        equal = layer.value is not None
+        if layer.kernel == "resident":
+            return self.gathered_seconds(
+                steps(layer.single), steps(layer.tall), layer.samples, equal
+            )
+        if layer.kernel == "staged":
+            blocks = -(-layer.single.count // layer.parts // (WARPS * SLICES))
+            shape = layer.parts, blocks, layer.buffers
+            return self._staged(layer.single.slots, 0, layer.n_in, shape, equal)
+        return self._rows(layer) + self.moved_seconds(layer.n_in + layer.n_out, layer.itemsize)
+
+    def _rows(self, layer: DeviceLayer) -> float:
+        """Return what the rows take that the wide or the chained kernel reads."""
+        if layer.kernel == "chained":
+            return chained_rows(layer) * layer.itemsize / self.chained_bytes
+        tall = layer.tall.slots / layer.tall.height * self.wide_tall_edge(layer.tall.height)
+        return (tall + layer.single.slots) * layer.itemsize / self.wide_bytes
 
 
-def staged_at_best(layer: PanelLayer) -> float:
-    """Return what the staged kernel would take without any padding, all reads hidden."""
-    return max(layer.edges, WIDTH) / LANES * 4 * CHUNKS / READS / SAMPLES
+_NAMES = tuple(field.name for field in fields(Rates))
+
+
+def steps(panels: DevicePanels) -> float:
+    """Return how often 32 lanes read an input each."""
+    return panels.slots / panels.height / LANES
+
+
+def chained_rows(layer: DeviceLayer) -> int:
+    """Return how many rows of inputs the chained kernel reads."""
+    return int(layer.tall.lists["length"].sum() + layer.tall.lists["shared"].sum())

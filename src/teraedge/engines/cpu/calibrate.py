@@ -13,7 +13,6 @@ import logging
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -31,14 +30,13 @@ from teraedge.errors import DataError, OptionsError
 from teraedge.host import cache_bytes, cpu_model
 from teraedge.jit import SOURCE_KEY
 from teraedge.options import Options
-from teraedge.plan.cost import Constants, Levels, Limit
+from teraedge.plan.cost import VARIABLE, Constants, Levels, Limit
 from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
-from teraedge.plan.plan import Plan, part_of
+from teraedge.plan.plan import LaidOutPlan
 
 log = logging.getLogger(__name__)
 
-VARIABLE = "TERAEDGE_CALIBRATION"
 STEPS = 24
 """Figures are rounded to so many steps a factor of ten."""
 
@@ -262,28 +260,13 @@ def _layer_ns(layers: list[PanelLayer]) -> list[float]:
     features = np.ones((_TILES * TILE, _FED), np.float32)
     options = Options(prune=False, merge=False, passes=False, threads=1)
     times: list[list[float]] = []
-    with CpuEngine(_Trial(chain), options, 0.0) as engine:
+    with CpuEngine(LaidOutPlan(chain), options, 0.0) as engine:
         engine.run(features)
         end = time.perf_counter() + _SECONDS
         while time.perf_counter() < end or not times:
             times.append([layer.seconds for layer in engine.run(features).trace[1::2]])
     best: list[float] = (np.min(times, axis=0) * 1e9 / len(features)).tolist()
     return best
-
-
-class _Trial(Plan[PanelLayer]):
-    """The plan of some layers that are laid out already."""
-
-    def __init__(self, layers: list[PanelLayer]) -> None:
-        self.resident, self.origin = layers, list(range(len(layers)))
-        self.n_in, self.n_out, self.head = layers[0].n_in, layers[-1].n_out, None
-        self.width = max(self.n_in, *(layer.n_out for layer in layers))
-        self.parts = [part_of(layer, index) for index, layer in enumerate(layers)]
-        self.edges_given = [layer.edges for layer in layers]
-        self.edges = sum(self.edges_given)
-        self.droppable = np.zeros(len(layers) + 1, np.bool_)
-        self.saved, self.fingerprint, self.curved = Counter(), "", False
-        self.streamed_bytes = self.room = 0
 
 
 def _feature_costs() -> tuple[float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cuda import driver
+from teraedge.engines.cuda.calibrate import rates_of, typical
 from teraedge.engines.cuda.driver import Memory
 from teraedge.engines.cuda.feeder import PLACES, Chunk, Feeder
 from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
@@ -29,7 +30,7 @@ from teraedge.plan.device import DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
 from teraedge.plan.kernel_sizes import COLUMNS, LANES
 from teraedge.plan.neighbours import settled
-from teraedge.plan.plan import Plan, part_of
+from teraedge.plan.plan import LaidOutPlan, Plan, part_of
 from teraedge.plan.predict import predicted, streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
@@ -58,7 +59,9 @@ class CudaEngine(Engine):
     from several threads queue up.
     """
 
-    def __init__(self, network: Network, options: Options, device: str) -> None:
+    def __init__(
+        self, network: Network | LaidOutPlan[DeviceLayer], options: Options, device: str
+    ) -> None:
         start = perf_counter()
         self.device, self.options = device, options
         self._few = options.prune or options.merge
@@ -74,12 +77,11 @@ class CudaEngine(Engine):
             raise
         self.compile_seconds = perf_counter() - start
 
-    def _compile(self, network: Network) -> None:
+    def _compile(self, network: Network | LaidOutPlan[DeviceLayer]) -> None:
         memory = self.options.memory
         free = self._device.free_bytes()
         budget = int(free * LAYER_SHARE) if memory is None else min(free, parse_bytes(memory))
-        self._plan = Plan(network, self.options, self._lay_out, budget, PLACES)
-        self._settle_kernels()
+        self._plan = self._planned(network, budget)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self.head = self._plan.head
         kernels = {part.choice.kernel for part in self._plan.parts}
@@ -114,7 +116,10 @@ class CudaEngine(Engine):
         samples = SAMPLES if last is None else last.samples
         stay = len(plan.resident)
         return explain(
-            [*plan.parts[:stay], *(streamed(part, samples) for part in plan.parts[stay:])],
+            [
+                *plan.parts[:stay],
+                *(streamed(part, samples, self._rates) for part in plan.parts[stay:]),
+            ],
             plan.edges_given,
             device=f"{self.device}: {self.hardware}{stored_as(self.options.precision)}",
             workers=1,
@@ -130,6 +135,20 @@ class CudaEngine(Engine):
             self._free_graphs()
             self._device.close()
 
+    def _planned(
+        self, network: Network | LaidOutPlan[DeviceLayer], budget: int
+    ) -> Plan[DeviceLayer]:
+        """Return the plan, in which layers that stay have the best kernel among neighbours."""
+        if isinstance(network, LaidOutPlan):
+            self._rates = typical(self._device)
+            return network
+        self._rates = rates_of(self._device, self.device)
+        plan = Plan(network, self.options, self._lay_out, budget, PLACES)
+        plan.resident = settled(plan.resident, self._rates, few=self._few)
+        for number, layer in enumerate(plan.resident):
+            plan.parts[number] = part_of(layer, plan.origin[number])
+        return plan
+
     def _lay_out(self, layer: Layer) -> DeviceLayer:
         laid_out = gpu.lay_out(
             layer,
@@ -137,18 +156,9 @@ class CudaEngine(Engine):
             tensor_cores=self._device.tensor_cores,
             precision=self.options.precision,
             few=self._few,
+            rates=self._rates,
         )
-        return self._predicted(laid_out)
-
-    def _predicted(self, layer: DeviceLayer) -> DeviceLayer:
-        return predicted(layer, self._device.multiprocessors * self._device.clock_hz)
-
-    def _settle_kernels(self) -> None:
-        """Let layers that stay take the kernel that is the best among their neighbours."""
-        plan = self._plan
-        plan.resident = settled(plan.resident, self._predicted, few=self._few)
-        for number, layer in enumerate(plan.resident):
-            plan.parts[number] = part_of(layer, plan.origin[number])
+        return predicted(laid_out, self._rates)
 
     def _send_resident(self) -> Chunk | None:
         """Bring the layers that stay to the device."""

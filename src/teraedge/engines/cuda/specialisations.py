@@ -5,8 +5,9 @@ from teraedge.plan import dense as dense_layout
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
 from teraedge.plan.block_parts import PLANES, BlockKind
-from teraedge.plan.gpu import RESIDENT_HEIGHT, WIDE_TALL_EDGES
+from teraedge.plan.gpu import RESIDENT_HEIGHT
 from teraedge.plan.kernel_sizes import COLUMNS, THREADS
+from teraedge.plan.rates import WIDE_HEIGHTS
 from teraedge.plan.resident import NOT_CURVED, SAMPLES
 from teraedge.plan.small import STAGES as SMALL_STAGES
 from teraedge.plan.small import THREADS as SMALL_THREADS
@@ -151,14 +152,14 @@ def all_specialisations() -> list[Specialisation]:
             found += [dense(terms, curved, precision) for terms in range(1, MOST_TERMS + 1)]
             found += [
                 wide(height, stages, curved, precision)
-                for height in (1, *WIDE_TALL_EDGES)
+                for height in (1, *WIDE_HEIGHTS)
                 for stages in WIDE_STAGES[itemsize]
             ]
             found += [
                 chained(height, stages, curved, precision, equal)
                 for (size, equal), counts in CHAINED_STAGES.items()
                 for stages in counts
-                for height in WIDE_TALL_EDGES
-                if size == itemsize and (size == 4 or equal or height == max(WIDE_TALL_EDGES))
+                for height in WIDE_HEIGHTS
+                if size == itemsize and (size == 4 or equal or height == max(WIDE_HEIGHTS))
             ]
     return found
