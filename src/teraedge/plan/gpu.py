@@ -132,7 +132,7 @@ def _lay_out_sparse(
             return lay_out_resident(panels, samples)
         if samples:
             resident, seconds = panels, seconds_there
-    wide, wide_seconds = _best_wide(layer, ITEMSIZE[precision], rates)
+    wide, wide_seconds = _best_wide(layer, rates)
     if exact and rates.staged_at_best(wide) < min(seconds, wide_seconds):
         single = wide if not len(wide.tall.outputs) else all_single(layer)
         plan = _best_staging(single, room, min(seconds, wide_seconds), rates)
@@ -203,12 +203,12 @@ def all_single(layer: Layer) -> PanelLayer:
     return panel_layer(layer, _relative(min(WIDE_HEIGHTS), NEVER))
 
 
-def _best_wide(layer: Layer, itemsize: int, rates: Rates) -> tuple[PanelLayer, float]:
+def _best_wide(layer: Layer, rates: Rates) -> tuple[PanelLayer, float]:
     """Return the panels that are the fastest in the wide kernel, and what they take."""
     found = []
     for height in WIDE_HEIGHTS:
         panels = panel_layer(layer, _relative(height, rates.wide_tall_edge(height)))
-        found.append((panels, rates.wide_seconds(panels, itemsize)))
+        found.append((panels, rates.wide_seconds(panels)))
         if not len(panels.single.outputs):
             break  # lower panels would only read more
     return min(found, key=lambda pair: pair[1])

@@ -65,8 +65,8 @@ class Rates:
     staged_reads, staged_bytes : float
         Reads of 128 bytes a second of the staged kernel, and bytes of rows that it brings.
     wide_bytes, tall_bytes, chained_bytes : float
-        Bytes of rows a second of the wide kernel for single neurons and for panels of 16, and of
-        the chained kernel.
+        Bytes of rows of fp32 a second of the wide kernel for single neurons and for panels of 16,
+        and bytes of rows of the chained kernel.
     small_edge, small_neuron : float
         Seconds of the small kernel for an edge and for a neuron.
     hbm_bytes : float
@@ -77,23 +77,23 @@ class Rates:
 
     multiprocessors: int = 132
     clock: float = 1.98e9
-    single_reads: float = 2.35e11
-    tall_reads: float = 1.31e11
-    list_bytes: float = 4.65e12
-    border: float = 3e-6
-    block_tile: float = 6.4e-11
-    block_sample: float = 4.7e-12
-    block_product: float = 1e-12
-    dense_edge: float = 1e-18
-    dense_product: float = 5e-15
-    staged_reads: float = 2.2e11
-    staged_bytes: float = 3.75e12
-    wide_bytes: float = 8e12
-    tall_bytes: float = 5.3e12
-    chained_bytes: float = 3.5e12
-    small_edge: float = 3e-13
-    small_neuron: float = 1.4e-12
-    hbm_bytes: float = 4.25e12
+    single_reads: float = 2.61e11
+    tall_reads: float = 1.25e11
+    list_bytes: float = 5.5e12
+    border: float = 3.3e-6
+    block_tile: float = 6.9e-11
+    block_sample: float = 5.7e-12
+    block_product: float = 8.1e-13
+    dense_edge: float = 4.8e-15
+    dense_product: float = 4.3e-15
+    staged_reads: float = 2.4e11
+    staged_bytes: float = 3.5e12
+    wide_bytes: float = 8.9e12
+    tall_bytes: float = 7e12
+    chained_bytes: float = 4.5e12
+    small_edge: float = 2.3e-13
+    small_neuron: float = 2.35e-12
+    hbm_bytes: float = 4.2e12
     host_bytes: float = 5.5e10
 
     def scaled(self, multiprocessors: int, clock: float) -> Self:
@@ -173,13 +173,15 @@ class Rates:
             Whether all weights are, so that only indices are read besides.
         """
         chunks = samples // 4
-        seconds = single * (4 * chunks + (1 if equal else 3)) / self.single_reads
-        # Two chunks of samples at a time, and for each the indices and weights once more.
+        # Of two bytes for an index, and of four for a weight.
+        seconds = single * (4 * chunks + (0.5 if equal else 1.5)) / self.single_reads
+        # Two chunks of samples at a time, and for each the indices and weights once more; those
+        # cost less than their bytes, as they come from further away meanwhile.
         splits = max(1, chunks // 2)
-        seconds += tall * (4 * chunks + splits * (1 if equal else 9)) / self.tall_reads
-        nbytes = (single + splits * tall) * LANES * 2
+        seconds += tall * (4 * chunks + splits * (1 if equal else 3)) / self.tall_reads
+        nbytes = (single + tall) * LANES * 2
         if not equal:
-            nbytes += (single + splits * tall * 4) * LANES * 4
+            nbytes += (single + tall * 4) * LANES * 4
         border = self.border / self.multiprocessors
         return (max(seconds, nbytes / self.list_bytes) + border) / samples
 
@@ -215,11 +217,15 @@ class Rates:
         """Return what an input of a tall panel of the wide kernel costs, in single ones."""
         return 1 + (self.wide_bytes / self.tall_bytes - 1) * height / WIDE_HEIGHTS[0]
 
-    def wide_seconds(self, layer: PanelLayer, itemsize: int = 4) -> float:
+    def wide_seconds(self, layer: PanelLayer) -> float:
         """Return what the wide kernel takes: it reads an activation an edge of a panel from L2."""
-        tall = len(layer.tall.indices) * self.wide_tall_edge(layer.tall.height)
-        rows = (len(layer.single.indices) + tall) * itemsize / self.wide_bytes
-        return rows + self.moved_seconds(layer.n_in + layer.n_out, itemsize)
+        tall, single = len(layer.tall.indices), len(layer.single.indices)
+        return self._wide(single, tall, layer.tall.height, layer.n_in + layer.n_out)
+
+    def _wide(self, single: float, tall: float, height: int, neurons: int) -> float:
+        """Return what the wide kernel takes, to which values of two bytes make no difference."""
+        reads = single + tall * self.wide_tall_edge(height)
+        return reads * 4 / self.wide_bytes + self.moved_seconds(neurons, 4)
 
     def moved_seconds(self, neurons: int, itemsize: int) -> float:
         """Return what it takes to read, or write, activations in device memory."""
@@ -275,14 +281,12 @@ class Rates:
             blocks = -(-layer.single.count // layer.parts // (WARPS * SLICES))
             shape = layer.parts, blocks, layer.buffers
             return self._staged(layer.single.slots, 0, layer.n_in, shape, equal)
-        return self._rows(layer) + self.moved_seconds(layer.n_in + layer.n_out, layer.itemsize)
-
-    def _rows(self, layer: DeviceLayer) -> float:
-        """Return what the rows take that the wide or the chained kernel reads."""
+        neurons = layer.n_in + layer.n_out
         if layer.kernel == "chained":
-            return chained_rows(layer) * layer.itemsize / self.chained_bytes
-        tall = layer.tall.slots / layer.tall.height * self.wide_tall_edge(layer.tall.height)
-        return (tall + layer.single.slots) * layer.itemsize / self.wide_bytes
+            rows = chained_rows(layer) * layer.itemsize / self.chained_bytes
+            return rows + self.moved_seconds(neurons, layer.itemsize)
+        tall = layer.tall.slots / layer.tall.height
+        return self._wide(layer.single.slots, tall, layer.tall.height, neurons)
 
 
 _NAMES = tuple(field.name for field in fields(Rates))

@@ -1,10 +1,10 @@
 """Measure what the CUDA kernels reach: short chains of layers made up for each, all samples live.
 
 Every trial is a chain of one kernel's layers, laid out without a choice, that the engine runs some
-times; what counts is the least time of each layer. A layer's time is linear in what is unknown
-(`plan.rates`), so that a few layers, unlike enough, give it by least squares, relative to the times
-and held weakly to the typical rates, scaled: what two constants share is theirs to share. What a
-GPU cannot run keeps those.
+times; what counts is the least time of layers alike, as among many others. A layer's time is linear
+in what is unknown (`plan.rates`), so that a few layers, unlike enough, give it by least squares,
+relative to the times and held weakly to the typical rates, scaled: what two constants share is
+theirs to share. What a GPU cannot run keeps those.
 """
 
 import logging
@@ -60,7 +60,7 @@ class Sizes:
     rounds : int
         Tiles that each multiprocessor takes.
     wide_neurons, wide_samples : int
-        Of a wide layer, whose rows of 128 samples are to fill two thirds of the L2 cache.
+        Of a wide layer.
     seconds : float
         That a trial is repeated for.
     copied : int
@@ -69,10 +69,13 @@ class Sizes:
 
     neurons: int = 1024
     rounds: int = 4
-    wide_neurons: int = 2**16
-    wide_samples: int = 512
+    wide_neurons: int = 2**15
+    wide_samples: int = 1792
     seconds: float = 0.06
     copied: int = 2**28
+
+
+SIZES = Sizes()
 
 
 class Trial(NamedTuple):
@@ -89,7 +92,7 @@ class Equation(NamedTuple):
     seconds: float
 
 
-def measure(name: str, sizes: Sizes | None = None) -> tuple[Rates, bool]:
+def measure(name: str, sizes: Sizes = SIZES) -> tuple[Rates, bool]:
     """Measure the rates of a GPU.
 
     Parameters
@@ -108,11 +111,10 @@ def measure(name: str, sizes: Sizes | None = None) -> tuple[Rates, bool]:
     try:
         room = device.shared_bytes - STATIC_SHARED
         rates = typical(device)
-        chosen = sizes or _sizes(device.l2_bytes)
-        copy = copy_bandwidth(device, chosen.copied, 3)
-        host = host_bandwidth(device, chosen.copied // 4, 3)
+        copy = copy_bandwidth(device, sizes.copied, 20)
+        host = host_bandwidth(device, sizes.copied // 4, 3)
         rates = replace(rates, hbm_bytes=_rounded(copy), host_bytes=_rounded(host))
-        makers = _makers(chosen, room, device.multiprocessors, device.tensor_cores)
+        makers = _makers(sizes, room, device.multiprocessors, device.tensor_cores)
     finally:
         device.close()
     complete = True
@@ -121,7 +123,7 @@ def measure(name: str, sizes: Sizes | None = None) -> tuple[Rates, bool]:
         begun = {kernel: pool.submit(_prepared, make, name) for kernel, make in makers.items()}
         for kernel, future in begun.items():
             try:
-                rates = _after(future.result(), rates, chosen.seconds)
+                rates = _after(future.result(), rates, sizes.seconds)
             except TeraedgeError as error:
                 log.info("the %s kernel could not be measured: %s", kernel, error)
                 complete = False
@@ -166,9 +168,7 @@ def _after(prepared: list[tuple[CudaEngine, Trial]], rates: Rates, seconds: floa
         for layer, taken in list(zip(trial.layers, times, strict=True))[1:]:
             alike.setdefault(id(layer), []).append(taken)
         layers = {id(layer): layer for layer in trial.layers}
-        equations += [
-            _equation(layers[each], float(np.median(taken)), rates) for each, taken in alike.items()
-        ]
+        equations += [_equation(layers[each], min(taken), rates) for each, taken in alike.items()]
     log.debug("measured %s", equations)
     told = [equation for equation in equations if equation.seconds > 0]  # by no clock too coarse
     return solved(told, rates) if told else rates
@@ -253,11 +253,6 @@ def _times(engine: CudaEngine, trial: Trial, seconds: float) -> list[float]:
     return least
 
 
-def _sizes(l2_bytes: int) -> Sizes:
-    neurons = l2_bytes * 2 // 3 // (128 * 4) // 256 * 256
-    return Sizes(wide_neurons=min(max(neurons, 2**14), 2**16))
-
-
 def _makers(
     sizes: Sizes, room: int, multiprocessors: int, tensor_cores: bool
 ) -> dict[str, Callable[[], list[Trial]]]:
@@ -290,7 +285,7 @@ def _resident(sizes: Sizes, room: int, tiles: int, height: int) -> list[Trial]:
 
 def _four(sizes: Sizes, room: int, tiles: int) -> list[Trial]:
     # A multiprocessor has room for one block, as with layers that must run so.
-    neurons = min(8 * sizes.neurons, int(room * 0.55) // 16 // 32 * 32)
+    neurons = min(8 * sizes.neurons, int(room * 0.4) // 16 // 32 * 32)
     panels = _scattered(neurons, 12)
     if not most_samples(panels, room):
         return []
@@ -318,16 +313,17 @@ def _staged(sizes: Sizes, room: int, tiles: int) -> list[Trial]:
 
 def _wide(sizes: Sizes) -> list[Trial]:
     n = sizes.wide_neurons
-    layers = [lay_out_wide(_scattered(n, 16)), lay_out_wide(_scattered(n, 32, PANEL))]
+    layers = [lay_out_wide(_scattered(n, 32)), lay_out_wide(_scattered(n, 32, PANEL))]
     layers.append(lay_out_wide(_ring(n)))
     return [Trial([layers[0], *(layer for layer in layers for _ in range(3))], sizes.wide_samples)]
 
 
 def _block(sizes: Sizes, room: int, tiles: int) -> list[Trial]:
     n = sizes.neurons
-    rings = [[_ring(n, terms=1), _ring(n)], [_ring(2 * n, terms=1)], [_ring(4 * n, terms=0)]]
+    rings = [(n, (0, 1, 3)), (2 * n, (1,)), (4 * n, (0,))]
     trials = []
-    for ring in rings:
+    for neurons, kinds in rings:
+        ring = [_ring(neurons, terms) for terms in kinds]
         found = [layer for panels in ring if (layer := lay_out_block(panels, room)) is not None]
         if found:
             layers = [found[0], *(layer for layer in found for _ in range(4))]
