@@ -53,7 +53,7 @@ RATES_OF = {
     "dense": ("dense_edge", "dense_product"),
     "staged": ("staged_reads", "staged_bytes"),
     "wide": ("wide_bytes", "tall_bytes"),
-    "chained": ("chained_bytes",),
+    "chained": ("tall_bytes",),
 }
 
 

@@ -16,7 +16,7 @@ from engines_networks import (
 import teraedge
 from teraedge import Identity, Layer, Network, Options, PackedFeatures, ReLU
 from teraedge.errors import OptionsError
-from teraedge.plan import block, resident
+from teraedge.plan import block, gpu, resident
 from teraedge.plan.rates import Rates
 from teraedge.rounding import LARGEST, error_bound
 
@@ -108,7 +108,7 @@ def test_large_values_are_rounded(device, kernel, precision):
 @pytest.fixture
 def chained(monkeypatch):
     """Let layers run in the chained kernel."""
-    monkeypatch.setattr(Rates, "chained_pays", lambda *_: True)
+    monkeypatch.setattr(gpu, "CHAINED", np.inf)
     monkeypatch.setattr(resident, "SAMPLES", ())
 
 

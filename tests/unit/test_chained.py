@@ -9,7 +9,6 @@ from teraedge.datasets import radixnet
 from teraedge.plan import gpu
 from teraedge.plan.chained import ALIGN, chained, pieces
 from teraedge.plan.panels import panel_layer
-from teraedge.plan.rates import Rates
 
 HOPPER = 227 * 1024
 
@@ -37,7 +36,7 @@ def overlapping(seed):
 
 
 def laid_out(layer, monkeypatch):
-    monkeypatch.setattr(Rates, "chained_pays", lambda *_: True)
+    monkeypatch.setattr(gpu, "CHAINED", np.inf)
     panels = panel_layer(layer, gpu._relative(16, 1e-3))
     assert not len(panels.single.outputs)
     found = gpu.lay_out_wide(panels)

@@ -27,7 +27,7 @@ from teraedge.plan.dense import dense_edges, dense_shared, dense_terms, lay_out_
 from teraedge.plan.device import DeviceLayer, DevicePanels, Kernel, list_table, targets_of
 from teraedge.plan.kernel_sizes import COLUMNS, LANES, STATIC_SHARED
 from teraedge.plan.panels import PanelLayer, Panels, panel_layer
-from teraedge.plan.rates import FEW, WIDE_HEIGHTS, Rates
+from teraedge.plan.rates import CHAINED, FEW, WIDE_HEIGHTS, Rates
 from teraedge.plan.resident import lay_out_resident, may_be_resident, most_samples, slices
 from teraedge.plan.staged import Staging, lay_out_staged, settled, staging
 from teraedge.rounding import LARGEST
@@ -140,7 +140,7 @@ def _lay_out_sparse(
             return lay_out_staged(single, plan)
     if resident is not None and seconds < wide_seconds:
         return lay_out_resident(resident, 4)
-    return lay_out_wide(wide, precision, rates)
+    return lay_out_wide(wide, precision)
 
 
 def _small(
@@ -247,9 +247,7 @@ def _relative(height: int, tall_edge: float) -> Constants:
     )
 
 
-def lay_out_wide(
-    layer: PanelLayer, precision: Precision = "fp32", rates: Rates = H200
-) -> DeviceLayer:
+def lay_out_wide(layer: PanelLayer, precision: Precision = "fp32") -> DeviceLayer:
     """Lay a layer out for the wide kernel, or for the chained one if its panels share inputs."""
     index = np.uint16 if layer.n_in <= 2**16 else np.uint32
     kernel: Kernel = "wide"
@@ -257,8 +255,7 @@ def lay_out_wide(
     single = _lists(layer.single, layer, index)
     if len(layer.tall.outputs) and not single.count and _fits_terms(layer, precision):
         found = chained(layer.tall, layer.n_in)
-        of_all = pieces(np.diff(layer.tall.starts))
-        if rates.chained_pays(found.pieces, of_all, layer.tall.height):
+        if found.pieces <= CHAINED * pieces(np.diff(layer.tall.starts)):
             kernel = "chained"
             tall, places = lay_out_chained(found, layer.tall, layer, index)
     if kernel == "wide":

@@ -24,6 +24,11 @@ WIDE_HEIGHTS = (16, 8)
 SWITCH_BYTES = 4250
 """What a change of kernels costs a sample, as bytes of device memory: a launch, and all rows
 written and read."""
+CHAINED = 0.65
+"""What the chained kernel reaches of the bytes a second that the wide one does for tall panels: it
+has more to do for each, as it takes 64 samples at a time and not 128. So it is the faster where it
+reads no more than so much of the rows. Measured apart, both are small differences of large times,
+and layers that share half of their rows would change kernels with the noise."""
 FEW = 1.5
 """How much longer than the resident kernel the small one may take for many samples: with few of
 them left, as is soon the case, a layer takes 0.5 to 1 microsecond there, and 5 in the resident
@@ -64,9 +69,8 @@ class Rates:
         Seconds of the dense kernel for an edge, and for each product of it.
     staged_reads, staged_bytes : float
         Reads of 128 bytes a second of the staged kernel, and bytes of rows that it brings.
-    wide_bytes, tall_bytes, chained_bytes : float
-        Bytes of rows of fp32 a second of the wide kernel for single neurons and for panels of 16,
-        and bytes of rows of the chained kernel.
+    wide_bytes, tall_bytes : float
+        Bytes of rows of fp32 a second of the wide kernel, for single neurons and for panels of 16.
     small_edge, small_neuron : float
         Seconds of the small kernel for an edge and for a neuron.
     hbm_bytes : float
@@ -78,21 +82,20 @@ class Rates:
     multiprocessors: int = 132
     clock: float = 1.98e9
     single_reads: float = 2.61e11
-    tall_reads: float = 1.25e11
-    list_bytes: float = 5.5e12
-    border: float = 3.3e-6
-    block_tile: float = 6.9e-11
-    block_sample: float = 5.7e-12
-    block_product: float = 8.1e-13
-    dense_edge: float = 4.8e-15
-    dense_product: float = 4.3e-15
-    staged_reads: float = 2.4e11
+    tall_reads: float = 1.1e11
+    list_bytes: float = 6.2e12
+    border: float = 3.5e-6
+    block_tile: float = 9.1e-11
+    block_sample: float = 1.2e-12
+    block_product: float = 1.33e-12
+    dense_edge: float = 4.6e-15
+    dense_product: float = 4.2e-15
+    staged_reads: float = 2.61e11
     staged_bytes: float = 3.5e12
-    wide_bytes: float = 8.9e12
-    tall_bytes: float = 7e12
-    chained_bytes: float = 4.5e12
-    small_edge: float = 2.3e-13
-    small_neuron: float = 2.35e-12
+    wide_bytes: float = 9.1e12
+    tall_bytes: float = 6.8e12
+    small_edge: float = 2.37e-13
+    small_neuron: float = 2.15e-12
     hbm_bytes: float = 4.2e12
     host_bytes: float = 5.5e10
 
@@ -231,11 +234,6 @@ class Rates:
         """Return what it takes to read, or write, activations in device memory."""
         return neurons * itemsize / self.hbm_bytes
 
-    def chained_pays(self, chained: int, wide: int, height: int) -> bool:
-        """Tell whether the chained kernel is the faster, by the pieces that both read."""
-        taken = chained / self.chained_bytes
-        return taken <= wide * self.wide_tall_edge(height) / self.wide_bytes
-
     def staged_seconds(self, layer: PanelLayer, plan: Staging) -> float:
         """Return what the staged kernel takes.
 
@@ -283,7 +281,7 @@ class Rates:
             return self._staged(layer.single.slots, 0, layer.n_in, shape, equal)
         neurons = layer.n_in + layer.n_out
         if layer.kernel == "chained":
-            rows = chained_rows(layer) * layer.itemsize / self.chained_bytes
+            rows = chained_rows(layer) * layer.itemsize / (CHAINED * self.tall_bytes)
             return rows + self.moved_seconds(neurons, layer.itemsize)
         tall = layer.tall.slots / layer.tall.height
         return self._wide(layer.single.slots, tall, layer.tall.height, neurons)

@@ -183,7 +183,6 @@ UNKNOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "staged": (("staged_reads", "staged_bytes"), ("list_bytes",)),
     "wide": (("wide_bytes",), ()),
     "wide tall": (("tall_bytes",), ()),
-    "chained": (("chained_bytes",), ()),
     "small": (("small_edge", "small_neuron"), ()),
 }
 """The rates that a layer's time is to tell, by what it is of, and those that hide behind them."""
@@ -314,7 +313,6 @@ def _staged(sizes: Sizes, room: int, tiles: int) -> list[Trial]:
 def _wide(sizes: Sizes) -> list[Trial]:
     n = sizes.wide_neurons
     layers = [lay_out_wide(_scattered(n, 32)), lay_out_wide(_scattered(n, 32, PANEL))]
-    layers.append(lay_out_wide(_ring(n)))
     return [Trial([layers[0], *(layer for layer in layers for _ in range(3))], sizes.wide_samples)]
 
 
