@@ -64,7 +64,8 @@ def _findings() -> Iterator[Finding]:
     yield from gpus
     yield _self_test()
     if any(gpu.name.startswith("cuda:") and gpu.ok for gpu in gpus):
-        yield _self_test("cuda")
+        yield _self_test("cuda")  # which measures the GPU's speeds, if nobody has
+        yield doctor_cuda.rates("cuda:0")
 
 
 def _software() -> Iterator[Finding]:

@@ -52,6 +52,31 @@ def _gpus() -> Iterator[Finding]:
         yield _gpu(ordinal)
 
 
+def rates(name: str) -> Finding:
+    """Tell what a GPU's layouts and predictions stand on: what was measured, and when."""
+    from teraedge.engines.cuda import calibrate, driver
+
+    device = driver.open_device(name)
+    try:
+        kept = None if calibrate.is_typical() else calibrate.kept(device)
+        found = calibrate.typical(device) if kept is None else kept.rates
+    finally:
+        device.close()
+    if kept is not None:
+        source = f"measured {kept.measured}"
+    elif calibrate.is_typical():
+        source = "those of an H200, scaled, as TERAEDGE_CALIBRATION is 'typical'"
+    else:
+        source = "not kept: every program measures anew, since the cache cannot be written"
+    measured = None if kept is None else kept.measured
+    text = (
+        f"{source}; {scaled(found.single_reads * 128, 'B')}/s from shared memory, "
+        f"{scaled(found.wide_bytes, 'B')}/s from L2, {scaled(found.hbm_bytes, 'B')}/s HBM, "
+        f"{scaled(found.host_bytes, 'B')}/s host"
+    )
+    return Finding(f"{name} speeds", {"measured": measured, **found.to_json()}, text)
+
+
 def _gpu(ordinal: int) -> Finding:
     """Run a small kernel on one GPU."""
     from teraedge.engines.cuda import driver, probe

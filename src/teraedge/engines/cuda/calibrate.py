@@ -121,6 +121,10 @@ def _sources() -> str:
     """Hash the kernels and what measures them: a change may change what they reach."""
     digest = hashlib.sha256()
     here = Path(__file__).parent
-    for path in [here / "measure.py", *sorted((here / "kernels").glob("*.cu*"))]:
+    for path in [
+        here / "measure.py",
+        here / "trials.py",
+        *sorted((here / "kernels").glob("*.cu*")),
+    ]:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
