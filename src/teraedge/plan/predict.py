@@ -15,6 +15,7 @@ from teraedge.plan.explain import Part
 from teraedge.plan.kernel_sizes import LANES, WARPS
 from teraedge.plan.rates import (
     BORDER,
+    HBM_BYTES,
     L2_BYTES,
     PIECE_SECONDS,
     PRODUCTS,
@@ -29,8 +30,6 @@ from teraedge.plan.staged import SLICES
 MULTIPLY_ADDS = SPEED * 128
 PRODUCT_CLOCKS = 6.2
 """Clocks that one of eight samples takes, measured: 2048 multiply-adds."""
-HBM_BYTES = 4.25e12
-"""Bytes a second of a copy within device memory, read and written."""
 HOST_BYTES = 5.5e10
 """Bytes a second from page-locked memory of the host."""
 

@@ -32,6 +32,8 @@ FASTEST, SLOWEST = 2.1e13, 1e12
 """Edges a second beyond which no other kernel gets, and below which all are."""
 BORDER = 3e-6
 """Seconds that a block of the resident kernel waits at the border of two layers."""
+HBM_BYTES = 4.25e12
+"""Bytes a second of a copy within device memory, read and written."""
 SWITCH = 1e-9
 """What another kernel must save to be worth a change: a launch, and all rows read and written."""
 STAGED_BYTES = 5e12
@@ -94,7 +96,14 @@ def block_seconds(layer: DeviceLayer) -> float:
         return inf
     kind = layer.block.kind
     slower = HELD_FRAGMENT if kind.held else 1.0
-    return layer.tall.slots / (PANEL * STEP) * BLOCK_FRAGMENT[kind.terms] * slower
+    multiplied = layer.tall.slots / (PANEL * STEP) * BLOCK_FRAGMENT[kind.terms] * slower
+    # Every tile reads all weights from L2, two bytes a term.
+    return max(multiplied, layer.tall.slots * kind.terms * 2 / L2_BYTES / kind.samples)
+
+
+def border_seconds(neurons: int, itemsize: int) -> float:
+    """Return what a change of kernels takes, a sample: all rows are written and read again."""
+    return max(SWITCH, 2 * neurons * itemsize / HBM_BYTES)
 
 
 def dense_seconds(edges: int, terms: int) -> float:
