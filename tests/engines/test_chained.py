@@ -1,5 +1,7 @@
 """The chained kernel over networks that share inputs, from any features, as samples die."""
 
+from dataclasses import replace
+
 import engine_devices
 import numpy as np
 import pytest
@@ -41,6 +43,21 @@ def test_equals_reference(device, weights, packed, mode):
             live = [layer.live for layer in result.trace]
             assert live[-1] < 150
             assert engine._state.counters.compacts.any()
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_layers_from_the_host_in_every_run(device, packed):
+    """Also the first, which may read bits."""
+    net, features = radix(RADIX_WEIGHTS["equal"], 3, -0.3), radix_features(150)
+    expected = teraedge.reference.run(net, features)
+    given = PackedFeatures.from_dense(features) if packed else features
+    with teraedge.compile(net, device, replace(Options.mode("b"), memory="1KB")) as engine:
+        assert not engine._plan.resident
+        for _ in range(2):
+            result = engine.run(given)
+            np.testing.assert_allclose(result.outputs, expected.outputs, rtol=0, atol=4e-5)
+            np.testing.assert_array_equal(result.live, expected.live)
+        assert {segment.kernel for segment in engine._ran} == {"chained"}
 
 
 def test_smooth_activations(device):

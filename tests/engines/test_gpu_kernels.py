@@ -3,6 +3,7 @@
 The networks of the suite are small, so that all but one of them fit the largest tile.
 """
 
+from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -14,7 +15,7 @@ from cuda_emulator.device import EmulatedDevice
 from engines_networks import NAMES_FOR_EACH_KERNEL, NETWORKS, chain, make_features
 
 import teraedge
-from teraedge import ClippedReLU, Options
+from teraedge import ClippedReLU, Options, PackedFeatures
 from teraedge.engines.cuda import driver
 from teraedge.plan import block, resident
 from teraedge.plan.rates import Rates
@@ -71,6 +72,24 @@ def test_equals_reference(device, kernel, name):
                     result = engine.run(features)
                     np.testing.assert_array_equal(result.outputs, expected.outputs)
                     np.testing.assert_array_equal(result.live, expected.live)
+
+
+@pytest.mark.parametrize("memory", [None, "1KB"], ids=["resident", "streamed"])
+@pytest.mark.parametrize("name", ["rectangular", "most die", "shared inputs"])
+def test_packed_features(device, kernel, name, memory):
+    """The first layer may read bits, also if it comes from the host in every run."""
+    network = NETWORKS[name]
+    rng = np.random.default_rng(8)
+    options = replace(Options.mode("b"), memory=memory)
+    for samples in (1, 150):
+        features = (rng.random((samples, network.n_in)) < 0.4).astype(np.float32)
+        expected = teraedge.reference.run(network, features)
+        with teraedge.compile(network, device, options) as engine:
+            for _ in range(2):
+                result = engine.run(PackedFeatures.from_dense(features))
+                np.testing.assert_array_equal(result.outputs, expected.outputs)
+                np.testing.assert_array_equal(result.live, expected.live)
+            assert {segment.samples for segment in engine._ran} == {kernel}
 
 
 @pytest.mark.parametrize("kernel", [("block", 16, 2), ("block", 8, 1)], indirect=True, ids=str)

@@ -1,4 +1,4 @@
-"""Small layers take the small kernel among their like, and another one among others."""
+"""Layers take the kernel that suits them among their like, and another one among others."""
 
 import numpy as np
 import pytest
@@ -55,6 +55,26 @@ def test_a_lone_small_layer_goes_with_the_resident_ones():
 def test_many_small_layers_are_worth_a_change_of_kernels():
     tiny, large = laid_out(64, 64, 4), laid_out(1024, 1024, 16)
     assert kernels(large, *[tiny] * 40) == ["resident"] + ["small"] * 40
+
+
+def shared_inputs():
+    """Return a layer whose neurons share inputs in groups of 32, of weights of three terms."""
+    rng = np.random.default_rng(7)
+    weights = np.zeros((1024, 1024), np.float32)
+    for group in range(32):
+        weights[group::32, group::32] = rng.uniform(0.1, 1, (32, 32))
+    return predicted(gpu.lay_out(teraedge.Layer(weights, -0.25, teraedge.ReLU()), ROOM), Rates())
+
+
+def test_a_few_layers_of_the_block_kernel_go_with_the_resident_ones():
+    """Between two others, one saves 3 ns, and a change of kernels takes 2."""
+    block, large = shared_inputs(), laid_out(1024, 1024, 16)
+    assert (block.kernel, large.kernel) == ("block", "resident")
+    assert kernels(large, block, large) == ["resident"] * 3
+    assert kernels(large, block) == ["resident", "block"]
+    assert kernels(large, block, block, large) == ["resident", "block", "block", "resident"]
+    assert kernels(block) == ["block"]
+    assert all(layer.instead is None for layer in settled([block], Rates(), few=False))
 
 
 def test_what_is_resident_instead_computes_the_same():

@@ -99,7 +99,7 @@ class DeviceLayer:
     terms : int
         Of bf16 that a weight is the sum of (dense).
     instead : PanelLayer or None
-        The panels that the resident kernel would take (small).
+        The panels that the resident kernel would take (small; block, where it saves little).
     itemsize : int
         Bytes of an activation in device memory.
     nbytes : int

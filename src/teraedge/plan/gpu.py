@@ -121,7 +121,7 @@ def _lay_out_sparse(
         samples = most_samples(panels, room, exact=exact)
         seconds_there = rates.resident_seconds(panels, samples)
         if tensor_cores and not panels.curve:
-            block = _block(layer, room, seconds_there, PLANES[precision], rates)
+            block = _block(layer, room, panels, seconds_there, PLANES[precision], rates)
             if block is not None:
                 return block
         most = seconds_there * (FEW if few else 1.0)
@@ -186,15 +186,17 @@ def lay_out_small(panels: PanelLayer, resident: PanelLayer, room: int) -> Device
 
 
 def _block(
-    layer: Layer, room: int, seconds: float, planes: int, rates: Rates
+    layer: Layer, room: int, resident: PanelLayer, seconds: float, planes: int, rates: Rates
 ) -> DeviceLayer | None:
     """Lay a layer out for the block kernel, if that takes less than some seconds."""
     panels = panel_layer(layer, _relative(PANEL, BLOCK_TALL_EDGE))
     most = seconds - rates.switch  # among layers of another kernel it would have to be worth it
     if rates.block_at_best(panels) < most:
         found = lay_out_block(panels, room, planes)
-        if found is not None and rates.block_seconds(found) < most:
-            return found
+        if found is not None and (taken := rates.block_seconds(found)) < most:
+            # Alone among others it would have to save two changes of kernels, too.
+            borders = rates.border_seconds(layer.n_in + layer.n_out, 4)
+            return found if seconds - taken > borders else replace(found, instead=resident)
     return None
 
 

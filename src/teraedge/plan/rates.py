@@ -149,6 +149,10 @@ class Rates:
         """What another kernel must save to be worth a change."""
         return SWITCH_BYTES / self.hbm_bytes
 
+    def border_seconds(self, neurons: int, itemsize: int) -> float:
+        """Return what a change of kernels takes: all rows are written and read again."""
+        return max(self.switch, 2 * self.moved_seconds(neurons, itemsize))
+
     @property
     def fastest(self) -> float:
         """Edges a second beyond which no kernel but the dense one gets."""
@@ -205,7 +209,9 @@ class Rates:
             return inf
         kind: BlockKind = layer.block.kind
         each = self.fragment_seconds(products(kind.terms, kind.planes), kind.samples)
-        return layer.tall.slots / (PANEL * STEP) * each
+        multiplied = layer.tall.slots / (PANEL * STEP) * each
+        # Every tile reads all weights from L2, two bytes a term.
+        return max(multiplied, layer.tall.slots * kind.terms * 2 / self.wide_bytes / kind.samples)
 
     def block_at_best(self, layer: PanelLayer) -> float:
         """Return what the block kernel would take if no single neuron were padded."""

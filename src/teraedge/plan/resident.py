@@ -6,6 +6,8 @@ length, so that little is padded, and their edges are ordered for the banks of s
 (`plan.banks`).
 """
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,11 +71,15 @@ def lay_out_resident(layer: PanelLayer, samples: int) -> DeviceLayer:
 
 
 def resident_instead(layer: DeviceLayer) -> DeviceLayer:
-    """Return a layer of the small kernel laid out for the resident one; others as they are."""
+    """Return a layer laid out for the resident kernel, if it could be there; others as they are."""
     if layer.instead is None:
         return layer
-    samples = most_samples(layer.instead, layer.shared)
-    return lay_out_resident(layer.instead, samples) if samples else layer
+    room = layer.shared if layer.block is None else layer.block.room
+    samples = most_samples(layer.instead, room, exact=layer.itemsize == 4)
+    if not samples:
+        return layer
+    found = lay_out_resident(layer.instead, samples)
+    return replace(found, clamp=layer.clamp, itemsize=layer.itemsize)
 
 
 def _totals(samples: int) -> int:

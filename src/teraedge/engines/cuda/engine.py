@@ -93,7 +93,7 @@ class CudaEngine(Engine):
         self._loader = Loader(self._device, self._stream, precision)
         self._state: RunState | None = None
         self._chunk = self._send_resident()
-        self._first_kernel = self._chunk.segments[0].kernel if self._chunk else None
+        self._first_kernel = self._plan.parts[0].choice.kernel if self._plan.parts else None
         self._ran: list[Segment] = []
         self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
         self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None

@@ -12,13 +12,14 @@ from teraedge.engines.cuda.state import BINS, RunState
 from teraedge.errors import FeatureError
 from teraedge.features import Features, PackedFeatures, as_features
 from teraedge.options import Precision
-from teraedge.plan.device import Kernel
 
 KINDS = ("f4", "f8", "f2", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8")
 """Element types in the order of `enum Kind` of kernels/samples.cu."""
 BLOCK = 256
 SPREADING = ("block", "small")
 """Kernels that read packed features as they are."""
+TURNED = ("chained", "wide")
+"""Kernels that read them turned: bits of samples side by side."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Loader:
         self._grid = device.multiprocessors * 8
 
     def give(
-        self, features: Given, first: int, last: int, state: RunState, first_kernel: Kernel | None
+        self, features: Given, first: int, last: int, state: RunState, first_kernel: str | None
     ) -> tuple[Given, bool]:
         """Note that a run has samples `first` to `last`; packed ones are brought to the device.
 
@@ -124,9 +125,7 @@ class Loader:
         state.give(count, first, memory.address, bits.shape[1])
         return found, True
 
-    def load_bits(
-        self, n: int, state: RunState, *, first_kernel: Kernel | None, sorts: bool
-    ) -> None:
+    def load_bits(self, n: int, state: RunState, *, first_kernel: str | None, sorts: bool) -> None:
         """Queue the loading of packed features that were given.
 
         They stay as they are if the first layer spreads them itself, are turned if it wants bits
@@ -138,9 +137,8 @@ class Loader:
             self._stream.launch(self._kernels["sum_bins"], 1, BINS, 0, state.struct)
             self._launch("place_samples", state.struct)
         if first_kernel not in SPREADING:
-            self._launch(
-                "turn_bits" if first_kernel == "chained" else "load_packed", n, state.struct
-            )
+            turns = first_kernel in TURNED
+            self._launch("turn_bits" if turns else "load_packed", n, state.struct)
 
     def load_rows(self, features: Given, n: int, state: RunState) -> Any:
         """Queue the loading of other features, those that were given.

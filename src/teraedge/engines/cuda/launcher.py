@@ -130,7 +130,9 @@ class Launcher:
             for height in segment.heights:
                 kernel, shared = self._wide_kernel(height, segment.curved)
                 grid = self._blocks(kernel, WIDE_THREADS, shared)
-                stream.launch(kernel, grid, WIDE_THREADS, shared, layers, state.struct, number)
+                stream.launch(
+                    kernel, grid, WIDE_THREADS, shared, layers, state.struct, number, number == 0
+                )
         if segment.kernel != "chained":  # which does it itself
             stream.launch(
                 self._compact["census"], 1, CENSUS_THREADS, 0,

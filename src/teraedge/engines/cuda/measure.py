@@ -141,7 +141,7 @@ UNKNOWN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "resident": (("single_reads", "border"), ("list_bytes",)),
     "tall": (("tall_reads",), ("list_bytes",)),
     "lists": (("list_bytes",), ("single_reads",)),
-    "block": (("block_tile", "block_sample", "block_product"), ()),
+    "block": (("block_tile", "block_sample", "block_product"), ("wide_bytes",)),
     "dense": (("dense_edge", "dense_product"), ()),
     "staged": (("staged_reads", "staged_bytes"), ("list_bytes",)),
     "wide": (("wide_bytes",), ()),

@@ -188,6 +188,7 @@ __device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &st
                                              unsigned running, bool merged, bool bits, i64 inputs, int awake) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     Walk walk(areas, running);
+    wait_for_copies(); // all of the first pieces; costs nothing, and racecheck does not follow a wait for a few of them
     if (bits) {
         run_pieces<true>(areas, walk, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; }, awake, warp, lane);
     } else if (!merged) {

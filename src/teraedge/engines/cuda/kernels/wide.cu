@@ -9,6 +9,9 @@
 // hold. So each warp has a ring in shared memory: rows are copied into it without waiting, STAGES - 1
 // pieces of EDGES edges before they are used, from one panel on to the next.
 //
+// Of the first layer's inputs, if they are packed features, turned, a bit a sample comes instead of a row: what is
+// to be read is a thirty-second, and rows need not be written at all.
+//
 // Samples die, but their columns stay until enough are empty; `census` decides on the device, and
 // `compact` moves the live ones together.
 //
@@ -22,6 +25,7 @@ constexpr int APART = 32 / (TILES * ROW);        // edges that the lanes of a wa
 constexpr int PIECE = EDGES * TILES * ROW;       // rows of a piece: [edge][tile]
 constexpr int STAGE = PIECE + EDGES * HEIGHT / 4; // and its weights
 
+static_assert(EDGES * TILES * 2 == 32, "a lane brings half of the bits of an edge and a tile");
 static_assert(TILES == 2 && (APART == 1 || APART == 2), "a copy of a warp is a row of each tile, for an edge or two");
 
 extern __shared__ uint4 rings[]; // [WARPS][STAGES][STAGE]
@@ -82,7 +86,34 @@ __device__ __forceinline__ void load_indices(const Job &job, i64 edge, unsigned 
     }
 }
 
+// Queue the copies of the rows of a piece: for each edge, a part of the warp a tile, a lane 16 bytes of the row.
+__device__ __forceinline__ void bring_rows(const Job &job, const Cursor &at, uint4 *stage, int lane) {
+    unsigned index[EDGES];
+    load_indices(job, at.edge, index);
+    const int tile = lane / ROW % TILES, odd = lane / (TILES * ROW);
+    const uint4 *rows =
+        reinterpret_cast<const uint4 *>(job.rows) + (at.tile + tile) * job.layer.n_in * ROW + lane % ROW;
+#pragma unroll
+    for (int k = 0; k < EDGES; k += APART)
+        if (k + odd < at.left && tile < at.tiles)
+            copy_async(stage + k * TILES * ROW + lane, rows + static_cast<i64>(index[k + (odd && APART > 1)]) * ROW);
+}
+
+// The same for bits, [edge][tile][half of the samples].
+__device__ __forceinline__ void bring_bits(const Job &job, const Cursor &at, uint4 *stage, int lane) {
+    const int k = lane / (TILES * 2), tile = lane / 2 % TILES;
+    if (k >= at.left || tile >= at.tiles)
+        return;
+    const i64 edge = at.edge + k;
+    const i64 index = job.layer.wide ? __ldg(static_cast<const unsigned *>(job.panels.indices) + edge)
+                                     : __ldg(static_cast<const unsigned short *>(job.panels.indices) + edge);
+    const unsigned *bits = reinterpret_cast<const unsigned *>(job.rows) + lane % 2;
+    const unsigned offset = static_cast<unsigned>(reinterpret_cast<char *>(stage) - reinterpret_cast<char *>(rings));
+    copy_async_to<4>(rings, shared_address(rings, offset + lane * 4), bits + ((at.tile + tile) * job.layer.n_in + index) * 2);
+}
+
 // Queue the copy of the next piece, if there is one, into a stage of the ring.
+template <bool BITS>
 __device__ __forceinline__ void bring(const Job &job, i64 warps, Cursor &at, uint4 *stage, int lane) {
     while (at.left <= 0 && at.item < job.items) {
         at.item += warps;
@@ -91,16 +122,10 @@ __device__ __forceinline__ void bring(const Job &job, i64 warps, Cursor &at, uin
             touch(job.panels.targets + at.panel * HEIGHT + lane);
     }
     if (at.item < job.items) {
-        unsigned index[EDGES];
-        load_indices(job, at.edge, index);
-        // For each edge, a part of the warp a tile, a lane 16 bytes of the row.
-        const int tile = lane / ROW % TILES, odd = lane / (TILES * ROW);
-        const uint4 *rows = reinterpret_cast<const uint4 *>(job.rows) +
-                            (at.tile + tile) * job.layer.n_in * ROW + lane % ROW;
-#pragma unroll
-        for (int k = 0; k < EDGES; k += APART)
-            if (k + odd < at.left && tile < at.tiles)
-                copy_async(stage + k * TILES * ROW + lane, rows + static_cast<i64>(index[k + (odd && APART > 1)]) * ROW);
+        if (BITS)
+            bring_bits(job, at, stage, lane);
+        else
+            bring_rows(job, at, stage, lane);
         if (!job.layer.equal)
             for (int k = lane; k < EDGES * HEIGHT / 4; k += 32)
                 copy_async(stage + PIECE + k,
@@ -111,11 +136,18 @@ __device__ __forceinline__ void bring(const Job &job, i64 warps, Cursor &at, uin
     end_group(); // also where there is nothing: groups are counted
 }
 
+// The values of an edge of a piece for the samples of a lane, in one of the tiles.
+template <bool BITS> __device__ __forceinline__ float2 input(const uint4 *stage, int k, int tile, int lane) {
+    if (!BITS)
+        return loaded(reinterpret_cast<const Two *>(stage)[(k * TILES + tile) * (COLUMNS / 2) + lane]);
+    const unsigned bits = reinterpret_cast<const unsigned *>(stage)[(k * TILES + tile) * 2 + lane / 16] >> lane % 16 * 2;
+    return make_float2(bits & 1 ? 1.0f : 0.0f, bits & 2 ? 1.0f : 0.0f);
+}
+
 // Multiply a piece into the sums.
-template <bool EQUAL>
+template <bool EQUAL, bool BITS>
 __device__ __forceinline__ void add_piece(float value, const uint4 *stage, int count, int lane,
                                           float2 (&totals)[HEIGHT][TILES]) {
-    const Two *rows = reinterpret_cast<const Two *>(stage) + lane;
     const float *weights = reinterpret_cast<const float *>(stage + PIECE);
 #pragma unroll
     for (int k = 0; k < EDGES; k++)
@@ -123,7 +155,7 @@ __device__ __forceinline__ void add_piece(float value, const uint4 *stage, int c
             float2 x[TILES];
 #pragma unroll
             for (int t = 0; t < TILES; t++)
-                x[t] = loaded(rows[(k * TILES + t) * (COLUMNS / 2)]);
+                x[t] = input<BITS>(stage, k, t, lane);
 #pragma unroll
             for (int h = 0; h < HEIGHT; h++) {
                 const float weight = EQUAL ? value : weights[k * HEIGHT + h];
@@ -167,7 +199,7 @@ __device__ __forceinline__ void finish(const Job &job, const Cursor &at, int lan
                     atomicOr(seen + t * 2 + odd, nonzero[t][odd]);
 }
 
-template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
+template <bool EQUAL, bool BITS> __device__ __forceinline__ void run(const Job &job) {
     const int lane = threadIdx.x % 32;
     uint4 *ring = rings + threadIdx.x / 32 * STAGES * STAGE;
     const i64 warps = static_cast<i64>(gridDim.x) * WARPS;
@@ -177,7 +209,7 @@ template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
     start(job, ahead);
     int stage = 0;
     for (int k = 0; k < STAGES; k++)
-        bring(job, warps, ahead, ring + k * STAGE, lane);
+        bring<BITS>(job, warps, ahead, ring + k * STAGE, lane);
 #pragma unroll 1
     for (; now.item < job.items; now.item += warps) {
         start(job, now);
@@ -191,9 +223,9 @@ template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
         for (; now.left > 0; now.left -= EDGES) {
             wait_for_groups<STAGES - 1>();
             __syncwarp(); // what the other lanes copied is there too
-            add_piece<EQUAL>(job.layer.value, ring + stage * STAGE, now.left, lane, totals);
+            add_piece<EQUAL, BITS>(job.layer.value, ring + stage * STAGE, now.left, lane, totals);
             __syncwarp(); // all have read it
-            bring(job, warps, ahead, ring + stage * STAGE, lane);
+            bring<BITS>(job, warps, ahead, ring + stage * STAGE, lane);
             stage = stage + 1 < STAGES ? stage + 1 : 0;
         }
         if (now.tiles)
@@ -201,10 +233,17 @@ template <bool EQUAL> __device__ __forceinline__ void run(const Job &job) {
     }
 }
 
+template <bool BITS> __device__ __forceinline__ void run(const Job &job) {
+    if (job.layer.equal)
+        run<true, BITS>(job);
+    else
+        run<false, BITS>(job);
+}
+
 // Run the panels of one height of a layer, number `segment` of the segments, over all tiles with a
-// live sample.
+// live sample. `takes_bits`: the inputs may be packed features.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
-    wide(const Layer *shared_layer, const State *shared_state, i64 segment) {
+    wide(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits) {
     const Layer &layer = *shared_layer;
     const State &state = *shared_state;
     const Panels &panels = HEIGHT == 1 ? layer.single : layer.tall;
@@ -220,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                      used,
                      (used + TILES - 1) / TILES * panels.count};
     note_begin(state, segment);
-    if (layer.equal)
+    if (takes_bits && state.bits)
         run<true>(job);
     else
         run<false>(job);
