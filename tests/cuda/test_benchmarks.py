@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,3 +105,30 @@ def test_an_official_network_streams(gpu, monkeypatch):
     assert found["passed"]
     assert found["streamed_bytes"] > 0
     assert 0 < found["host_bytes"][0] <= found["host_bytes"][1]
+
+
+def test_predictions(gpu, tmp_path):
+    import predict_cuda
+    from cuda_networks import Case
+
+    session = Session(tmp_path / "r.json", gpu=gpu)
+    made = partial(predict_cuda._drawn, Case("random-128-8", 128, 8, 2, 64))
+    cell = predict_cuda.Cell("random-128-8", 64, made)
+    for precision in ("fp32", "fp16"):
+        predict_cuda.measure(cell, precision, gpu, session, "cuda")
+    exact, half = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert exact["predicted_seconds"] > 0
+    assert len(exact["seconds"]["runs"]) == predict_cuda.REPEAT
+    first, second = exact["compared"]
+    assert first["kernel"] == exact["kernels"] != second["kernel"]
+    assert half["kernels"] == "resident"
+    assert "mean error of 2 cells" in predict_cuda.table(session.rows)
+
+
+def test_the_networks_of_predictions_are_made(gpu):
+    from predict_cuda import cells
+
+    networks = {cell.name: cell for cell in cells()}
+    assert len(networks) == len(cells())
+    assert [layer.n_out for layer in networks["mixed"].make()][-1] == 128
+    assert networks["mlp-256-16"].make()[0].edges == 256 * 16

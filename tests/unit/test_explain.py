@@ -75,6 +75,25 @@ def test_times_of_the_last_run():
     assert "measured" in found.table(80)[0]
 
 
+def test_the_mean_error_counts_every_layer_once():
+    """A row of two layers, of which one takes half and one twice what was predicted."""
+    assert explained(ALIKE[:2]).error is None
+    last = LastRun(samples=10, entered=[10, 10], seconds=[5e-6, 20e-6], workers=2)
+    found = explained(ALIKE[:2], last)  # 10 us each
+    (row,) = found.rows
+    assert (row.predicted, row.measured) == (pytest.approx(20e-6), pytest.approx(25e-6))
+    assert found.error == pytest.approx((1.0 + 0.5) / 2)
+    assert "mean error of a layer's prediction 75%" in found.summary
+    assert found.to_json()["mean_error"] == found.error
+
+
+def test_layers_that_took_no_time_have_no_error():
+    found = explained(
+        ALIKE[:2], LastRun(samples=10, entered=[10, 0], seconds=[10e-6, 0.0], workers=2)
+    )
+    assert found.error == pytest.approx(0.0)
+
+
 def test_json():
     values = json.loads(json.dumps(explained(ALIKE).to_json(), allow_nan=False))
     assert values["rows"][0]["widths"] == [8, 8]
