@@ -10,8 +10,9 @@ from engines_networks import NETWORKS, chain, make_features
 import teraedge
 from teraedge import ClippedReLU, Layer, Network, Options
 from teraedge.plan import explain as module
+from teraedge.plan.choice import Choice, Part
 from teraedge.plan.cost import Limit
-from teraedge.plan.explain import Choice, LastRun, Part, explain
+from teraedge.plan.explain import LastRun, explain
 from teraedge.plan.fingerprint import fingerprint
 
 

@@ -6,8 +6,8 @@ from numpy.typing import NDArray
 from teraedge.errors import ModelError
 from teraedge.network import Layer
 from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
+from teraedge.plan.choice import Choice
 from teraedge.plan.device import TARGET, DeviceLayer, DevicePanels, list_table
-from teraedge.plan.explain import Choice
 
 HEIGHT = 96
 """Neurons of a panel: of a block."""

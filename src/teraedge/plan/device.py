@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from teraedge.plan import banks
 from teraedge.plan.block_parts import BlockParts
-from teraedge.plan.explain import Choice
+from teraedge.plan.choice import Choice
 from teraedge.plan.kernel_sizes import LANES
 from teraedge.plan.panels import PanelLayer, Panels
 

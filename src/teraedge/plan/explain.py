@@ -5,12 +5,12 @@ where it runs.
 """
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple
 
-from teraedge.plan.cost import Limit
+from teraedge.plan.choice import Part
 from teraedge.text import count, number, scaled
 
 NARROW = 100
@@ -19,48 +19,6 @@ LINES = 60
 """Lines of a printed table; from the middle of a longer one some are left out."""
 SAMPLES = 1000
 """Samples that times are predicted for before the first run."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What was decided for a layer.
-
-    Attributes
-    ----------
-    layout, kernel : str
-        Their names.
-    seconds : float or None
-        Predicted for one sample on one worker: a core, or a whole GPU. None where the device has
-        no measured constants to predict from.
-    limit : Limit or None
-        What keeps it from being faster, and the least seconds a sample that it allows.
-    why : str
-        One sentence, without numbers that differ from layer to layer.
-    candidates : mapping of str to float
-        Predicted seconds a sample of every layout that was considered.
-    """
-
-    layout: str
-    kernel: str
-    seconds: float | None
-    limit: Limit | None
-    why: str
-    candidates: Mapping[str, float] = field(default_factory=dict)
-
-    def without_times(self, kernel: str) -> Self:
-        """Return the choice for a kernel of a device whose times are not predicted."""
-        return replace(self, kernel=kernel, seconds=None, limit=None, candidates={})
-
-
-class Part(NamedTuple):
-    """What a plan remembers of a layer that runs; `origin`: the layer as given it is part of."""
-
-    origin: int
-    n_in: int
-    n_out: int
-    edges: int
-    nbytes: int
-    choice: Choice
 
 
 class LastRun(NamedTuple):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from teraedge.activations import CURVES
 from teraedge.errors import FormatError
-from teraedge.plan.explain import Part
+from teraedge.plan.choice import Part
 from teraedge.plan.panels import PanelLayer, Panels
 
 VERSION = 3

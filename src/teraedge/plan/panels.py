@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from teraedge.errors import ModelError
 from teraedge.grouping import entries_of, equal_columns, lengths
 from teraedge.network import Layer
+from teraedge.plan.choice import Choice
 from teraedge.plan.cost import Constants, Reads, Work, reads
-from teraedge.plan.explain import Choice
 from teraedge.plan.similar import Columns, fill_columns, pad_similar
 
 UNSURE = 1.1

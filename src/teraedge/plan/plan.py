@@ -18,7 +18,7 @@ from teraedge.network import Layer, Network
 from teraedge.options import Options, Precision
 from teraedge.passes.draft import Wiring
 from teraedge.passes.rewriter import Begun, Rewriter
-from teraedge.plan.explain import Choice, Part
+from teraedge.plan.choice import Choice, Part
 from teraedge.plan.fingerprint import Fingerprint
 from teraedge.rounding import statements
 

@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 from teraedge.plan.block import PANEL, STEP
+from teraedge.plan.choice import Part
 from teraedge.plan.cost import Limit
 from teraedge.plan.device import DeviceLayer
-from teraedge.plan.explain import Part
 from teraedge.plan.rates import Rates, chained_rows, products, steps
 
 MULTIPLY_ADDS = 128

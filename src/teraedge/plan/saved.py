@@ -30,8 +30,8 @@ from teraedge.formats._shards import File, Writer, check_format, open_files
 from teraedge.formats._spec import read_json
 from teraedge.head import check_head
 from teraedge.options import Options
+from teraedge.plan.choice import Choice, Part
 from teraedge.plan.cost import Limit
-from teraedge.plan.explain import Choice, Part
 from teraedge.plan.plan import LaidOut, Plan
 
 FORMAT = {"format": "teraedge-plan", "format_version": "1"}

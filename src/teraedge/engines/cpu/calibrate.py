@@ -30,8 +30,8 @@ from teraedge.errors import DataError, OptionsError
 from teraedge.host import cache_bytes, cpu_model
 from teraedge.jit import SOURCE_KEY
 from teraedge.options import Options
+from teraedge.plan.choice import Choice
 from teraedge.plan.cost import VARIABLE, Constants, Levels, Limit
-from teraedge.plan.explain import Choice
 from teraedge.plan.panels import PanelLayer, Panels
 from teraedge.plan.plan import LaidOutPlan
 

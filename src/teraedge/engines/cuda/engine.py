@@ -15,7 +15,7 @@ from teraedge.engines.cuda.calibrate import rates_of, typical
 from teraedge.engines.cuda.driver import Memory
 from teraedge.engines.cuda.feeder import PLACES, Chunk, Feeder
 from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
-from teraedge.engines.cuda.launcher import Launcher, layer_address
+from teraedge.engines.cuda.launcher import ROUNDING, Launcher, layer_address
 from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
@@ -36,13 +36,6 @@ from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
 from teraedge.rounding import stored_as
 
-_ROUNDING = {
-    "resident": "edges of the resident kernel are summed in an order that suits shared memory",
-    "small": "edges of the small kernel are summed in an order that suits shared memory",
-    "block": "layers of the block kernel sum products of bf16 terms on tensor cores, which cut "
-    "sums off at their last bit; products of terms below 2**-24 of a whole one are left out",
-    "dense": "dense layers sum products of bf16 terms as well, in another order",
-}
 SHARE = 0.9
 """Of the free device memory, what samples may take."""
 LAYER_SHARE = 0.5
@@ -84,9 +77,11 @@ class CudaEngine(Engine):
         self._plan = self._planned(network, budget)
         self.n_in, self.n_out, self.edges = self._plan.n_in, self._plan.n_out, self._plan.edges
         self.head = self._plan.head
-        kernels = {part.choice.kernel for part in self._plan.parts}
-        said = [_ROUNDING[kernel] for kernel in _ROUNDING if kernel in kernels]
-        self._rounding = [*self._plan.rounding, *said]
+        ran = {part.choice.kernel for part in self._plan.parts}
+        self._rounding = [
+            *self._plan.rounding,
+            *(ROUNDING[name] for name in ROUNDING if name in ran),
+        ]
         self._stream = self._device.stream()
         precision = self.options.precision
         self._launcher = Launcher(self._device, precision)
@@ -115,11 +110,9 @@ class CudaEngine(Engine):
         last = None if self._last is None else self._last()[1]
         samples = SAMPLES if last is None else last.samples
         stay = len(plan.resident)
+        others = [streamed(part, samples, self._rates) for part in plan.parts[stay:]]
         return explain(
-            [
-                *plan.parts[:stay],
-                *(streamed(part, samples, self._rates) for part in plan.parts[stay:]),
-            ],
+            [*plan.parts[:stay], *others],
             plan.edges_given,
             device=f"{self.device}: {self.hardware}{stored_as(self.options.precision)}",
             workers=1,

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from teraedge.activations import ReLU
 from teraedge.network import Layer
 from teraedge.plan.block import PANEL, lay_out_block
+from teraedge.plan.choice import Choice
 from teraedge.plan.dense import dense_shared, lay_out_dense
 from teraedge.plan.device import DeviceLayer
-from teraedge.plan.explain import Choice
 from teraedge.plan.gpu import RESIDENT_HEIGHT, lay_out_small, lay_out_wide
 from teraedge.plan.panels import PanelLayer, Panels
 from teraedge.plan.resident import lay_out_resident, most_samples
