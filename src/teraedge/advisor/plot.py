@@ -47,13 +47,21 @@ def plot(advised: Advised, path: Path) -> None:
         _draw(axes, one)
     if drawn:
         grid[0][0].set_ylabel("times as fast as dense")
-        grid[0][-1].legend(frameon=False, fontsize=8)
+        # What some panel has; the same mark means the same in all.
+        shown = {
+            label: handle
+            for axes in grid[0]
+            for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        grid[0][-1].legend(shown.values(), shown.keys(), frameon=False, fontsize=8)
     figure.suptitle(f"{advised.hardware}, {advised.target}", fontsize=10)
     with new_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=150)
 
 
 def _draw(axes: Any, one: Advice) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
     dense = one.dense_seconds or 1.0
     x = [100 * density for density, _ in one.curve]
     y = [dense / seconds for _, seconds in one.curve]
@@ -72,5 +80,7 @@ def _draw(axes: Any, one: Advice) -> None:
     more = ", ..." if len(one.layers) > 4 else ""
     axes.set_title(f"layer {numbers}{more}: {one.n_in} x {one.n_out}", loc="left", fontsize=9)
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # the axes have few decades
         axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_locator(NullLocator())
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
