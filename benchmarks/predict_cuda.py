@@ -5,7 +5,7 @@
 Mode A: all samples live, nothing pruned, merged or rewritten. A cell's times are those of its
 layers, added up; predicted ones stand on the rates that were measured on this GPU (`Rates`). Of
 small networks one layer also runs in the kernel that is the best without the chosen one, a chain
-of copies of each, so that a wrong choice shows.
+of copies of each, so that a wrong choice shows. Answers are not looked at: general_cuda.py does.
 """
 
 import argparse
@@ -164,7 +164,7 @@ def measure(cell: Cell, precision: str, gpu_: Any, session: Session, device: str
     found = row(
         cell.name, runs[1:], mode="a", nominal_edges=edges, executed_edges=edges,
         samples=cell.samples, device=gpu_.name, gpus=1, label="teraedge layers",
-        precision=precision, kernels=kernels, predicted_seconds=predicted,
+        precision=precision, passed=None, kernels=kernels, predicted_seconds=predicted,
         error=abs(predicted / median(runs[1:]) - 1), mean_layer_error=best.error,
         compile_seconds=seconds, explained=[_short(one) for one in best.rows], **more,
     )  # fmt: skip

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,15 @@ def test_what_cannot_be_measured_keeps_the_typical_rates(monkeypatch):
     assert not complete
     before = calibrate.typical(EmulatedDevice())
     assert found == replace(before, hbm_bytes=found.hbm_bytes, host_bytes=found.host_bytes)
+
+
+@EMULATED
+def test_a_gpu_without_free_memory_has_typical_rates(monkeypatch):
+    full = partial(EmulatedDevice, memory_bytes=2**12)
+    monkeypatch.setattr(driver, "open_device", full)
+    found, complete = measure.measure("cuda", TINY)
+    assert not complete
+    assert found == calibrate.typical(EmulatedDevice())
 
 
 def trials(room=ROOM, multiprocessors=132, tensor_cores=True):

@@ -56,12 +56,13 @@ def rates(name: str) -> Finding:
     """Tell what a GPU's layouts and predictions stand on: what was measured, and when."""
     from teraedge.engines.cuda import calibrate, driver
 
-    device = driver.open_device(name)
     try:
+        device = driver.open_device(name)
         kept = None if calibrate.is_typical() else calibrate.kept(device)
         found = calibrate.typical(device) if kept is None else kept.rates
-    finally:
         device.close()
+    except Exception as error:  # whatever it is, it is the finding
+        return Finding(f"{name} speeds", None, f"fails: {type(error).__name__}: {error}", False)
     if kept is not None:
         source = f"measured {kept.measured}"
     elif calibrate.is_typical():

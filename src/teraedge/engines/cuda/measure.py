@@ -64,14 +64,10 @@ def measure(name: str, sizes: Sizes = SIZES) -> tuple[Rates, bool]:
     device = driver.open_device(name)
     try:
         room = device.shared_bytes - STATIC_SHARED
-        rates = typical(device)
-        copy = copy_bandwidth(device, sizes.copied, 20)
-        host = host_bandwidth(device, sizes.copied // 4, 3)
-        rates = replace(rates, hbm_bytes=_rounded(copy), host_bytes=_rounded(host))
+        rates, complete = _copied(device, typical(device), sizes.copied)
         making = makers(sizes, room, device.multiprocessors, device.tensor_cores)
     finally:
         device.close()
-    complete = True
     with ThreadPoolExecutor(min(len(making), usable_cores()), "teraedge-measure") as pool:
         # Kernels are compiled, and layers laid out, side by side; runs follow each other.
         begun = {kernel: pool.submit(_prepared, make, name) for kernel, make in making.items()}
@@ -82,6 +78,17 @@ def measure(name: str, sizes: Sizes = SIZES) -> tuple[Rates, bool]:
                 log.info("the %s kernel could not be measured: %s", kernel, error)
                 complete = False
     return rates, complete
+
+
+def _copied(device: driver.Device, rates: Rates, nbytes: int) -> tuple[Rates, bool]:
+    """Return rates with those of copies, and whether there was memory for these."""
+    try:
+        copy = copy_bandwidth(device, nbytes, 20)
+        host = host_bandwidth(device, nbytes // 4, 3)
+    except TeraedgeError as error:
+        log.info("copies could not be measured: %s", error)
+        return rates, False
+    return replace(rates, hbm_bytes=_rounded(copy), host_bytes=_rounded(host)), True
 
 
 def solved(equations: Sequence[Equation], rates: Rates) -> Rates:
