@@ -1,5 +1,6 @@
 """compute-sanitizer finds nothing: no access out of bounds, no race, no wrong barrier."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ def test_finds_nothing(tool, tmp_path):
         text=True,
         timeout=540,
         check=False,
+        env=os.environ | {"TERAEDGE_CALIBRATION": "typical"},  # or the GPU's speeds are measured
     )
     text = report.read_text() if report.exists() else ""
     if "Device not supported" in text:
