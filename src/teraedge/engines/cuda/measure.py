@@ -74,7 +74,7 @@ def measure(name: str, sizes: Sizes = SIZES) -> tuple[Rates, bool]:
         for kernel, future in begun.items():
             try:
                 rates = fitted(_run(future.result(), sizes.seconds), rates)
-            except TeraedgeError as error:
+            except (TeraedgeError, RuntimeError, ValueError) as error:  # the last two: no fit
                 log.info("the %s kernel could not be measured: %s", kernel, error)
                 complete = False
     return rates, complete
