@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -139,7 +140,13 @@ def test_exit_status_of_a_wrong_answer_is_1(tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="signals are another thing on Windows")
 def test_interrupt_exits_with_130_and_no_traceback():
     command = [sys.executable, "-m", "teraedge", "-v", "challenge", "-l", "1920", "--mode", "a"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # Tests that a shell runs in the background are told to ignore it.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+    ) as process:
         assert process.stderr is not None
         process.stderr.readline()  # the log line of a phase, so that the work has begun
         process.send_signal(signal.SIGINT)
