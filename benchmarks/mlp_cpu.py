@@ -37,6 +37,25 @@ WARM = 3
 Program = Callable[[], np.ndarray]
 
 
+def share(text: str) -> float:
+    """Return a density that was given as an argument.
+
+    Raises
+    ------
+    argparse.ArgumentTypeError
+        If it is not a number above 0, at most 1.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no density; give a number from 0 to 1, as 0.05"
+        )
+    return value
+
+
 def pruned_mlp(density: float, seed: int = 0, sizes: tuple[int, ...] = SIZES) -> teraedge.Network:
     """Return the network: He-initialised weights, of which the largest of each layer are kept.
 
@@ -159,7 +178,8 @@ def main() -> None:
     """Measure, print a line a case, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeat", type=int, default=7)
-    parser.add_argument("--density", type=float, nargs="*", default=DENSITIES)
+    parser.add_argument("--density", type=share, nargs="*", default=DENSITIES,
+                        help="of the weights that are left, as in 0.05")  # fmt: skip
     parser.add_argument("--batch", type=int, nargs="*", default=BATCHES)
     parser.add_argument("--output", help="write the result file here")
     arguments = parser.parse_args()

@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from mlp_cpu import pruned_mlp
+from mlp_cpu import pruned_mlp, share
 
 import teraedge
 from teraedge.bench import session as sessions
@@ -172,7 +172,8 @@ def main() -> None:
     """Measure, print a line a case, write the result file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     sessions.add_arguments(parser)
-    parser.add_argument("--density", type=float, nargs="*", default=DENSITIES)
+    parser.add_argument("--density", type=share, nargs="*", default=DENSITIES,
+                        help="of the weights that are left, as in 0.05")  # fmt: skip
     parser.add_argument("--batch", type=int, nargs="*", default=BATCHES)
     arguments = parser.parse_args()
     session = Session.of(arguments, driver.open_device(arguments.device))
