@@ -81,36 +81,6 @@ def test_segments_begin_and_end_with_wide_layers(device, sizes, monkeypatch):
                 assert live[-1] == (len(expected.live) if mode == "b" else 150)
 
 
-@pytest.mark.parametrize("prune", [False, True])
-@pytest.mark.parametrize("width", [64, 150])
-def test_equal_samples_run_once(device, prune, width, monkeypatch):
-    """What comes out is the same bit for bit, and every sample is counted."""
-    monkeypatch.setattr(small, "LAYERS", 6)
-    monkeypatch.setattr(small, "MERGE_FROM", 2)
-    monkeypatch.setattr(small, "MERGE_LAYERS", 3)
-    network = chain([width] * 24, 5)
-    rng = np.random.default_rng(width)
-    rows = (rng.random((7, width)) < 0.5).astype(np.float32)
-    rows[3] = 0
-    features = rows[rng.integers(0, 7, 150)]
-    runs = []
-    for merge in (False, True):
-        options = Options(prune=prune, merge=merge, passes=False)
-        with teraedge.compile(network, device, options) as engine:
-            for _ in range(2):
-                result = engine.run(features)
-            live = [layer.live for layer in result.trace]
-            executed = sum(layer.edges for layer in result.trace)
-            runs.append((result.outputs, result.live, live, executed, "merge" in result.exact))
-    (rows, ids, live, executed, _), (rows_once, ids_once, live_once, executed_once, merged) = runs
-    np.testing.assert_array_equal(rows, rows_once)
-    np.testing.assert_array_equal(ids, ids_once)
-    assert live == live_once
-    assert executed_once < executed * 0.9
-    assert merged
-    assert not runs[0][-1]
-
-
 def test_room_decides_where_segments_end(device):
     with teraedge.compile(chain([64] * 9, 4), device, Options.mode("a")) as engine:
         layers = engine._plan.resident

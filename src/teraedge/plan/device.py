@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.network import Layer
 from teraedge.plan import banks
 from teraedge.plan.block_parts import BlockParts
 from teraedge.plan.choice import Choice
@@ -100,6 +101,8 @@ class DeviceLayer:
         Of bf16 that a weight is the sum of (dense).
     instead : PanelLayer or None
         The panels that the resident kernel would take (small; block, where it saves little).
+    source : Layer or None
+        The layer itself, where it may also run over a few samples (`plan.few`).
     itemsize : int
         Bytes of an activation in device memory.
     nbytes : int
@@ -126,6 +129,7 @@ class DeviceLayer:
     places: NDArray[np.int32] | None = None
     terms: int = 0
     instead: PanelLayer | None = None
+    source: Layer | None = None
     itemsize: int = 4
     nbytes: int = field(init=False)
 

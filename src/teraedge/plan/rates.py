@@ -29,6 +29,10 @@ CHAINED = 0.65
 has more to do for each, as it takes 64 samples at a time and not 128. So it is the faster where it
 reads no more than so much of the rows. Measured apart, both are small differences of large times,
 and layers that share half of their rows would change kernels with the noise."""
+FEW_CLOCKS, FEW_EDGE_CLOCKS, FEW_NEURON_CLOCKS = 250, 0.25, 0.3
+"""Clocks of a layer over a few samples: from barrier to barrier, and for each edge and neuron."""
+MERGE_SECONDS = 25e-6
+"""What it takes to look for equal samples and to put them back, five launches."""
 FEW = 1.5
 """How much longer than the resident kernel the small one may take for many samples: with few of
 them left, as is soon the case, a layer takes 0.5 to 1 microsecond there, and 5 in the resident
@@ -166,6 +170,14 @@ class Rates:
     def small_seconds(self, edges: int, neurons: int) -> float:
         """Return what the small kernel takes."""
         return edges * self.small_edge + neurons * self.small_neuron
+
+    def wave_seconds(self, layer: DeviceLayer, samples: int) -> float:
+        """Return what a layer takes if each multiprocessor has one tile, of so many samples."""
+        return self.seconds(layer) * samples * self.multiprocessors
+
+    def few_seconds(self, edges: int, neurons: int) -> float:
+        """Return what the kernel for a few samples takes: one wave, of four samples each."""
+        return (FEW_CLOCKS + edges * FEW_EDGE_CLOCKS + neurons * FEW_NEURON_CLOCKS) / self.clock
 
     def gathered_seconds(self, single: float, tall: float, samples: int, equal: bool) -> float:
         """Return what the resident kernel takes.

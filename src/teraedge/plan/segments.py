@@ -3,9 +3,10 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from teraedge.plan import small
+from teraedge.plan import few, small
 from teraedge.plan.block_parts import GROUP, BlockKind
 from teraedge.plan.device import DeviceLayer, Kernel
+from teraedge.plan.rates import MERGE_SECONDS, Rates
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,8 @@ class Segment:
         Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
         Whether samples may die in it, so that those left are moved together at its end.
-    merges : bool
-        Whether equal samples of a tile run once, in the small kernel.
+    few : int
+        Distinct samples up to which equal ones run once, in the kernel for a few; 0 for never.
     block : BlockKind or None
         What the block kernel is specialised by.
     terms : int
@@ -58,7 +59,7 @@ class Segment:
     moves: bool
     block: BlockKind | None
     terms: int
-    merges: bool
+    few: int
     sizes: tuple[int, ...]
     plane: int
     record: int
@@ -71,7 +72,11 @@ class Segment:
 
 
 def segments(
-    layers: Sequence[DeviceLayer], droppable: Sequence[bool], first: int, *, merge: bool = False
+    layers: Sequence[DeviceLayer],
+    droppable: Sequence[bool],
+    first: int,
+    *,
+    merging: Rates | None = None,
 ) -> Iterator[Segment]:
     """Cut layers `first` and following into segments.
 
@@ -79,7 +84,8 @@ def segments(
     where samples can die, segments end often at the start, where most do: after 1, 2, 3, 4, 6, 8,
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
     layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
-    The small kernel is faster still for a handful of samples: after 4, 9, 24 and 48.
+    The small kernel is faster still for a handful of samples: after 4, 9, 24 and 48. Where equal
+    samples may run once, few are left by then: after 48, 192, 768, ... layers of the resident one.
 
     Parameters
     ----------
@@ -88,8 +94,8 @@ def segments(
         Whether a row that is zero after each of them stays zero for good.
     first : int
         Number of the first of them in the network.
-    merge : bool
-        Whether samples that have become equal may run once.
+    merging : Rates or None
+        Of the device, if samples that have become equal may run once.
     """
     begin, most, takes_own, extent = 0, (0, 0), False, small.Extent()
     for index, layer in enumerate(layers):
@@ -111,7 +117,7 @@ def segments(
                 layer.kernel == "small"
                 and not extent.more(layers[end], first + end).fits(layer.shared)
             )
-            or (dies and _is_border(first + end, layer.kernel))
+            or (dies and _is_border(first + end, layer.kernel, merging is not None))
         ):
             kind = _kind(layer)
             shared = max(part.shared for part in layers[begin:end])
@@ -135,7 +141,7 @@ def segments(
                 moves=dies,
                 block=kind,
                 terms=layer.terms,
-                merges=merge and layer.kernel == "small" and extent.may_merge,
+                few=0 if merging is None else _few(layers[begin:end], first + begin, merging),
                 sizes=extent.sizes,
                 plane=most[0],
                 record=most[1],
@@ -166,8 +172,25 @@ def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
     return layer.block is None or layer.block.kind.shared(*most) <= layer.block.room
 
 
-def _is_border(layer: int, kernel: Kernel) -> bool:
+def _few(layers: Sequence[DeviceLayer], first: int, rates: Rates) -> int:
+    """Return the distinct samples up to which a segment had better run equal ones once."""
+    known = all(layer.source is not None and layer.block is None for layer in layers)
+    if first < few.FROM or not known:
+        return 0
+    groups = small.GROUPS * 2 if layers[0].kernel == "small" else 1  # two blocks
+    wave = sum(rates.wave_seconds(layer, layer.samples * groups) for layer in layers)
+    if wave < 2 * MERGE_SECONDS:
+        return 0
+    taken = sum(rates.few_seconds(layer.edges, layer.n_out) for layer in layers)
+    return int(rates.multiprocessors * few.GROUP * wave / taken)
+
+
+def _is_border(layer: int, kernel: Kernel, merges: bool) -> bool:
     """Tell whether samples are moved before a layer of this number."""
+    if kernel == "resident" and merges and layer > 48:
+        while layer > 48 and layer % 4 == 0:
+            layer //= 4
+        return layer == 48
     if kernel == "small":
         return layer in (4, 9, 24, 48)
     if kernel == "block":

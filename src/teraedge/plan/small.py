@@ -27,8 +27,6 @@ PIECE_BYTES = 28672
 """Of a piece, at most."""
 WIDTH = 512
 """Neurons of a layer, inputs or outputs, up to which it is small."""
-MERGE_FROM, MERGE_LAYERS = 24, 16
-"""Equal samples are looked for before segments from this layer on that have so many layers."""
 LAYERS = 1024
 """Layers of a segment, at most."""
 NARROW = 512
@@ -145,8 +143,6 @@ class Extent(NamedTuple):
         Those of the last layer.
     inside : int
         Neurons between two of the layers, at most.
-    number, n_in : int
-        Of the first layer: which it is, and its inputs.
     bits : int
         Features that there is room for if they are packed.
     """
@@ -157,8 +153,6 @@ class Extent(NamedTuple):
     widest: int = 0
     last: int = 0
     inside: int = 0
-    number: int = 0
-    n_in: int = 0
     bits: int = 0
 
     def more(self, layer: DeviceLayer, number: int) -> "Extent":
@@ -171,8 +165,6 @@ class Extent(NamedTuple):
             max(self.widest, layer.n_out),
             layer.n_out,
             max(self.inside, self.last) if self.layers else 0,
-            self.number if self.layers else number,
-            self.n_in if self.layers else layer.n_in,
             layer.n_in + ZERO_ROWS if number == 0 else self.bits,
         )
 
@@ -182,12 +174,6 @@ class Extent(NamedTuple):
         groups = GROUPS if self.inside <= NARROW else 1
         # Before the neurons lie rows of zeros, behind them one that is nobody's.
         return self.bits, self.pieces, self.stage, groups, ZERO_ROWS + self.widest + 1
-
-    @property
-    def may_merge(self) -> bool:
-        """Whether looking for equal samples pays, and there is room for what goes into it."""
-        pays = self.number >= MERGE_FROM and self.layers >= MERGE_LAYERS
-        return pays and self.n_in <= self.widest
 
     @property
     def shared(self) -> int:

@@ -16,6 +16,7 @@ from teraedge.engines.cuda.driver import Memory
 from teraedge.engines.cuda.feeder import PLACES, Chunk, Feeder
 from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
 from teraedge.engines.cuda.launcher import ROUNDING, Launcher, layer_address
+from teraedge.engines.cuda.once import Once, with_source, without_sources
 from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
@@ -87,7 +88,8 @@ class CudaEngine(Engine):
         self._launcher = Launcher(self._device, precision)
         self._loader = Loader(self._device, self._stream, precision)
         self._state: RunState | None = None
-        self._chunk = self._send_resident()
+        self._once = Once(self._device, self._stream, self._launcher)
+        self._chunk = self._send_resident(budget)
         self._first_kernel = self._plan.parts[0].choice.kernel if self._plan.parts else None
         self._ran: list[Segment] = []
         self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
@@ -151,10 +153,12 @@ class CudaEngine(Engine):
             few=self._few,
             rates=self._rates,
         )
+        if self.options.merge:
+            laid_out = with_source(laid_out, layer)
         return predicted(laid_out, self._rates)
 
-    def _send_resident(self) -> Chunk | None:
-        """Bring the layers that stay to the device."""
+    def _send_resident(self, budget: int) -> Chunk | None:
+        """Bring the layers that stay to the device, within so many bytes."""
         layers = self._plan.resident
         if not layers:
             return None
@@ -162,10 +166,13 @@ class CudaEngine(Engine):
         nbytes = packed_size(layers)
         self._layers = self._device.allocate(nbytes)
         packed = np.empty(nbytes, np.uint8)
-        parts = list(segments(layers, droppable, 0, merge=self.options.merge))
+        merging = self._rates if self.options.merge else None
+        parts = list(segments(layers, droppable, 0, merging=merging))
+        parts = self._once.send(layers, parts, budget - nbytes)
         pack(layers, droppable, parts, self._layers.address, packed)
         self._stream.to_device(self._layers, packed)
         self._stream.synchronize()
+        self._plan.resident = without_sources(layers)
         chunk = Chunk(0, parts, self._layers.address)
         for segment in chunk.segments:
             self._launcher.prepare(segment)
@@ -377,7 +384,7 @@ class CudaEngine(Engine):
         """Queue the segments of a chunk, after those of the chunks before."""
         for segment in chunk.segments:
             address = layer_address(chunk.table, segment.first - chunk.first)
-            self._launcher.launch(self._stream, segment, address, state, len(self._ran))
+            self._once.launch(segment, address, state, len(self._ran))
             self._ran.append(segment)
 
     def _free_graphs(self) -> None:

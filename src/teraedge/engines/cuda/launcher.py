@@ -95,22 +95,22 @@ class Launcher:
         if segment.kernel == "resident":
             kernel = self._resident_kernel(segment)
             stream.launch(
-                kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
+                kernel, self.blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
             )  # fmt: skip
             return
         if segment.kernel == "small":
             kernel = self._small_kernel(segment)
             stream.launch(
-                kernel, self._blocks(kernel, SMALL_THREADS, segment.shared), SMALL_THREADS,
+                kernel, self.blocks(kernel, SMALL_THREADS, segment.shared), SMALL_THREADS,
                 segment.shared, layers, segment.first, segment.count, state.struct, number,
-                segment.moves, segment.merges, *segment.sizes,
+                segment.moves, *segment.sizes,
             )  # fmt: skip
             return
         if segment.block is not None:
             kernel = self._block_kernel(segment.block)
             stream.launch(
-                kernel, self._blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
+                kernel, self.blocks(kernel, THREADS, segment.shared), THREADS, segment.shared,
                 layers, segment.first, segment.count, state.struct, number, segment.moves,
                 number == 0, segment.takes_own, segment.gives_own,
                 segment.plane, segment.record,
@@ -120,11 +120,11 @@ class Launcher:
         leaves = segment.leaves and self._itemsize == 4
         if segment.kernel == "dense":
             kernel, shared = self._dense_kernel(segment), segment.shared
-            grid = self._blocks(kernel, DENSE_THREADS, shared)
+            grid = self.blocks(kernel, DENSE_THREADS, shared)
             stream.launch(kernel, grid, DENSE_THREADS, shared, layers, state.struct, number)
         elif segment.kernel == "staged":
             kernel, shared = self._staged_kernel(segment), segment.shared
-            grid = self._blocks(kernel, THREADS, shared)
+            grid = self.blocks(kernel, THREADS, shared)
             stream.launch(
                 kernel, grid, THREADS, shared, layers, state.struct, number,
                 segment.takes_own, segment.gives_own,
@@ -132,13 +132,13 @@ class Launcher:
         elif segment.kernel == "chained":
             kernel, shared = self._chained_kernel(segment)
             stream.launch(
-                kernel, self._blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
+                kernel, self.blocks(kernel, WIDE_THREADS, shared), WIDE_THREADS, shared,
                 layers, state.struct, number, number == 0, segment.first, leaves,
             )  # fmt: skip
         else:
             for height in segment.heights:
                 kernel, shared = self._wide_kernel(height, segment.curved)
-                grid = self._blocks(kernel, WIDE_THREADS, shared)
+                grid = self.blocks(kernel, WIDE_THREADS, shared)
                 stream.launch(
                     kernel, grid, WIDE_THREADS, shared, layers, state.struct, number, number == 0
                 )
@@ -148,7 +148,7 @@ class Launcher:
                 layers, segment.first, state.struct, number, leaves,
             )  # fmt: skip
         if segment.moves and not leaves:
-            grid = self._blocks(self._compact["compact"], 256, 0)
+            grid = self.blocks(self._compact["compact"], 256, 0)
             stream.launch(
                 self._compact["compact"], grid, 256, 0, layers, state.struct, number,
                 segment.gives_own,
@@ -158,19 +158,20 @@ class Launcher:
         """Return the blocks that share the time of each layer of segments, shape ``(layers,)``."""
         key = tuple(segment.first for segment in segments)
         if key not in self._shares:
-            counts = [np.full(segment.count, self._sharing(segment)) for segment in segments]
+            counts = [np.full(segment.count, self.sharing(segment)) for segment in segments]
             self._shares[key] = np.concatenate(counts)
         return self._shares[key]
 
-    def _sharing(self, segment: Segment) -> int:
+    def sharing(self, segment: Segment) -> int:
+        """Return the blocks that share the time of a layer of a segment."""
         if segment.block is not None:
             kernel = self._block_kernel(segment.block)
-            return self._blocks(kernel, THREADS, segment.shared)
+            return self.blocks(kernel, THREADS, segment.shared)
         if segment.kernel == "small":
-            return self._blocks(self._small_kernel(segment), SMALL_THREADS, segment.shared)
+            return self.blocks(self._small_kernel(segment), SMALL_THREADS, segment.shared)
         if segment.kernel != "resident":
             return 1  # its time is taken as a whole
-        return self._blocks(self._resident_kernel(segment), THREADS, segment.shared)
+        return self.blocks(self._resident_kernel(segment), THREADS, segment.shared)
 
     def _resident_kernel(self, segment: Segment) -> Kernel:
         key = segment.samples, max(segment.heights, default=1) > 1, segment.curved
@@ -233,7 +234,7 @@ class Launcher:
         room = self._device.shared_bytes - STATIC_SHARED
         return next((n for n in counts if nbytes(n) <= room), counts[-1])
 
-    def _blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
+    def blocks(self, kernel: Kernel, threads: int, shared: int) -> int:
         """Return a grid that fills the device once."""
         key = id(kernel), threads, shared
         if key not in self._grids:

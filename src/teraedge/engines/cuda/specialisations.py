@@ -2,11 +2,12 @@
 
 from teraedge.options import ITEMSIZE, PRECISIONS, Precision
 from teraedge.plan import dense as dense_layout
+from teraedge.plan import few as few_layout
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
 from teraedge.plan.block_parts import PLANES, BlockKind
 from teraedge.plan.gpu import RESIDENT_HEIGHT
-from teraedge.plan.kernel_sizes import COLUMNS, THREADS
+from teraedge.plan.kernel_sizes import COLUMNS, LANES, THREADS
 from teraedge.plan.rates import WIDE_HEIGHTS
 from teraedge.plan.resident import NOT_CURVED, SAMPLES
 from teraedge.plan.small import STAGES as SMALL_STAGES
@@ -28,6 +29,8 @@ CHAINED_PANELS = 16
 WIDE_EDGES, CHAINED_EDGES = 8, {4: 8, 2: 16}
 """Edges of a piece."""
 DENSE_THREADS = 256
+MERGE_THREADS, MERGE_TABLE = 512, 2 * 8192 * 4
+"""Threads of a block that finds equal samples, and bytes of its table (kernels/merge.cu)."""
 CENSUS_THREADS = 512
 
 
@@ -58,6 +61,16 @@ def small(curved: bool) -> Specialisation:
     """Return the small kernel."""
     sizes = {"STAGES": SMALL_STAGES, "THREADS": SMALL_THREADS}
     return "small.cu", {**sizes, **_curves(curved)}, ["small"]
+
+
+def few(curved: bool) -> Specialisation:
+    """Return the kernel for a few samples."""
+    return "few.cu", {"THREADS": few_layout.WARPS * LANES, **_curves(curved)}, ["few"]
+
+
+def merge() -> Specialisation:
+    """Return what finds equal samples, and puts them back."""
+    return "merge.cu", {}, ["match", "settle", "spread"]
 
 
 def staged(buffers: int, curved: bool) -> Specialisation:
@@ -137,7 +150,8 @@ def samples(precision: Precision = "fp32") -> Specialisation:
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     found = [block(kind._replace(planes=count)) for count in PLANES.values() for kind in KINDS]
-    found += [small(curved) for curved in (False, True)]
+    found += [of(curved) for of in (small, few) for curved in (False, True)]
+    found.append(merge())
     found += [staged(buffers, curved) for buffers in (1, 2) for curved in (False, True)]
     for precision, itemsize in ITEMSIZE.items():
         found += [compact(precision), samples(precision)]

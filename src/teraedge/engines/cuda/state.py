@@ -11,6 +11,12 @@ from teraedge.plan.kernel_sizes import COLUMNS, LANES
 SPARE_TILES = 1
 """Tiles past the last, so that a piece of work of several tiles never leaves the buffers."""
 
+MERGED = 8192
+"""Slots up to which equal samples are looked for, as kernels/common.cuh has it."""
+
+EQUAL = ("hashes", "leaders", "columns", "leads", "stands", "flags")
+"""What is known of them: `struct Equal`."""
+
 BINS = 1024
 """Of samples by brightness, as kernels/common.cuh has it."""
 
@@ -31,6 +37,7 @@ STATE = np.dtype(
             for name in (
                 *("slots", "buffer", "order", "masks", "nonzero", "starts", "sources", "compacts"),
                 *("tickets", "live", "ran", "nanos", "idle", "began", "invalid", "bins", "alive"),
+                *("distinct", "arrived", *EQUAL),
             )
         ],
         *GIVEN,
@@ -47,7 +54,8 @@ class Counters(NamedTuple):
     ----------
     live, ran, nanos : ndarray of uint64, shape (layers,)
         Samples live after each layer, samples that went into it, and nanoseconds.
-    slots, tickets : ndarray of uint32, shape (layers + 1,)
+    slots, tickets, distinct : ndarray of uint32, shape (layers + 1,)
+    arrived : ndarray of uint32, shape (2 * layers + 2,)
     buffer, order, compacts : ndarray of int32, shape (layers + 1,)
     invalid : ndarray of int32, shape (1,)
     idle, began : ndarray of uint64, shape (layers + 1,)
@@ -60,6 +68,8 @@ class Counters(NamedTuple):
     began: NDArray[np.uint64]
     slots: NDArray[np.uint32]
     tickets: NDArray[np.uint32]
+    distinct: NDArray[np.uint32]
+    arrived: NDArray[np.uint32]
     buffer: NDArray[np.int32]
     order: NDArray[np.int32]
     compacts: NDArray[np.int32]
@@ -72,7 +82,8 @@ def _counter_type(layers: int) -> np.dtype[Any]:
         [
             *[(name, np.uint64, (layers,)) for name in ("live", "ran", "nanos")],
             *[(name, np.uint64, after) for name in ("idle", "began")],
-            *[(name, np.uint32, after) for name in ("slots", "tickets")],
+            *[(name, np.uint32, after) for name in ("slots", "tickets", "distinct")],
+            ("arrived", np.uint32, (2 * (layers + 1),)),
             *[(name, np.int32, after) for name in ("buffer", "order", "compacts")],
             ("invalid", np.int32, (1,)),
         ]
@@ -134,6 +145,8 @@ class RunState:
             sources = self._allocate(device, tiles * COLUMNS * 4)
             # One piece, so that one fill clears it.
             self._cleared = self._allocate(device, begin + 2 * bits)
+            self._hashes = self._allocate(device, MERGED * 8)
+            equal = [self._hashes, *(self._allocate(device, MERGED * 4) for _ in EQUAL[1:])]
             self.struct = self._allocate(device, STATE.itemsize)
         except BaseException:
             self.free()
@@ -152,6 +165,8 @@ class RunState:
         for name in Counters._fields:
             offset = self._type.fields[name][1]  # type: ignore[index]
             table[name] = self._cleared.address + offset
+        for name, memory in zip(EQUAL, equal, strict=True):
+            table[name] = memory.address
         table["words"] = words
         self._table = table
 
@@ -164,6 +179,7 @@ class RunState:
         stream.to_device(self.struct, self._table.reshape(1).view(np.uint8))
         stream.fill(self.rows[0], 0)  # kernels read whole tiles
         stream.fill(self.rows[1], 0)
+        stream.fill(self._hashes, 0)
         stream.synchronize()
 
     def give(self, samples: int, first: int, bits: int = 0, stride: int = 0) -> None:

@@ -65,6 +65,17 @@ static_assert(sizeof(Layer) % 16 == 0, "whole copies of 16 bytes");
 // where they lie, and the next layer looks them up in State.sources.
 enum Moves { STAY, MOVED, LEFT };
 
+// What is known of equal samples before a segment that runs them once (merge.cu, few.cu), of up to MERGED slots.
+constexpr int MERGED = 8192;
+struct Equal {
+    u64 *hashes;  // [slot] of its row; zero between two uses
+    int *leaders; // [slot] the first slot found that is equal to it, then the column that runs for it
+    int *columns; // [slot] of leaders
+    int *leads;   // [column] the slot that it came from
+    int *stands;  // [column] samples that it stands for
+    int *flags;   // [slot] whether it differs from its leader after all, then [column] whether it is live at the end
+};
+
 // What a run keeps on the device. The arrays over segments have one entry more than segments.
 struct State {
     Stored *rows[2];    // activations, before and after a segment in turn
@@ -85,6 +96,9 @@ struct State {
     int *invalid;       // set where a feature is not finite
     unsigned *bins;     // [BINS] samples by brightness, then where the next of each goes
     unsigned *alive;    // [words] of samples by their number: those of the last masks, as `mark` found them
+    unsigned *distinct; // [segment] columns, where equal samples run once in it; else 0
+    unsigned *arrived;  // [segment][2] blocks that have looked for equal samples
+    Equal equal;
     const unsigned char *bits; // packed features, or none
     i64 bits_stride;           // bytes a sample
     i64 first, samples;        // the number of the first sample, and how many a run has

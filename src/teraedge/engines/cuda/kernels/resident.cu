@@ -246,6 +246,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     resident(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves) {
     __shared__ Tile now;
     const State &state = *shared_state;
+    if (runs_elsewhere(state, segment))
+        return;
     const int layers_in_all = static_cast<int>(layer_count);
     if (blockIdx.x == 0 && threadIdx.x == 0)
         describe_next(state, segment, moves);

@@ -57,65 +57,6 @@ __device__ __forceinline__ void turn_tile(const Areas &areas, const State &state
         *areas.bits_of(threadIdx.x) = 0;
 }
 
-// Whether two columns of what goes into the segment are equal, bit for bit.
-__device__ __forceinline__ bool equal_columns(const Areas &areas, int one, int other, int neurons) {
-    const unsigned *rows = reinterpret_cast<const unsigned *>(areas.rows_of(0) + ZERO_ROWS);
-    const unsigned *a = rows + one / GROUP * areas.row_count * GROUP + one % GROUP;
-    const unsigned *b = rows + other / GROUP * areas.row_count * GROUP + other % GROUP;
-    unsigned differ = 0;
-    for (int first = 0; first < neurons && differ == 0; first += 16)
-#pragma unroll
-        for (int k = 0; k < 16; k++)
-            if (first + k < neurons)
-                differ |= a[(first + k) * GROUP] ^ b[(first + k) * GROUP];
-    return differ == 0;
-}
-
-// Bring the rows of a tile, which lie from `from` on, into shared memory, and let samples that are equal run once:
-// those that run fill the first columns. Returns the columns; by all threads.
-__device__ __forceinline__ unsigned merge_tile(const Areas &areas, const float4 *from, unsigned running, int neurons,
-                                               Now &now) {
-    const int samples = areas.groups * GROUP, groups = areas.groups;
-    float4 *rows = areas.rows_of(0) + ZERO_ROWS;
-#pragma unroll 4
-    for (int k = threadIdx.x; k < neurons * groups; k += THREADS)
-        rows[k % groups * areas.row_count + k / groups] = from[k / groups * (COLUMNS / 4) + k % groups];
-    if (threadIdx.x < WORD)
-        now.leaders[threadIdx.x] = threadIdx.x;
-    __syncthreads();
-    for (int pair = threadIdx.x; pair < samples * samples; pair += THREADS) {
-        const int one = pair / samples, other = pair % samples;
-        if (other < one && running >> one & running >> other & 1 && equal_columns(areas, one, other, neurons))
-            atomicMin(now.leaders + one, other);
-    }
-    __syncthreads();
-    unsigned leaders = 0;
-    for (int k = 0; k < samples; k++)
-        leaders |= running >> k & 1 && now.leaders[k] == k ? 1u << k : 0;
-    if (threadIdx.x < WORD)
-        now.columns[threadIdx.x] = __popc(leaders & first_bits(now.leaders[threadIdx.x]));
-    for (int neuron = threadIdx.x; neuron < neurons; neuron += THREADS) { // its row is nobody else's
-        float *row = reinterpret_cast<float *>(rows + neuron);
-        unsigned left = leaders;
-        for (int column = 0; column < samples; column++) { // no column comes before the one that it takes
-            const int source = left ? __ffs(left) - 1 : 0;
-            const float x = row[source / GROUP * areas.row_count * GROUP + source % GROUP];
-            row[column / GROUP * areas.row_count * GROUP + column % GROUP] = left ? x : 0.0f;
-            left &= left - 1;
-        }
-    }
-    return first_bits(__popc(leaders));
-}
-
-// The samples of `began` whose columns are among `columns`.
-__device__ __forceinline__ unsigned samples_of(unsigned columns, unsigned began, const Now &now) {
-    unsigned found = 0;
-#pragma unroll 4
-    for (int k = 0; k < WORD; k++)
-        found |= (columns >> now.columns[k] & 1) << k;
-    return found & began;
-}
-
 // How far a tile has come.
 struct Walk {
     unsigned running, live; // those that a layer runs, and those that it leaves, as is known a layer later
@@ -182,16 +123,15 @@ __device__ __forceinline__ void run_pieces(const Areas &areas, Walk &walk, const
     }
 }
 
-// Take a tile, which is in shared memory if it has been `merged`, through all layers; returns the columns that are
-// live at the end.
+// Take a tile through all layers; returns the samples that are live at the end.
 __device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &state, i64 segment, i64 slot,
-                                             unsigned running, bool merged, bool bits, i64 inputs, int awake) {
+                                             unsigned running, bool bits, i64 inputs, int awake) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     Walk walk(areas, running);
     wait_for_copies(); // all of the first pieces; costs nothing, and racecheck does not follow a wait for a few of them
     if (bits) {
         run_pieces<true>(areas, walk, [&](int group) { return FromBits{areas.bits_of(0), group * GROUP}; }, awake, warp, lane);
-    } else if (!merged) {
+    } else {
         const float4 *rows = reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, inputs));
         run_pieces<true>(areas, walk, [&](int group) { return FromRows{rows + group}; }, awake, warp, lane);
     }
@@ -199,15 +139,15 @@ __device__ __forceinline__ unsigned run_tile(const Areas &areas, const State &st
     return walk.live;
 }
 
-// Count what a tile of samples did; by all threads. `columns` ran, of which all live until a zero row stays zero.
-__device__ __forceinline__ void count_tile(const Areas &areas, unsigned began, unsigned columns, int awake, const Now &now) {
+// Count what a tile of samples did; by all threads. Those that `began` live until a zero row stays zero.
+__device__ __forceinline__ void count_tile(const Areas &areas, unsigned began, int awake) {
     for (int k = threadIdx.x; k < areas.layers; k += THREADS) {
         Counts &counts = areas.counts_of(k);
-        const unsigned ran = k > awake ? columns & areas.counts_of(k - 1).nonzero : columns;
+        const unsigned ran = k > awake ? began & areas.counts_of(k - 1).nonzero : began;
         if (ran == 0)
             continue; // it ended before
         counts.ran += __popc(ran);
-        counts.live += __popc(samples_of(k >= awake ? columns & counts.nonzero : columns, began, now));
+        counts.live += __popc(k >= awake ? began & counts.nonzero : began);
         counts.clocks += areas.counts_of(k + 1).stamp - counts.stamp;
     }
 }
@@ -231,11 +171,10 @@ __device__ __forceinline__ void store_tile(const Areas &areas, const State &stat
         }
     }
     __syncthreads();
-    const int samples = areas.groups * GROUP, to = now.slots[threadIdx.x % samples];
+    const int samples = areas.groups * GROUP, column = threadIdx.x % samples, to = now.slots[column];
     if (to < 0)
         return;
     float *rows = state.rows[1 - state.buffer[segment]] + place(to, 0, neurons);
-    const int column = now.columns[threadIdx.x % samples];
     const float *from = reinterpret_cast<const float *>(areas.rows_of(areas.layers) + column / GROUP * areas.row_count + ZERO_ROWS) + column % GROUP;
 #pragma unroll 4
     for (int neuron = threadIdx.x / samples; neuron < neurons; neuron += THREADS / samples)
@@ -243,14 +182,15 @@ __device__ __forceinline__ void store_tile(const Areas &areas, const State &stat
 }
 
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
-// `moves`: dead samples are dropped at the end; else every sample keeps its slot. `merges`: equal samples of a tile run
-// once; rows have room for the inputs then. `bit_count`: of the features
+// `moves`: dead samples are dropped at the end; else every sample keeps its slot. `bit_count`: of the features
 // that may be packed. Then sizes: pieces of all layers, units of the largest, groups, and rows of a group.
 extern "C" __global__ void __launch_bounds__(THREADS, 2)
     small(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 segment, i64 moves,
-          i64 merges, i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 row_count) {
+          i64 bit_count, i64 piece_count, i64 stage, i64 groups, i64 row_count) {
     __shared__ Now now;
     const State &state = *shared_state;
+    if (runs_elsewhere(state, segment))
+        return;
     if (blockIdx.x == 0 && threadIdx.x == 0)
         describe_next(state, segment, moves);
     const int samples = static_cast<int>(groups) * GROUP;
@@ -288,19 +228,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2)
                 areas.counts_of(k).nonzero = 0;
             if (bits)
                 turn_tile(areas, state, state.ids[state.order[segment]], slot, running, layers[0].n_in);
-            if (threadIdx.x < WORD)
-                now.columns[threadIdx.x] = threadIdx.x;
-            unsigned columns = running;
-            if (merges) {
-                __syncthreads();
-                columns = merge_tile(areas, reinterpret_cast<const float4 *>(state.rows[state.buffer[segment]] + place(slot, 0, layers[0].n_in)),
-                                     running, static_cast<int>(layers[0].n_in), now);
-            }
-            const unsigned left = run_tile(areas, state, segment, slot, columns, merges != 0, bits, layers[0].n_in, now.awake);
+            const unsigned left = run_tile(areas, state, segment, slot, running, bits, layers[0].n_in, now.awake);
             if (threadIdx.x == 0)
-                now.left = samples_of(left, running, now);
+                now.left = left;
             __syncthreads(); // and the last stamp
-            count_tile(areas, running, columns, now.awake, now);
+            count_tile(areas, running, now.awake);
             if (now.left)
                 store_tile(areas, state, segment, moves, slot, now.left,
                            static_cast<int>(layers[layer_count - 1].n_out), now);

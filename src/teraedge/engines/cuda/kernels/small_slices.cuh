@@ -65,7 +65,6 @@ struct Now {
     unsigned ticket, left;
     int awake;       // layers up to the last after which a zero row may come to life
     int slots[WORD]; // where samples go
-    int columns[WORD], leaders[WORD]; // which column of the rows runs for each sample; the first that is equal to it
 };
 
 // Find the pieces of all layers; by all threads. Counts are used for sums before they begin to count.

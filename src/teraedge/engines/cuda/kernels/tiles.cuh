@@ -17,6 +17,9 @@ struct Tile {
     int slots[WORD];     // where samples go
 };
 
+// Tell whether equal samples run once in a segment, and so in few.cu.
+__device__ __forceinline__ bool runs_elsewhere(const State &state, i64 segment) { return state.distinct[segment] != 0; }
+
 // Note what follows after a segment that is one launch; by one thread.
 __device__ __forceinline__ void describe_next(const State &state, i64 segment, bool moves) {
     state.buffer[segment + 1] = 1 - state.buffer[segment];

@@ -1,0 +1,183 @@
+// Equal samples, anywhere, found before a segment and put back after it.
+//
+// `match` hashes the rows of all slots, and its last block lets each look up the first with the same hash. `settle`
+// compares them bit for bit, so that a hash that is the same by chance costs time only, and its last block gives each
+// distinct row a *column*. few.cu runs the columns. `spread` copies what comes out to the samples that they stand for.
+// Where there are too many samples to look at, or too many columns to gain, all run as ever.
+//
+// Specialised by: HASH_MASK (the bits of a hash that are used, so that tests see equal ones of distinct rows).
+#include "common.cuh"
+
+#ifndef HASH_MASK
+#define HASH_MASK ~0ull
+#endif
+constexpr int THREADS = 512, WARPS = THREADS / 32;
+constexpr int TABLE = 2 * MERGED;  // places of a hash table
+constexpr i64 ROWS = 64;           // neurons that a warp takes at a time
+
+extern __shared__ int table[]; // slots, -1 where there is none
+
+// A number in which each bit depends on all of a value and of its place (Steele et al., 2014: SplitMix64).
+__device__ __forceinline__ u64 mixed(unsigned value, i64 neuron) {
+    u64 x = (static_cast<u64>(neuron) << 32 | value) + 0x9e3779b97f4a7c15ull * static_cast<u64>(neuron + 1);
+    x = (x ^ x >> 30) * 0xbf58476d1ce4e5b9ull;
+    x = (x ^ x >> 27) * 0x94d049bb133111ebull;
+    return x ^ x >> 31;
+}
+
+__device__ __forceinline__ bool is_live(const State &state, i64 segment, i64 slot) {
+    return state.masks[segment * state.words + slot / WORD] >> slot % WORD & 1;
+}
+
+// Call `visit` with a word of slots and the neurons from one up to another, so that warps share all; by all blocks.
+template <class Visit> __device__ __forceinline__ void share_out(i64 slots, i64 n, const Visit &visit) {
+    const i64 parts = (n + ROWS - 1) / ROWS, words = (slots + WORD - 1) / WORD;
+    for (i64 item = static_cast<i64>(blockIdx.x) * WARPS + threadIdx.x / 32; item < words * parts; item += static_cast<i64>(gridDim.x) * WARPS) {
+        const i64 from = item % parts * ROWS;
+        visit(item / parts * WORD + threadIdx.x % 32, from, from + ROWS < n ? from + ROWS : n);
+    }
+}
+
+// Tell the last block of a phase that all have done their part.
+__device__ __forceinline__ bool is_last(const State &state, i64 segment, int phase) {
+    __shared__ bool last;
+    __threadfence();
+    __syncthreads();
+    if (threadIdx.x == 0)
+        last = atomicAdd(state.arrived + 2 * segment + phase, 1) == gridDim.x - 1;
+    __syncthreads();
+    return last;
+}
+
+__device__ __forceinline__ bool may_merge(const State &state, i64 segment) {
+    return state.slots[segment] > 0 && state.slots[segment] <= MERGED;
+}
+
+// Find for each live slot the first with the same hash.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    match(const State *shared_state, i64 segment, i64 n) {
+    const State &state = *shared_state;
+    const Equal &equal = state.equal;
+    if (!may_merge(state, segment))
+        return;
+    const i64 slots = state.slots[segment];
+    const unsigned *rows = reinterpret_cast<const unsigned *>(state.rows[state.buffer[segment]]);
+    share_out(slots, n, [&](i64 slot, i64 from, i64 to) {
+        u64 hash = 0;
+#pragma unroll 8
+        for (i64 neuron = from; neuron < to; neuron++)
+            hash += mixed(rows[place(slot, neuron, n)], neuron);
+        if (slot < slots)
+            atomicAdd(equal.hashes + slot, hash);
+    });
+    if (!is_last(state, segment, 0))
+        return;
+    for (int k = threadIdx.x; k < TABLE; k += THREADS)
+        table[k] = -1;
+    __syncthreads();
+    for (int slot = threadIdx.x; slot < slots; slot += THREADS) {
+        if (!is_live(state, segment, slot))
+            continue;
+        const u64 hash = __ldcg(equal.hashes + slot) & HASH_MASK;
+        int leader = -1;
+        for (unsigned at = hash % TABLE; leader < 0; at = (at + 1) % TABLE) {
+            const int there = atomicCAS(table + at, -1, slot);
+            if (there < 0)
+                leader = slot;
+            else if ((__ldcg(equal.hashes + there) & HASH_MASK) == hash)
+                leader = there;
+        }
+        equal.leaders[slot] = leader;
+        equal.flags[slot] = 0;
+    }
+}
+
+// Give distinct rows their columns, if there are `most` at most. They are read as they are in `match`.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    settle(const State *shared_state, i64 segment, i64 n, i64 most) {
+    __shared__ int count;
+    const State &state = *shared_state;
+    const Equal &equal = state.equal;
+    if (!may_merge(state, segment))
+        return;
+    const i64 slots = state.slots[segment];
+    const unsigned *rows = reinterpret_cast<const unsigned *>(state.rows[state.buffer[segment]]);
+    share_out(slots, n, [&](i64 slot, i64 from, i64 to) {
+        if (slot >= slots || !is_live(state, segment, slot) || equal.leaders[slot] == slot)
+            return;
+        const i64 leader = equal.leaders[slot];
+        unsigned differ = 0;
+#pragma unroll 8
+        for (i64 neuron = from; neuron < to; neuron++)
+            differ |= rows[place(slot, neuron, n)] ^ rows[place(leader, neuron, n)];
+        if (differ)
+            equal.flags[slot] = 1;
+    });
+    if (!is_last(state, segment, 1))
+        return;
+    if (threadIdx.x == 0)
+        count = 0;
+    __syncthreads();
+    for (int slot = threadIdx.x; slot < slots; slot += THREADS) {
+        equal.hashes[slot] = 0;
+        if (is_live(state, segment, slot) && (equal.leaders[slot] == slot || __ldcg(equal.flags + slot))) {
+            const int column = atomicAdd(&count, 1);
+            equal.columns[slot] = column, equal.leads[column] = slot, equal.stands[column] = 0;
+        }
+    }
+    __syncthreads();
+    for (int slot = threadIdx.x; slot < slots; slot += THREADS)
+        if (is_live(state, segment, slot)) {
+            const int leader = __ldcg(equal.flags + slot) ? slot : equal.leaders[slot];
+            const int column = __ldcg(equal.columns + leader);
+            equal.leaders[slot] = column;
+            atomicAdd(equal.stands + column, 1);
+        }
+    if (threadIdx.x == 0)
+        state.distinct[segment] = count <= most ? count : 0;
+}
+
+// Give the samples that live on their slots and the rows of their columns, n values each; and note what follows.
+// `moves`: the dead are dropped, else every sample keeps its slot.
+extern "C" __global__ void __launch_bounds__(THREADS)
+    spread(const State *shared_state, i64 segment, i64 n, i64 moves) {
+    __shared__ int from[WORD], to[WORD];
+    const State &state = *shared_state;
+    const Equal &equal = state.equal;
+    if (state.distinct[segment] == 0)
+        return;
+    const int buffer = state.buffer[segment], order = state.order[segment];
+    const i64 slots = state.slots[segment];
+    if (blockIdx.x == 0 && threadIdx.x == 0) {
+        state.buffer[segment + 1] = buffer;
+        state.order[segment + 1] = moves ? 1 - order : order;
+        if (!moves)
+            state.slots[segment + 1] = static_cast<unsigned>(slots);
+    }
+    const int lane = threadIdx.x % 32;
+    for (i64 begin = static_cast<i64>(blockIdx.x) * WORD; begin < slots; begin += static_cast<i64>(gridDim.x) * WORD) {
+        if (threadIdx.x < 32) {
+            const i64 slot = begin + lane;
+            const int column = slot < slots && is_live(state, segment, slot) ? equal.leaders[slot] : -1;
+            const bool stays = column >= 0 && equal.flags[column];
+            const unsigned all = __ballot_sync(ALL_LANES, stays);
+            unsigned base = 0;
+            if (moves && lane == 0)
+                base = atomicAdd(state.slots + segment + 1, __popc(all));
+            base = __shfl_sync(ALL_LANES, base, 0);
+            const i64 target = moves ? base + __popc(all & first_bits(lane)) : slot;
+            from[lane] = column, to[lane] = stays ? static_cast<int>(target) : -1;
+            if (stays) {
+                if (moves)
+                    state.ids[1 - order][target] = state.ids[order][slot];
+                atomicOr(state.masks + (segment + 1) * state.words + target / WORD, 1u << target % WORD);
+            }
+        }
+        __syncthreads();
+        if (to[lane] >= 0)
+#pragma unroll 4
+            for (i64 neuron = threadIdx.x / 32; neuron < n; neuron += WARPS)
+                state.rows[buffer][place(to[lane], neuron, n)] = state.rows[1 - buffer][place(from[lane], neuron, n)];
+        __syncthreads();
+    }
+}

@@ -1,0 +1,132 @@
+"""Equal samples, found and run once in segments of many layers (kernels/merge.cu, few.cu)."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from teraedge.engines.cuda.driver import Device, Kernel, Memory, Stream
+from teraedge.engines.cuda.launcher import Launcher
+from teraedge.engines.cuda.specialisations import MERGE_TABLE, MERGE_THREADS, few, merge
+from teraedge.engines.cuda.state import RunState
+from teraedge.network import Layer
+from teraedge.plan.device import DeviceLayer
+from teraedge.plan.few import Few, lay_out_few, may_be_few, stream_bytes
+from teraedge.plan.gpu import all_single
+from teraedge.plan.kernel_sizes import LANES, STATIC_SHARED
+from teraedge.plan.segments import Segment
+
+
+class _Sent(NamedTuple):
+    """A segment on the device, as the kernel for a few samples reads it."""
+
+    stream: Memory
+    sizes: Few
+    n_in: int
+    n_out: int
+
+
+class Once:
+    """Launches segments, those that may around the search for equal samples.
+
+    Parameters
+    ----------
+    device : Device
+    stream : Stream
+    launcher : Launcher
+        Of the segments themselves.
+    """
+
+    def __init__(self, device: Device, stream: Stream, launcher: Launcher) -> None:
+        self._device, self._stream, self._launcher = device, stream, launcher
+        self._sent: dict[Segment, _Sent] = {}
+        self._kernels: dict[str, Kernel] = {}
+        self._few: dict[bool, Kernel] = {}
+
+    def send(self, layers: list[DeviceLayer], parts: list[Segment], nbytes: int) -> list[Segment]:
+        """Bring the segments that may run over a few samples to the device.
+
+        Parameters
+        ----------
+        layers : list of DeviceLayer
+        parts : list of Segment
+            Those that they make.
+        nbytes : int
+            Device memory that there is.
+
+        Returns
+        -------
+        list of Segment
+            The same, where there is no room for some only as they are.
+        """
+        found = []
+        for part in parts:
+            sent = (
+                self._send(layers[part.first : part.first + part.count], nbytes)
+                if part.few
+                else None
+            )
+            one = part if sent is not None else replace(part, few=0)
+            if sent is not None:
+                nbytes -= sent.stream.nbytes
+                self._sent[one] = sent
+                self._prepare(one)
+            found.append(one)
+        return found
+
+    def launch(self, segment: Segment, layers: int, state: RunState, number: int) -> None:
+        """Queue a segment; as `Launcher.launch`."""
+        sent = self._sent.get(segment)
+        if sent is None:
+            self._launcher.launch(self._stream, segment, layers, state, number)
+            return
+        self._merge("match", MERGE_TABLE, state.struct, number, sent.n_in)
+        self._merge("settle", 0, state.struct, number, sent.n_in, segment.few)
+        kernel, sizes = self._few[segment.curved], sent.sizes
+        threads = sizes.warps * LANES
+        grid = self._launcher.blocks(kernel, threads, sizes.shared)
+        self._stream.launch(
+            kernel, grid, threads, sizes.shared,
+            layers, segment.first, segment.count, state.struct, number,
+            sent.stream, sizes.rows, self._launcher.sharing(segment),
+        )  # fmt: skip
+        self._launcher.launch(self._stream, segment, layers, state, number)
+        self._merge("spread", 0, state.struct, number, sent.n_out, segment.moves)
+
+    def _send(self, layers: list[DeviceLayer], nbytes: int) -> _Sent | None:
+        sources = [layer.source for layer in layers if layer.source is not None]
+        if stream_bytes(sources) > nbytes:
+            return None
+        room = self._device.shared_bytes - STATIC_SHARED
+        sizes = lay_out_few([all_single(source) for source in sources], room)
+        if sizes is None:
+            return None
+        memory = self._device.allocate(sizes.stream.nbytes)
+        self._stream.to_device(memory, sizes.stream)
+        self._stream.synchronize()
+        return _Sent(
+            memory, sizes._replace(stream=sizes.stream[:0]), layers[0].n_in, layers[-1].n_out
+        )
+
+    def _prepare(self, segment: Segment) -> None:
+        """Compile what a segment needs."""
+        if not self._kernels:
+            self._kernels = self._device.kernels(*merge())
+        if segment.curved not in self._few:
+            file, defines, names = few(segment.curved)
+            self._few[segment.curved] = self._device.kernels(file, defines, names)[names[0]]
+
+    def _merge(self, name: str, shared: int, *arguments: int | Memory) -> None:
+        kernel = self._kernels[name]
+        grid = self._launcher.blocks(kernel, MERGE_THREADS, shared)
+        self._stream.launch(kernel, grid, MERGE_THREADS, shared, *arguments)
+
+
+def with_source(laid_out: DeviceLayer, layer: Layer) -> DeviceLayer:
+    """Return a layer that knows what it is made of, if it may run over a few samples."""
+    if not laid_out.resident or laid_out.itemsize != 4 or not may_be_few(layer.n_in, layer.n_out):
+        return laid_out
+    return replace(laid_out, source=layer)
+
+
+def without_sources(layers: list[DeviceLayer]) -> list[DeviceLayer]:
+    """Return layers that have forgotten that: it takes as much host memory as they do."""
+    return [replace(layer, source=None) for layer in layers]

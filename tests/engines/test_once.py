@@ -1,0 +1,111 @@
+"""Equal samples of a whole run, found on the device and run once."""
+
+import engine_devices
+import numpy as np
+import pytest
+from test_small import chain
+
+import teraedge
+from teraedge import Options
+from teraedge.engines.cuda import once as once_module
+from teraedge.engines.cuda import specialisations
+from teraedge.plan import few, small
+from teraedge.plan.rates import Rates
+
+SAMPLES = (1, 19, 33, 150, 989)
+
+
+@pytest.fixture(params=engine_devices.DEVICES[1:])
+def device(request):
+    name, undo = engine_devices.opened(request.param)
+    yield name
+    undo()
+
+
+@pytest.fixture(autouse=True)
+def _sooner(monkeypatch):
+    monkeypatch.setattr(few, "FROM", 2)
+    monkeypatch.setattr(Rates, "wave_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(Rates, "block_at_best", lambda *_: np.inf)
+    monkeypatch.setattr(Rates, "dense_seconds", lambda *_: np.inf)
+
+
+def run_both(network, device, features, prune):
+    runs = []
+    for merge in (False, True):
+        options = Options(prune=prune, merge=merge, passes=False)
+        with teraedge.compile(network, device, options) as engine:
+            for _ in range(2):
+                result = engine.run(features)
+            runs.append((result.outputs, result.live, result.trace, result.exact))
+            if merge:
+                assert any(segment.few for segment in engine._ran)
+                distinct = engine._state.counters.distinct
+    return (*runs, distinct)
+
+
+def some_rows(width, count):
+    rows = (np.random.default_rng(width).random((count, width)) < 0.5).astype(np.float32)
+    rows[3] = 0
+    return rows
+
+
+def assert_same(alone, once):
+    np.testing.assert_allclose(alone[0], once[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(alone[1], once[1])
+    assert [layer.live for layer in alone[2]] == [layer.live for layer in once[2]]
+
+
+@pytest.mark.parametrize(
+    ("kernel", "prune", "width"),
+    [
+        *(("small", prune, width) for prune in (False, True) for width in (64, 150)),
+        *(("resident", True, width) for width in (64, 150, 600)),
+    ],
+)
+def test_every_sample_comes_out(device, kernel, prune, width, monkeypatch):
+    """Rows are those of samples that run alone, and every sample is counted."""
+    monkeypatch.setattr(small, "LAYERS", 6)
+    seconds = -1.0 if kernel == "small" else np.inf
+    monkeypatch.setattr(Rates, "small_seconds", lambda *_: seconds)
+    network = chain([width] * 24, 5)
+    rows = some_rows(width, 7)
+    for samples in SAMPLES:
+        features = rows[np.random.default_rng(samples).integers(0, 7, samples)]
+        alone, once, distinct = run_both(network, device, features, prune)
+        assert_same(alone, once)
+        assert min(len(once[1]), 1) <= distinct.max() <= 7
+        if samples > 100:
+            executed = [sum(layer.edges for layer in run[2]) for run in (alone, once)]
+            assert executed[1] < executed[0] * 0.9
+            assert "merge" in once[3]
+        assert "merge" not in alone[3]
+
+
+def test_many_distinct_samples_run_as_ever(device, monkeypatch):
+    monkeypatch.setattr(Rates, "few_seconds", lambda *_: 1.0)
+    monkeypatch.setattr(Rates, "multiprocessors", 3, raising=False)
+    network, features = chain([64] * 24, 5), some_rows(64, 150)
+    alone, once, distinct = run_both(network, device, features, True)
+    assert_same(alone, once)
+    assert distinct.max() == 0
+
+
+def test_equal_hashes_of_distinct_samples(device, monkeypatch):
+    """A hash that is the same by chance makes nobody equal."""
+    file, defines, names = specialisations.merge()
+    weak = {**defines, "HASH_MASK": "1ull"}
+    monkeypatch.setattr(once_module, "merge", lambda: (file, weak, names))
+    network, rows = chain([64] * 24, 5), some_rows(64, 60)
+    features = rows[np.random.default_rng(0).integers(0, 60, 150)]
+    alone, once, distinct = run_both(network, device, features, True)
+    assert_same(alone, once)
+    assert distinct.max() > 2
+
+
+def test_layers_between_wide_and_narrow_ones(device):
+    """Segments whose layers have other numbers of neurons than the first and the last."""
+    network = chain([300, 40, 130, 33, 700, 64, 1, 90] * 3, 6)
+    rows = some_rows(300, 9)
+    features = rows[np.random.default_rng(0).integers(0, 9, 150)]
+    assert_same(*run_both(network, device, features, True)[:2])
