@@ -24,8 +24,8 @@ FROM = 12
 WIDTH = 8192
 """Neurons of a layer, inputs or outputs, at most."""
 _EDGES = 4
-_AHEAD = 4
-"""Packets that a warp reads beyond the last."""
+AHEAD = (8, 4)
+"""Packets in the ring of a warp, as many as there is room for; it reads as many beyond the last."""
 _PACKET_BYTES = LANES * 2 * 16
 _ENDS_SLICE, _ENDS_LAYER = 8, 16
 """Flags of a packet, beside how many edges it has."""
@@ -39,6 +39,8 @@ class Few(NamedTuple):
     stream : ndarray of uint8
     warps : int
         Of a block.
+    ahead : int
+        Packets in the ring of a warp.
     rows : int
         Of a side of the tile in shared memory.
     shared : int
@@ -47,6 +49,7 @@ class Few(NamedTuple):
 
     stream: NDArray[np.uint8]
     warps: int
+    ahead: int
     rows: int
     shared: int
 
@@ -68,15 +71,17 @@ def lay_out_few(layers: Sequence[PanelLayer], room: int) -> Few | None:
     """
     widest = max(max(layer.n_in, layer.n_out) for layer in layers)
     rows = ZERO_ROWS + widest + 1  # one that is nobody's
-    shared = len(layers) * (16 + 4 + 4) + 16 + 2 * rows * GROUP * 4
-    if shared > room:
-        return None
     most = max(layer.n_out for layer in layers)
     warps = min(-(-most // LANES), WARPS)
+    fixed = (len(layers) + 1) * (16 + 4 + 4) + 2 * rows * GROUP * 4
+    sizes = {ahead: fixed + warps * ahead * _PACKET_BYTES for ahead in AHEAD}
+    ahead = next((ahead for ahead in AHEAD if sizes[ahead] <= room), 0)
+    if not ahead:
+        return None
     packets = [_packets(layer, warps) for layer in layers]
-    behind = np.zeros((_AHEAD, *packets[0].shape[1:]), np.uint32)
+    behind = np.zeros((ahead, *packets[0].shape[1:]), np.uint32)
     stream = np.concatenate([*packets, behind]).view(np.uint8).ravel()
-    return Few(stream, warps, rows, shared)
+    return Few(stream, warps, ahead, rows, sizes[ahead])
 
 
 def stream_bytes(layers: Sequence[Layer]) -> int:

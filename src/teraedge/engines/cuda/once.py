@@ -39,7 +39,7 @@ class Once:
         self._device, self._stream, self._launcher = device, stream, launcher
         self._sent: dict[Segment, _Sent] = {}
         self._kernels: dict[str, Kernel] = {}
-        self._few: dict[bool, Kernel] = {}
+        self._few: dict[tuple[int, bool], Kernel] = {}
 
     def send(self, layers: list[DeviceLayer], parts: list[Segment], nbytes: int) -> list[Segment]:
         """Bring the segments that may run over a few samples to the device.
@@ -59,17 +59,15 @@ class Once:
         """
         found = []
         for part in parts:
-            sent = (
-                self._send(layers[part.first : part.first + part.count], nbytes)
-                if part.few
-                else None
-            )
-            one = part if sent is not None else replace(part, few=0)
-            if sent is not None:
-                nbytes -= sent.stream.nbytes
-                self._sent[one] = sent
-                self._prepare(one)
-            found.append(one)
+            own = layers[part.first : part.first + part.count]
+            sent = self._send(own, nbytes) if part.few else None
+            if sent is None:
+                found.append(replace(part, few=0))
+                continue
+            nbytes -= sent.stream.nbytes
+            self._sent[part] = sent
+            self._prepare(sent.sizes.ahead, part.curved)
+            found.append(part)
         return found
 
     def launch(self, segment: Segment, layers: int, state: RunState, number: int) -> None:
@@ -80,7 +78,8 @@ class Once:
             return
         self._merge("match", MERGE_TABLE, state.struct, number, sent.n_in)
         self._merge("settle", 0, state.struct, number, sent.n_in, segment.few)
-        kernel, sizes = self._few[segment.curved], sent.sizes
+        sizes = sent.sizes
+        kernel = self._few[sizes.ahead, segment.curved]
         threads = sizes.warps * LANES
         grid = self._launcher.blocks(kernel, threads, sizes.shared)
         self._stream.launch(
@@ -89,7 +88,7 @@ class Once:
             sent.stream, sizes.rows, self._launcher.sharing(segment),
         )  # fmt: skip
         self._launcher.launch(self._stream, segment, layers, state, number)
-        self._merge("spread", 0, state.struct, number, sent.n_out, segment.moves)
+        self._merge("spread", 0, state.struct, number, sent.n_out)
 
     def _send(self, layers: list[DeviceLayer], nbytes: int) -> _Sent | None:
         sources = [layer.source for layer in layers if layer.source is not None]
@@ -106,17 +105,17 @@ class Once:
             memory, sizes._replace(stream=sizes.stream[:0]), layers[0].n_in, layers[-1].n_out
         )
 
-    def _prepare(self, segment: Segment) -> None:
+    def _prepare(self, ahead: int, curved: bool) -> None:
         """Compile what a segment needs."""
         if not self._kernels:
             self._kernels = self._device.kernels(*merge())
-        if segment.curved not in self._few:
-            file, defines, names = few(segment.curved)
-            self._few[segment.curved] = self._device.kernels(file, defines, names)[names[0]]
+        if (ahead, curved) not in self._few:
+            file, defines, names = few(ahead, curved)
+            self._few[ahead, curved] = self._device.kernels(file, defines, names)[names[0]]
 
     def _merge(self, name: str, shared: int, *arguments: int | Memory) -> None:
         kernel = self._kernels[name]
-        grid = self._launcher.blocks(kernel, MERGE_THREADS, shared)
+        grid = self._device.multiprocessors  # blocks wait for each other, so there are few
         self._stream.launch(kernel, grid, MERGE_THREADS, shared, *arguments)
 
 

@@ -63,9 +63,10 @@ def small(curved: bool) -> Specialisation:
     return "small.cu", {**sizes, **_curves(curved)}, ["small"]
 
 
-def few(curved: bool) -> Specialisation:
-    """Return the kernel for a few samples."""
-    return "few.cu", {"THREADS": few_layout.WARPS * LANES, **_curves(curved)}, ["few"]
+def few(ahead: int, curved: bool) -> Specialisation:
+    """Return the kernel for a few samples with so many packets in a ring."""
+    sizes: dict[str, int | str] = {"THREADS": few_layout.WARPS * LANES, "AHEAD": ahead}
+    return "few.cu", {**sizes, **_curves(curved)}, ["few"]
 
 
 def merge() -> Specialisation:
@@ -150,7 +151,8 @@ def samples(precision: Precision = "fp32") -> Specialisation:
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
     found = [block(kind._replace(planes=count)) for count in PLANES.values() for kind in KINDS]
-    found += [of(curved) for of in (small, few) for curved in (False, True)]
+    found += [small(curved) for curved in (False, True)]
+    found += [few(ahead, curved) for ahead in few_layout.AHEAD for curved in (False, True)]
     found.append(merge())
     found += [staged(buffers, curved) for buffers in (1, 2) for curved in (False, True)]
     for precision, itemsize in ITEMSIZE.items():

@@ -2,13 +2,13 @@
 //
 // A block takes one or four of the distinct samples that merge.cu found through all layers of a segment. A warp
 // reads what it has to do as one *stream* of packets, from beginning to end, whatever the layers are: no address has
-// to be waited for, so packets are in registers before they are needed, and a layer takes what it takes to gather
-// from shared memory, and a barrier.
+// to be waited for, so packets are there before they are needed, and a layer takes what it takes to gather from shared
+// memory, and a barrier. Each lane copies what it will read itself into a ring: so warps need not meet for it. (In
+// registers, a load that has come cannot be told from the next one that has not: each took all of L2's latency.)
 //
-// Specialised by: THREADS (of a block, at most).
+// Specialised by: THREADS (of a block, at most), AHEAD (packets of a warp in its ring, a power of two).
 #include "common.cuh"
 
-constexpr int AHEAD = 4;       // packets of a warp in registers
 constexpr int PACKET = 64;     // uint4 of a packet
 constexpr int ZERO_ROWS = 8;   // rows of zeros before the first neuron: padding
 constexpr unsigned EDGES = 7, ENDS_SLICE = 8, ENDS_LAYER = 16; // in the flags of a packet
@@ -19,10 +19,6 @@ struct Packet {
     float4 weights;
 };
 
-__device__ __forceinline__ Packet read_packet(const uint4 *from) {
-    return {__ldg(from), __ldg(reinterpret_cast<const float4 *>(from + 32))};
-}
-
 struct alignas(16) Bounds {
     float lower, upper;
     int curve, droppable;
@@ -32,17 +28,19 @@ template <int GROUP> struct alignas(GROUP * 4) Row {
     float x[GROUP];
 };
 
-extern __shared__ float4 space[]; // Bounds [layers], rows [2][row_count] of four floats, seen [layers], stamps [layers + 1]
+extern __shared__ float4 space[]; // rings [warp][AHEAD], Bounds [layers + 1], rows [2][row_count] of four floats, seen [layers], stamps [layers + 1]
 
 struct Areas {
-    int layers, row_count;
+    int layers, row_count, tables; // tables: where they begin, behind the rings
 
-    __device__ __forceinline__ Bounds &bounds(int layer) const { return reinterpret_cast<Bounds *>(space)[layer]; }
+    __device__ __forceinline__ Bounds &bounds(int layer) const { return reinterpret_cast<Bounds *>(space + tables)[layer]; }
     template <int GROUP> __device__ __forceinline__ Row<GROUP> *rows(int side) const {
-        return reinterpret_cast<Row<GROUP> *>(space + layers) + side * row_count;
+        return reinterpret_cast<Row<GROUP> *>(space + tables + layers + 1) + side * row_count;
     }
     // The samples with a nonzero output of each layer, and when each began.
-    __device__ __forceinline__ unsigned *seen() const { return reinterpret_cast<unsigned *>(space + layers + 2 * row_count); }
+    __device__ __forceinline__ unsigned *seen() const {
+        return reinterpret_cast<unsigned *>(space + tables + layers + 1 + 2 * row_count);
+    }
     __device__ __forceinline__ unsigned *stamps() const { return seen() + layers; }
 };
 
@@ -59,58 +57,104 @@ __device__ __forceinline__ void add_two(const Row<GROUP> *in, unsigned both, flo
     add(x, first, sums), add(y, second, sums);
 }
 
+// The packets of a lane on their way.
+struct Ring {
+    const uint4 *next; // to copy
+    float4 *own;       // of the lane
+    int stride, at;    // between two packets of a warp; the number of the next to take
+
+    __device__ __forceinline__ Ring(const uint4 *stream, int stride)
+        : next(stream), own(space + (threadIdx.x / 32 * AHEAD * PACKET + threadIdx.x % 32)), stride(stride), at(0) {
+#pragma unroll
+        for (int k = 0; k < AHEAD - 1; k++)
+            copy(k);
+    }
+    __device__ __forceinline__ void copy(int number) {
+        float4 *to = own + number % AHEAD * PACKET;
+        copy_async(to, next), copy_async(to + 32, next + 32);
+        end_group();
+        next += stride;
+    }
+    __device__ __forceinline__ Packet take() {
+        wait_for_groups<AHEAD - 2>();
+        const float4 *from = own + at % AHEAD * PACKET;
+        const Packet found = {reinterpret_cast<const uint4 &>(*from), from[32]};
+        copy(at + AHEAD - 1);
+        at++;
+        return found;
+    }
+};
+
+// Sum the edges of a packet.
+template <int GROUP>
+__device__ __forceinline__ void add_packet(const Row<GROUP> *in, const Packet &now, unsigned edges, float (&sums)[GROUP]) {
+    if (edges)
+        add_two<GROUP>(in, now.head.z, now.weights.x, now.weights.y, sums);
+    if (edges > 2)
+        add_two<GROUP>(in, now.head.w, now.weights.z, now.weights.w, sums);
+}
+
+// Finish a neuron of each lane; ors the samples with a nonzero output into `some`.
+template <int GROUP>
+__device__ __forceinline__ void write_row(Row<GROUP> *out, const Packet &now, const Bounds &bounds, float (&sums)[GROUP],
+                                          unsigned &some) {
+    Row<GROUP> y;
+#pragma unroll
+    for (int c = 0; c < GROUP; c++) {
+        y.x[c] = activate(bounds, sums[c], __uint_as_float(now.head.y));
+        some |= y.x[c] != 0.0f ? 1u << c : 0u;
+        sums[c] = 0.0f;
+    }
+    out[now.head.x & 0xffff] = y;
+}
+
+// Meet all warps at the end of a layer, and note which samples have a nonzero output; returns whether any.
+template <int GROUP> __device__ __forceinline__ bool end_layer(unsigned *seen, unsigned some) {
+    if constexpr (GROUP == 1) {
+        const bool any = __syncthreads_or(some != 0);
+        if (threadIdx.x == 0)
+            *seen = any;
+        return any;
+    }
+    some = __reduce_or_sync(ALL_LANES, some);
+    if (threadIdx.x % 32 == 0 && some)
+        atomicOr(seen, some);
+    return __syncthreads_or(some != 0);
+}
+
 // Take what is in the first rows through all layers; returns the layers that ran, after which no sample lives.
 template <int GROUP>
-__device__ __forceinline__ int run_layers(const Areas &areas, const uint4 *next, int stride) {
-    const int lane = threadIdx.x % 32;
-    Packet ahead[AHEAD];
-#pragma unroll
-    for (int k = 0; k < AHEAD; k++, next += stride)
-        ahead[k] = read_packet(next);
-    const Row<GROUP> *in = areas.rows<GROUP>(0);
-    Row<GROUP> *out = areas.rows<GROUP>(1);
+__device__ __forceinline__ int run_layers(const Areas &areas, const uint4 *stream, int stride) {
+    Ring ring(stream, stride);
+    Row<GROUP> *in = areas.rows<GROUP>(0), *out = areas.rows<GROUP>(1);
     Bounds bounds = areas.bounds(0);
+    Packet now = ring.take();
     float sums[GROUP] = {};
     unsigned some = 0;
     int layer = 0;
 #pragma unroll 1
     for (;;) {
-#pragma unroll
-        for (int k = 0; k < AHEAD; k++) {
-            const Packet now = ahead[k];
-            ahead[k] = read_packet(next);
-            next += stride;
-            const unsigned flags = now.head.x >> 16;
-            if (flags & EDGES)
-                add_two<GROUP>(in, now.head.z, now.weights.x, now.weights.y, sums);
-            if ((flags & EDGES) > 2)
-                add_two<GROUP>(in, now.head.w, now.weights.z, now.weights.w, sums);
-            if (flags & ENDS_SLICE) {
-                Row<GROUP> y;
-#pragma unroll
-                for (int c = 0; c < GROUP; c++) {
-                    y.x[c] = activate(bounds, sums[c], __uint_as_float(now.head.y));
-                    some |= y.x[c] != 0.0f ? 1u << c : 0u;
-                    sums[c] = 0.0f;
-                }
-                out[now.head.x & 0xffff] = y;
-            }
-            if (flags & ENDS_LAYER) {
-                some = __reduce_or_sync(ALL_LANES, some);
-                if (lane == 0 && some)
-                    atomicOr(areas.seen() + layer, some);
-                const bool any = __syncthreads_or(some != 0);
-                layer++;
-                if (threadIdx.x == 0)
-                    areas.stamps()[layer] = static_cast<unsigned>(clocks());
-                if (layer == areas.layers || (bounds.droppable && !any))
-                    return layer;
-                bounds = areas.bounds(layer);
-                Row<GROUP> *free = const_cast<Row<GROUP> *>(in);
-                in = out, out = free, some = 0;
-            }
+        const Packet next = ring.take(); // arrives while this one is used
+        const unsigned flags = now.head.x >> 16;
+        add_packet<GROUP>(in, now, flags & EDGES, sums);
+        if (flags & ENDS_SLICE)
+            write_row<GROUP>(out, now, bounds, sums, some);
+        if (flags & ENDS_LAYER) {
+            const bool droppable = bounds.droppable;
+            bounds = areas.bounds(layer + 1);
+            const bool any = end_layer<GROUP>(areas.seen() + layer, some);
+            layer++;
+            if (threadIdx.x == 0)
+                areas.stamps()[layer] = static_cast<unsigned>(clocks());
+            if (layer == areas.layers || (droppable && !any))
+                break;
+            Row<GROUP> *free = in;
+            in = out, out = free, some = 0;
         }
+        now = next;
     }
+    wait_for_copies(); // that nobody needs
+    return layer;
 }
 
 // What a launch runs.
@@ -201,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     if (static_cast<int>(blockIdx.x) * group >= distinct)
         return;
     __shared__ int awake;
-    const Areas areas = {static_cast<int>(layer_count), static_cast<int>(row_count)};
+    const Areas areas = {static_cast<int>(layer_count), static_cast<int>(row_count), static_cast<int>(blockDim.x) / 32 * AHEAD * PACKET};
     if (threadIdx.x == 0)
         awake = 0;
     __syncthreads();

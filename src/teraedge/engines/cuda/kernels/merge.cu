@@ -81,7 +81,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const u64 hash = __ldcg(equal.hashes + slot) & HASH_MASK;
         int leader = -1;
         for (unsigned at = hash % TABLE; leader < 0; at = (at + 1) % TABLE) {
-            const int there = atomicCAS(table + at, -1, slot);
+            const int seen = *static_cast<volatile int *>(table + at); // most are equal to one that is there
+            const int there = seen < 0 ? atomicCAS(table + at, -1, slot) : seen;
             if (there < 0)
                 leader = slot;
             else if ((__ldcg(equal.hashes + there) & HASH_MASK) == hash)
@@ -126,58 +127,55 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         }
     }
     __syncthreads();
-    for (int slot = threadIdx.x; slot < slots; slot += THREADS)
-        if (is_live(state, segment, slot)) {
+    for (int begin = 0; begin < slots; begin += THREADS) {
+        const int slot = begin + threadIdx.x;
+        int column = -1;
+        if (slot < slots && is_live(state, segment, slot)) {
             const int leader = __ldcg(equal.flags + slot) ? slot : equal.leaders[slot];
-            const int column = __ldcg(equal.columns + leader);
+            column = __ldcg(equal.columns + leader);
             equal.leaders[slot] = column;
-            atomicAdd(equal.stands + column, 1);
         }
+        const unsigned same = __match_any_sync(ALL_LANES, column); // one addition for all of them
+        if (column >= 0 && (same & first_bits(threadIdx.x % 32)) == 0)
+            atomicAdd(equal.stands + column, __popc(same));
+    }
     if (threadIdx.x == 0)
         state.distinct[segment] = count <= most ? count : 0;
 }
 
-// Give the samples that live on their slots and the rows of their columns, n values each; and note what follows.
-// `moves`: the dead are dropped, else every sample keeps its slot.
+// Give samples that live on the rows of their columns, n values each; and note what follows. All keep their slots:
+// with equal samples run once, dead ones cost nothing.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    spread(const State *shared_state, i64 segment, i64 n, i64 moves) {
-    __shared__ int from[WORD], to[WORD];
+    spread(const State *shared_state, i64 segment, i64 n) {
     const State &state = *shared_state;
     const Equal &equal = state.equal;
     if (state.distinct[segment] == 0)
         return;
-    const int buffer = state.buffer[segment], order = state.order[segment];
+    const int buffer = state.buffer[segment];
     const i64 slots = state.slots[segment];
     if (blockIdx.x == 0 && threadIdx.x == 0) {
         state.buffer[segment + 1] = buffer;
-        state.order[segment + 1] = moves ? 1 - order : order;
-        if (!moves)
-            state.slots[segment + 1] = static_cast<unsigned>(slots);
+        state.order[segment + 1] = state.order[segment];
+        state.slots[segment + 1] = static_cast<unsigned>(slots);
     }
-    const int lane = threadIdx.x % 32;
-    for (i64 begin = static_cast<i64>(blockIdx.x) * WORD; begin < slots; begin += static_cast<i64>(gridDim.x) * WORD) {
-        if (threadIdx.x < 32) {
-            const i64 slot = begin + lane;
-            const int column = slot < slots && is_live(state, segment, slot) ? equal.leaders[slot] : -1;
-            const bool stays = column >= 0 && equal.flags[column];
-            const unsigned all = __ballot_sync(ALL_LANES, stays);
-            unsigned base = 0;
-            if (moves && lane == 0)
-                base = atomicAdd(state.slots + segment + 1, __popc(all));
-            base = __shfl_sync(ALL_LANES, base, 0);
-            const i64 target = moves ? base + __popc(all & first_bits(lane)) : slot;
-            from[lane] = column, to[lane] = stays ? static_cast<int>(target) : -1;
-            if (stays) {
-                if (moves)
-                    state.ids[1 - order][target] = state.ids[order][slot];
-                atomicOr(state.masks + (segment + 1) * state.words + target / WORD, 1u << target % WORD);
-            }
+    share_out(slots, n, [&](i64 slot, i64 from, i64 to) {
+        const int column = slot < slots && is_live(state, segment, slot) ? equal.leaders[slot] : -1;
+        const bool stays = column >= 0 && equal.flags[column];
+        const unsigned mask = __ballot_sync(ALL_LANES, stays);
+        if (from == 0 && threadIdx.x % 32 == 0)
+            state.masks[(segment + 1) * state.words + slot / WORD] = mask;
+        const Stored *source = state.rows[1 - buffer] + place(stays ? column : 0, 0, n);
+        Stored *target = state.rows[buffer] + place(slot, 0, n);
+        constexpr int TOGETHER = 16; // values that are on their way before the first is written
+        for (i64 neuron = from; neuron < to; neuron += TOGETHER) {
+            Stored values[TOGETHER];
+#pragma unroll
+            for (int k = 0; k < TOGETHER; k++)
+                values[k] = source[(neuron + k < to ? neuron + k : from) * COLUMNS];
+#pragma unroll
+            for (int k = 0; k < TOGETHER; k++)
+                if (stays && neuron + k < to)
+                    target[(neuron + k) * COLUMNS] = values[k];
         }
-        __syncthreads();
-        if (to[lane] >= 0)
-#pragma unroll 4
-            for (i64 neuron = threadIdx.x / 32; neuron < n; neuron += WARPS)
-                state.rows[buffer][place(to[lane], neuron, n)] = state.rows[1 - buffer][place(from[lane], neuron, n)];
-        __syncthreads();
-    }
+    });
 }
