@@ -27,8 +27,8 @@ _EDGES = 4
 AHEAD = (8, 4)
 """Packets in the ring of a warp, as many as there is room for; it reads as many beyond the last."""
 _PACKET_BYTES = LANES * 2 * 16
-_ENDS_SLICE, _ENDS_LAYER = 8, 16
-"""Flags of a packet, beside how many edges it has."""
+_ENDS_SLICE, _ENDS_LAYER = 1, 2
+"""Flags of a packet."""
 
 
 class Few(NamedTuple):
@@ -96,8 +96,7 @@ def _packets(layer: PanelLayer, warps: int) -> NDArray[np.uint32]:
     counts = np.diff(panels.starts)
     order = np.argsort(-counts, kind="stable")
     # Slice s has neurons order[32 s] and following, and the length of the first.
-    longest = counts[order[::LANES]]
-    taken = np.maximum(-(-longest // _EDGES), 1)
+    taken = np.maximum(-(-counts[order[::LANES]] // _EDGES), 1)
     warp, first = _dealt(taken, warps)
     depth = int(max((first + taken).max(initial=0), 1))
     found = np.zeros((depth, warps, 2, LANES, 4), np.uint32)
@@ -116,7 +115,7 @@ def _packets(layer: PanelLayer, warps: int) -> NDArray[np.uint32]:
     weights = found[:, :, 1].view(np.float32)
     values = panels.weights if layer.value is None else np.float32(layer.value)
     weights[packet, warp[of // LANES], lane, step % _EDGES] = values
-    _set_heads(head, layer, order, (warp, first, taken, longest))
+    _set_heads(head, layer, order, (warp, first, taken))
     head[-1, :, :, 0] |= np.uint32(_ENDS_LAYER << 16)
     return found
 
@@ -128,11 +127,10 @@ def _set_heads(
     slices: tuple[NDArray[np.int64], ...],
 ) -> None:
     """Say in each packet of a slice what it is of, and what it ends."""
-    warp, first, taken, longest = slices
+    warp, first, taken = slices
     number = np.repeat(np.arange(len(taken)), taken)  # of the slice, for each of its packets
     within = np.arange(len(number)) - np.repeat(np.cumsum(taken) - taken, taken)
-    edges = np.clip(longest[number] - within * _EDGES, 0, _EDGES)
-    flags = edges | np.where(within == taken[number] - 1, _ENDS_SLICE, 0)
+    flags = np.where(within == taken[number] - 1, _ENDS_SLICE, 0)
     outputs = np.full(len(taken) * LANES, layer.n_out, np.int64)
     # Lanes without a neuron write a row for nobody, which is zero wherever a zero row stays zero.
     biases = np.full(len(outputs), layer.bias[0] if layer.n_out else 0.0, np.float32)

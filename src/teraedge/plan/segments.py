@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from teraedge.plan import few, small
 from teraedge.plan.block_parts import GROUP, BlockKind
 from teraedge.plan.device import DeviceLayer, Kernel
@@ -76,7 +78,8 @@ def segments(
     droppable: Sequence[bool],
     first: int,
     *,
-    merging: Rates | None = None,
+    rates: Rates | None = None,
+    merge: bool = False,
 ) -> Iterator[Segment]:
     """Cut layers `first` and following into segments.
 
@@ -85,7 +88,7 @@ def segments(
     12, 16, ... layers of the resident kernel, for which moving samples costs as much as one to two
     layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
     The small kernel is faster still for a handful of samples: after 4, 9, 24 and 48. Where equal
-    samples may run once, few are left by then: after 48, 192, 768, ... layers of the resident one.
+    samples may run once, few are left by then: after 48, 384, 3072, ... layers of the resident one.
 
     Parameters
     ----------
@@ -94,13 +97,16 @@ def segments(
         Whether a row that is zero after each of them stays zero for good.
     first : int
         Number of the first of them in the network.
-    merging : Rates or None
-        Of the device, if samples that have become equal may run once.
+    rates : Rates or None
+        Of the device. Segments of the resident kernel then take no less than moving samples does.
+    merge : bool
+        Whether samples that have become equal may run once.
     """
-    begin, most, takes_own, extent = 0, (0, 0), False, small.Extent()
+    begin, most, takes_own, extent, seconds = 0, (0, 0), False, small.Extent(), 0.0
     for index, layer in enumerate(layers):
         end = index + 1
         most = _more(most, layer)
+        seconds += np.inf if layer.choice.seconds is None else layer.choice.seconds
         if layer.kernel == "small":
             extent = extent.more(layer, first + index)
         last = end == len(layers)
@@ -117,7 +123,11 @@ def segments(
                 layer.kernel == "small"
                 and not extent.more(layers[end], first + end).fits(layer.shared)
             )
-            or (dies and _is_border(first + end, layer.kernel, merging is not None))
+            or (
+                dies
+                and _is_border(first + end, layer.kernel, merge)
+                and _pays(layer, seconds, rates)
+            )
         ):
             kind = _kind(layer)
             shared = max(part.shared for part in layers[begin:end])
@@ -141,7 +151,7 @@ def segments(
                 moves=dies,
                 block=kind,
                 terms=layer.terms,
-                few=0 if merging is None else _few(layers[begin:end], first + begin, merging),
+                few=_few(layers[begin:end], first + begin, rates) if merge and rates else 0,
                 sizes=extent.sizes,
                 plane=most[0],
                 record=most[1],
@@ -153,6 +163,7 @@ def segments(
                 leaves=not last and layers[end].kernel == "chained",
             )
             begin, most, takes_own, extent = end, (0, 0), gives_own, small.Extent()
+            seconds = 0.0
 
 
 def _kind(layer: DeviceLayer) -> BlockKind | None:
@@ -185,11 +196,18 @@ def _few(layers: Sequence[DeviceLayer], first: int, rates: Rates) -> int:
     return int(rates.multiprocessors * few.GROUP * wave / taken)
 
 
+def _pays(layer: DeviceLayer, seconds: float, rates: Rates | None) -> bool:
+    """Tell whether moving samples after a layer takes no longer than its segment did."""
+    if rates is None or layer.kernel != "resident":
+        return True
+    return seconds >= rates.border_seconds(layer.n_out, layer.itemsize)
+
+
 def _is_border(layer: int, kernel: Kernel, merges: bool) -> bool:
     """Tell whether samples are moved before a layer of this number."""
     if kernel == "resident" and merges and layer > 48:
-        while layer > 48 and layer % 4 == 0:
-            layer //= 4
+        while layer > 48 and layer % 8 == 0:
+            layer //= 8
         return layer == 48
     if kernel == "small":
         return layer in (4, 9, 24, 48)

@@ -166,8 +166,7 @@ class CudaEngine(Engine):
         nbytes = packed_size(layers)
         self._layers = self._device.allocate(nbytes)
         packed = np.empty(nbytes, np.uint8)
-        merging = self._rates if self.options.merge else None
-        parts = list(segments(layers, droppable, 0, merging=merging))
+        parts = list(segments(layers, droppable, 0, rates=self._rates, merge=self.options.merge))
         parts = self._once.send(layers, parts, budget - nbytes)
         pack(layers, droppable, parts, self._layers.address, packed)
         self._stream.to_device(self._layers, packed)

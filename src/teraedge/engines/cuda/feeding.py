@@ -133,9 +133,10 @@ class Loader:
         """
         self._launch("begin", state.struct)
         if sorts:
-            self._launch("count_bright", n, state.struct)
+            few = self._device.multiprocessors * 2  # each has bins of its own
+            self._launch("count_bright", n, state.struct, grid=few)
             self._stream.launch(self._kernels["sum_bins"], 1, BINS, 0, state.struct)
-            self._launch("place_samples", state.struct)
+            self._launch("place_samples", state.struct, grid=few)
         if first_kernel not in SPREADING:
             turns = first_kernel in TURNED
             self._launch("turn_bits" if turns else "load_packed", n, state.struct)
@@ -196,5 +197,5 @@ class Loader:
         self._launch("load_sparse", *memories, piece.shape[0], n, state.struct)
         return memories
 
-    def _launch(self, name: str, *arguments: int | Memory) -> None:
-        self._stream.launch(self._kernels[name], self._grid, BLOCK, 0, *arguments)
+    def _launch(self, name: str, *arguments: int | Memory, grid: int | None = None) -> None:
+        self._stream.launch(self._kernels[name], grid or self._grid, BLOCK, 0, *arguments)

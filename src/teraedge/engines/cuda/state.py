@@ -17,7 +17,7 @@ MERGED = 8192
 EQUAL = ("hashes", "leaders", "columns", "leads", "stands", "flags")
 """What is known of them: `struct Equal`."""
 
-BINS = 1024
+BINS = 256
 """Of samples by brightness, as kernels/common.cuh has it."""
 
 GIVEN = [

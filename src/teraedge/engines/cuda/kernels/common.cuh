@@ -19,7 +19,7 @@ typedef unsigned long long u64;
 constexpr int COLUMNS = 64; // samples of a tile
 constexpr int STAGED_COLUMNS = 8; // the same between two layers of the staged kernel
 constexpr int WORD = 32;    // samples of a mask, and threads of a warp
-constexpr int BINS = 1024;  // of samples by brightness
+constexpr int BINS = 256;   // of samples by brightness
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 // The edges of a slice or a panel.

@@ -11,7 +11,7 @@
 
 constexpr int PACKET = 64;     // uint4 of a packet
 constexpr int ZERO_ROWS = 8;   // rows of zeros before the first neuron: padding
-constexpr unsigned EDGES = 7, ENDS_SLICE = 8, ENDS_LAYER = 16; // in the flags of a packet
+constexpr unsigned ENDS_SLICE = 1, ENDS_LAYER = 2; // flags of a packet
 
 // Up to four edges of a lane's neuron. head: its row and, from bit 16 on, flags; its bias; the rows of the inputs.
 struct Packet {
@@ -51,12 +51,6 @@ __device__ __forceinline__ void add(const Row<GROUP> &x, float weight, float (&s
         sums[c] = fmaf(x.x[c], weight, sums[c]);
 }
 
-template <int GROUP>
-__device__ __forceinline__ void add_two(const Row<GROUP> *in, unsigned both, float first, float second, float (&sums)[GROUP]) {
-    const Row<GROUP> x = in[both & 0xffff], y = in[both >> 16];
-    add(x, first, sums), add(y, second, sums);
-}
-
 // The packets of a lane on their way.
 struct Ring {
     const uint4 *next; // to copy
@@ -85,14 +79,17 @@ struct Ring {
     }
 };
 
-// Sum the edges of a packet.
-template <int GROUP>
-__device__ __forceinline__ void add_packet(const Row<GROUP> *in, const Packet &now, unsigned edges, float (&sums)[GROUP]) {
-    if (edges)
-        add_two<GROUP>(in, now.head.z, now.weights.x, now.weights.y, sums);
-    if (edges > 2)
-        add_two<GROUP>(in, now.head.w, now.weights.z, now.weights.w, sums);
-}
+// What the edges of a packet read; those that are none have weights and inputs of zero.
+template <int GROUP> struct Gathered {
+    Row<GROUP> x[4];
+
+    __device__ __forceinline__ Gathered(const Row<GROUP> *in, const Packet &now)
+        : x{in[now.head.z & 0xffff], in[now.head.z >> 16], in[now.head.w & 0xffff], in[now.head.w >> 16]} {}
+    __device__ __forceinline__ void add_to(float (&sums)[GROUP], const float4 &weights) const {
+        add(x[0], weights.x, sums), add(x[1], weights.y, sums);
+        add(x[2], weights.z, sums), add(x[3], weights.w, sums);
+    }
+};
 
 // Finish a neuron of each lane; ors the samples with a nonzero output into `some`.
 template <int GROUP>
@@ -122,39 +119,52 @@ template <int GROUP> __device__ __forceinline__ bool end_layer(unsigned *seen, u
     return __syncthreads_or(some != 0);
 }
 
+// A tile on its way through the layers.
+template <int GROUP> struct Walk {
+    const Areas &areas;
+    Ring ring;
+    Row<GROUP> *in, *out;
+    Bounds bounds;
+    float sums[GROUP];
+    unsigned some; // samples with a nonzero output of this warp
+    int layer;
+
+    __device__ __forceinline__ Walk(const Areas &areas, const uint4 *stream, int stride)
+        : areas(areas), ring(stream, stride), in(areas.rows<GROUP>(0)), out(areas.rows<GROUP>(1)), bounds(areas.bounds(0)),
+          sums{}, some(0), layer(0) {}
+
+    // Do what a packet says, while the next one arrives; returns whether no layer is left to run.
+    __device__ __forceinline__ bool step(const Packet &now, Packet &next) {
+        const Gathered<GROUP> gathered(in, now);
+        next = ring.take();
+        gathered.add_to(sums, now.weights);
+        if (now.head.x >> 16 & ENDS_SLICE)
+            write_row<GROUP>(out, now, bounds, sums, some);
+        if ((now.head.x >> 16 & ENDS_LAYER) == 0)
+            return false;
+        const bool droppable = bounds.droppable;
+        bounds = areas.bounds(layer + 1);
+        const bool any = end_layer<GROUP>(areas.seen() + layer, some);
+        layer++;
+        if (threadIdx.x == 0)
+            areas.stamps()[layer] = static_cast<unsigned>(clocks());
+        Row<GROUP> *free = in;
+        in = out, out = free, some = 0;
+        return layer == areas.layers || (droppable && !any);
+    }
+};
+
 // Take what is in the first rows through all layers; returns the layers that ran, after which no sample lives.
 template <int GROUP>
 __device__ __forceinline__ int run_layers(const Areas &areas, const uint4 *stream, int stride) {
-    Ring ring(stream, stride);
-    Row<GROUP> *in = areas.rows<GROUP>(0), *out = areas.rows<GROUP>(1);
-    Bounds bounds = areas.bounds(0);
-    Packet now = ring.take();
-    float sums[GROUP] = {};
-    unsigned some = 0;
-    int layer = 0;
+    Walk<GROUP> walk(areas, stream, stride);
+    Packet packets[2]; // by turns
+    packets[0] = walk.ring.take();
 #pragma unroll 1
-    for (;;) {
-        const Packet next = ring.take(); // arrives while this one is used
-        const unsigned flags = now.head.x >> 16;
-        add_packet<GROUP>(in, now, flags & EDGES, sums);
-        if (flags & ENDS_SLICE)
-            write_row<GROUP>(out, now, bounds, sums, some);
-        if (flags & ENDS_LAYER) {
-            const bool droppable = bounds.droppable;
-            bounds = areas.bounds(layer + 1);
-            const bool any = end_layer<GROUP>(areas.seen() + layer, some);
-            layer++;
-            if (threadIdx.x == 0)
-                areas.stamps()[layer] = static_cast<unsigned>(clocks());
-            if (layer == areas.layers || (droppable && !any))
-                break;
-            Row<GROUP> *free = in;
-            in = out, out = free, some = 0;
-        }
-        now = next;
+    while (!walk.step(packets[0], packets[1]) && !walk.step(packets[1], packets[0])) {
     }
     wait_for_copies(); // that nobody needs
-    return layer;
+    return walk.layer;
 }
 
 // What a launch runs.

@@ -13,9 +13,10 @@
 #endif
 constexpr int THREADS = 512, WARPS = THREADS / 32;
 constexpr int TABLE = 2 * MERGED;  // places of a hash table
+constexpr int EACH = 4;            // slots of a thread at a time, so that what is read of them is on its way together
 constexpr i64 ROWS = 64;           // neurons that a warp takes at a time
 
-extern __shared__ int table[]; // slots, -1 where there is none
+extern __shared__ u64 table[]; // the upper half of a hash, and below it the slot; all ones where there is none
 
 // A number in which each bit depends on all of a value and of its place (Steele et al., 2014: SplitMix64).
 __device__ __forceinline__ u64 mixed(unsigned value, i64 neuron) {
@@ -53,6 +54,20 @@ __device__ __forceinline__ bool may_merge(const State &state, i64 segment) {
     return state.slots[segment] > 0 && state.slots[segment] <= MERGED;
 }
 
+// Return the first slot that was entered with the same hash, or this one, which is then.
+__device__ __forceinline__ int find_leader(u64 hash, int slot) {
+    const u64 own = (hash & ~0xffffffffull) | static_cast<unsigned>(slot);
+    for (unsigned at = hash % TABLE;; at = (at + 1) % TABLE) {
+        u64 there = table[at]; // most are equal to one that is there, and none is ever another
+        if (there == ~0ull)
+            there = atomicCAS(table + at, ~0ull, own);
+        if (there == ~0ull)
+            return slot;
+        if ((there ^ own) >> 32 == 0)
+            return static_cast<int>(there & 0xffffffff);
+    }
+}
+
 // Find for each live slot the first with the same hash.
 extern "C" __global__ void __launch_bounds__(THREADS)
     match(const State *shared_state, i64 segment, i64 n) {
@@ -73,23 +88,24 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (!is_last(state, segment, 0))
         return;
     for (int k = threadIdx.x; k < TABLE; k += THREADS)
-        table[k] = -1;
+        table[k] = ~0ull;
     __syncthreads();
-    for (int slot = threadIdx.x; slot < slots; slot += THREADS) {
-        if (!is_live(state, segment, slot))
-            continue;
-        const u64 hash = __ldcg(equal.hashes + slot) & HASH_MASK;
-        int leader = -1;
-        for (unsigned at = hash % TABLE; leader < 0; at = (at + 1) % TABLE) {
-            const int seen = *static_cast<volatile int *>(table + at); // most are equal to one that is there
-            const int there = seen < 0 ? atomicCAS(table + at, -1, slot) : seen;
-            if (there < 0)
-                leader = slot;
-            else if ((__ldcg(equal.hashes + there) & HASH_MASK) == hash)
-                leader = there;
+    for (int begin = threadIdx.x; begin < slots; begin += EACH * THREADS) {
+        unsigned live = 0; // a bit each
+        u64 hashes[EACH];
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            const int slot = begin + k * THREADS;
+            live |= slot < slots && is_live(state, segment, slot) ? 1u << k : 0;
+            hashes[k] = slot < slots ? __ldcg(equal.hashes + slot) & HASH_MASK : 0;
         }
-        equal.leaders[slot] = leader;
-        equal.flags[slot] = 0;
+#pragma unroll
+        for (int k = 0; k < EACH; k++)
+            if (live >> k & 1) {
+                const int slot = begin + k * THREADS;
+                equal.leaders[slot] = find_leader(hashes[k], slot);
+                equal.flags[slot] = 0;
+            }
     }
 }
 
@@ -119,25 +135,42 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     if (threadIdx.x == 0)
         count = 0;
     __syncthreads();
-    for (int slot = threadIdx.x; slot < slots; slot += THREADS) {
-        equal.hashes[slot] = 0;
-        if (is_live(state, segment, slot) && (equal.leaders[slot] == slot || __ldcg(equal.flags + slot))) {
-            const int column = atomicAdd(&count, 1);
-            equal.columns[slot] = column, equal.leads[column] = slot, equal.stands[column] = 0;
+    for (int begin = threadIdx.x; begin < slots; begin += EACH * THREADS) {
+        bool leads[EACH];
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            const int slot = begin + k * THREADS;
+            leads[k] = slot < slots && is_live(state, segment, slot) && (equal.leaders[slot] == slot || __ldcg(equal.flags + slot));
+        }
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            const int slot = begin + k * THREADS;
+            if (slot < slots)
+                equal.hashes[slot] = 0;
+            if (leads[k]) {
+                const int column = atomicAdd(&count, 1);
+                equal.columns[slot] = column, equal.leads[column] = slot, equal.stands[column] = 0;
+            }
         }
     }
     __syncthreads();
-    for (int begin = 0; begin < slots; begin += THREADS) {
-        const int slot = begin + threadIdx.x;
-        int column = -1;
-        if (slot < slots && is_live(state, segment, slot)) {
-            const int leader = __ldcg(equal.flags + slot) ? slot : equal.leaders[slot];
-            column = __ldcg(equal.columns + leader);
-            equal.leaders[slot] = column;
+    for (int first = 0; first < slots; first += EACH * THREADS) { // all threads alike
+        int columns[EACH];
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            const int slot = first + k * THREADS + threadIdx.x;
+            const bool live = slot < slots && is_live(state, segment, slot);
+            const int leader = !live ? 0 : __ldcg(equal.flags + slot) ? slot : equal.leaders[slot];
+            columns[k] = live ? __ldcg(equal.columns + leader) : -1;
         }
-        const unsigned same = __match_any_sync(ALL_LANES, column); // one addition for all of them
-        if (column >= 0 && (same & first_bits(threadIdx.x % 32)) == 0)
-            atomicAdd(equal.stands + column, __popc(same));
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            if (columns[k] >= 0)
+                equal.leaders[first + k * THREADS + threadIdx.x] = columns[k];
+            const unsigned same = __match_any_sync(ALL_LANES, columns[k]); // one addition for all of them
+            if (columns[k] >= 0 && (same & first_bits(threadIdx.x % 32)) == 0)
+                atomicAdd(equal.stands + columns[k], __popc(same));
+        }
     }
     if (threadIdx.x == 0)
         state.distinct[segment] = count <= most ? count : 0;

@@ -53,31 +53,51 @@ extern "C" __global__ void begin(const State *shared_state) {
         state.slots[0] = static_cast<unsigned>(state.samples);
 }
 
+// The nonzero features among the bytes of a sample that this one of so many lanes takes.
+__device__ __forceinline__ unsigned count_ones(const unsigned char *from, i64 bytes, int own, int lanes) {
+    unsigned ones = 0;
+    const i64 whole = (reinterpret_cast<u64>(from) & 15) == 0 ? bytes / 16 : 0;
+#pragma unroll 4
+    for (i64 k = own; k < whole; k += lanes) {
+        const uint4 four = reinterpret_cast<const uint4 *>(from)[k];
+        ones += __popc(four.x) + __popc(four.y) + __popc(four.z) + __popc(four.w);
+    }
+    for (i64 byte = whole * 16 + own; byte < bytes; byte += lanes)
+        ones += __popc(from[byte]);
+    return ones;
+}
+
 // Count the nonzero features of packed samples: bright samples live longest, so that tiles of samples that
-// are alike die as a whole. A warp takes a sample.
+// are alike die as a whole. A warp takes as many samples at a time as have work for all lanes.
 extern "C" __global__ void __launch_bounds__(256)
     count_bright(i64 n, const State *shared_state) {
+    __shared__ unsigned counts[BINS]; // of this block: in memory, all would wait for a few bins
     const State &state = *shared_state;
-    const i64 samples = state.samples;
-    const int lane = threadIdx.x % 32;
-    const i64 bytes = (n + 7) / 8, warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
-    for (i64 sample = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; sample < samples; sample += warps) {
-        unsigned bright = 0;
-        const unsigned char *from = state.bits + sample * state.bits_stride;
-        const i64 whole = (reinterpret_cast<u64>(from) & 3) == 0 ? bytes / 4 : 0; // words
-        for (i64 word = lane; word < whole; word += 32)
-            bright += __popc(reinterpret_cast<const unsigned *>(from)[word]);
-        for (i64 byte = whole * 4 + lane; byte < bytes; byte += 32)
-            bright += __popc(from[byte]);
-        for (int step = 16; step; step >>= 1)
+    const i64 samples = state.samples, bytes = (n + 7) / 8;
+    int lanes = 32;
+    while (lanes > 1 && lanes / 2 * 16 >= bytes)
+        lanes /= 2;
+    const int lane = threadIdx.x % 32, own = lane % lanes, side = 32 / lanes;
+    const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    const float scale = static_cast<float>(BINS - 1) / n;
+    for (int bin = threadIdx.x; bin < BINS; bin += blockDim.x)
+        counts[bin] = 0;
+    __syncthreads();
+    for (i64 first = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32 * side; first < samples; first += warps * side) {
+        const i64 sample = first + lane / lanes;
+        unsigned bright = sample < samples ? count_ones(state.bits + sample * state.bits_stride, bytes, own, lanes) : 0;
+        for (int step = lanes / 2; step; step >>= 1)
             bright += __shfl_xor_sync(ALL_LANES, bright, step);
-        const i64 share = bright * static_cast<i64>(BINS - 1) / n;
-        const int bin = share < BINS ? BINS - 1 - static_cast<int>(share) : 0; // the brightest first
-        if (lane == 0) {
+        const int share = static_cast<int>(bright * scale), bin = share < BINS ? BINS - 1 - share : 0; // the brightest first
+        if (own == 0 && sample < samples) {
             state.ids[1][sample] = bin; // not used yet
-            atomicAdd(state.bins + bin, 1);
+            atomicAdd(counts + bin, 1);
         }
     }
+    __syncthreads();
+    for (int bin = threadIdx.x; bin < BINS; bin += blockDim.x)
+        if (counts[bin])
+            atomicAdd(state.bins + bin, counts[bin]);
 }
 
 // Have bins tell where the first of each goes. One block.
@@ -96,12 +116,24 @@ extern "C" __global__ void __launch_bounds__(BINS) sum_bins(const State *shared_
     state.bins[bin] = sums[from][bin] - own;
 }
 
-// Give every sample its slot, by brightness.
+// Give every sample its slot, by brightness. A block has its own part of the samples, and of the slots of each bin.
 extern "C" __global__ void place_samples(const State *shared_state) {
+    __shared__ unsigned counts[BINS];
     const State &state = *shared_state;
-    for (i64 sample = static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x; sample < state.samples;
-         sample += static_cast<i64>(gridDim.x) * blockDim.x)
-        state.ids[0][atomicAdd(state.bins + state.ids[1][sample], 1)] = static_cast<int>(state.first + sample);
+    const i64 each = (state.samples + gridDim.x - 1) / gridDim.x, first = blockIdx.x * each;
+    const i64 last = first + each < state.samples ? first + each : state.samples;
+    for (int bin = threadIdx.x; bin < BINS; bin += blockDim.x)
+        counts[bin] = 0;
+    __syncthreads();
+    for (i64 sample = first + threadIdx.x; sample < last; sample += blockDim.x)
+        atomicAdd(counts + state.ids[1][sample], 1);
+    __syncthreads();
+    for (int bin = threadIdx.x; bin < BINS; bin += blockDim.x)
+        if (counts[bin])
+            counts[bin] = atomicAdd(state.bins + bin, counts[bin]);
+    __syncthreads();
+    for (i64 sample = first + threadIdx.x; sample < last; sample += blockDim.x)
+        state.ids[0][atomicAdd(counts + state.ids[1][sample], 1)] = static_cast<int>(state.first + sample);
 }
 
 // Packed 0/1 features, the first neuron in the highest bit. A warp takes eight neurons of 32 samples.
