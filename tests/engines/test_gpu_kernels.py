@@ -17,7 +17,7 @@ from engines_networks import NAMES_FOR_EACH_KERNEL, NETWORKS, chain, make_featur
 import teraedge
 from teraedge import ClippedReLU, Options, PackedFeatures
 from teraedge.engines.cuda import driver
-from teraedge.plan import block, resident
+from teraedge.plan import block, gpu, resident
 from teraedge.plan.rates import Rates
 from teraedge.plan.segments import segments
 
@@ -90,6 +90,39 @@ def test_packed_features(device, kernel, name, memory):
                 np.testing.assert_array_equal(result.outputs, expected.outputs)
                 np.testing.assert_array_equal(result.live, expected.live)
             assert {segment.samples for segment in engine._ran} == {kernel}
+
+
+@pytest.mark.parametrize("kernel", [("wide", 0)], indirect=True, ids=str)
+@pytest.mark.parametrize("tile", [32, 16, 8])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("equal", [True, False])
+def test_packed_features_of_a_wide_layer(device, kernel, tile, precision, equal, monkeypatch):
+    """In a kernel of their own: long and empty lists, tall panels and single neurons."""
+    monkeypatch.setattr(Rates, "bits_seconds", lambda *_: -1.0)
+    monkeypatch.setattr(gpu, "BIT_SAMPLES", (tile,))
+    rng = np.random.default_rng(tile + equal)
+    bias = -0.5 if equal else 0.5  # which lets samples die, or none
+    for n_in, n_out in ((333, 40), (784, 130)):
+        weights = (rng.random((n_in, n_out)) < 0.05).astype(np.float32)
+        weights[:, :16] = weights[:, :1]  # neurons that read the same inputs
+        weights[:, 20], weights[:, 21] = 1, 0
+        if not equal:
+            weights *= rng.choice(np.float32([0.25, 0.5, -1]), weights.shape)
+        second = (rng.random((n_out, 30)) < 0.1).astype(np.float32)
+        layers = [teraedge.Layer(w, bias, ClippedReLU(32)) for w in (weights, second)]
+        network = teraedge.Network(layers)
+        options = replace(Options.mode("b"), precision=precision)
+        with teraedge.compile(network, device, options) as engine:
+            assert engine._plan.resident[0].bit_samples == tile
+            for samples in (1, 33, 150, 0):
+                features = (rng.random((samples, n_in)) < 0.01).astype(np.float32)
+                features[::3] = 0
+                expected = teraedge.reference.run(network, features)
+                for _ in range(2):
+                    for given in (PackedFeatures.from_dense(features), features):
+                        result = engine.run(given)
+                        np.testing.assert_array_equal(result.outputs, expected.outputs)
+                        np.testing.assert_array_equal(result.live, expected.live)
 
 
 @pytest.mark.parametrize("kernel", [("block", 16, 2), ("block", 8, 1)], indirect=True, ids=str)

@@ -101,6 +101,9 @@ class DeviceLayer:
         Of bf16 that a weight is the sum of (dense).
     instead : PanelLayer or None
         The panels that the resident kernel would take (small; block, where it saves little).
+    bit_samples : int
+        Samples of a tile in the kernel for packed features of a wide first layer; 0 where it has
+        none.
     source : Layer or None
         The layer itself, where it may also run over a few samples (`plan.few`).
     itemsize : int
@@ -129,6 +132,7 @@ class DeviceLayer:
     places: NDArray[np.int32] | None = None
     terms: int = 0
     instead: PanelLayer | None = None
+    bit_samples: int = 0
     source: Layer | None = None
     itemsize: int = 4
     nbytes: int = field(init=False)

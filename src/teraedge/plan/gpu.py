@@ -39,6 +39,8 @@ RESIDENT_TALL_EDGE = 1.5
 more of weights."""
 BLOCK_TALL_EDGE = 1.0
 """As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
+BIT_SAMPLES = (32, 16, 8)
+"""Samples that a tile of packed features may have."""
 H200 = Rates()
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
@@ -247,6 +249,24 @@ def _relative(height: int, tall_edge: float) -> Constants:
         multiply_add=0.25,
         read=edge,
     )
+
+
+def with_bits(first: DeviceLayer, room: int, rates: Rates) -> DeviceLayer:
+    """Return a first layer that packed features take another kernel for, if that is faster.
+
+    Parameters
+    ----------
+    first : DeviceLayer
+    room : int
+        Shared memory a block may have, in bytes.
+    rates : Rates
+        Of the device.
+    """
+    sizes = {n: -(-first.n_in * n // 8 // 16) * 16 for n in BIT_SAMPLES}
+    samples = next((n for n in BIT_SAMPLES if sizes[n] <= room), 0)
+    if first.kernel != "wide" or not samples or rates.bits_seconds(first) >= rates.seconds(first):
+        return first
+    return replace(first, bit_samples=samples, shared=sizes[samples])
 
 
 def lay_out_wide(layer: PanelLayer, precision: Precision = "fp32") -> DeviceLayer:

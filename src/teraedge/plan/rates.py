@@ -31,6 +31,10 @@ reads no more than so much of the rows. Measured apart, both are small differenc
 and layers that share half of their rows would change kernels with the noise."""
 FEW_CLOCKS, FEW_EDGE_CLOCKS, FEW_NEURON_CLOCKS = 250, 0.25, 0.3
 """Clocks of a layer over a few samples: from barrier to barrier, and for each edge and neuron."""
+SCHEDULERS = 4
+BITS_EQUAL, BITS_EDGE, BITS_OUTPUT = 12, 2.5, 12
+"""Instructions of the kernel for packed features: an edge of equal weights for 32 samples, one of
+distinct weights for a sample, and an output for a sample."""
 MERGE_SECONDS = 25e-6
 """What it takes to look for equal samples and to put them back, five launches."""
 FEW = 1.5
@@ -242,6 +246,18 @@ class Rates:
         """Return what the wide kernel takes: it reads an activation an edge of a panel from L2."""
         tall, single = len(layer.tall.indices), len(layer.single.indices)
         return self._wide(single, tall, layer.tall.height, layer.n_in + layer.n_out)
+
+    def bits_seconds(self, layer: DeviceLayer) -> float:
+        """Return what a wide first layer takes on packed features, in a kernel of its own.
+
+        Where all weights are equal, an edge is counted for 32 samples at once.
+        """
+        equal = layer.value is not None
+        edges = sum(int(part.lists["length"].sum()) for part in (layer.tall, layer.single))
+        instructions = edges * BITS_EQUAL if equal else layer.edges * LANES * BITS_EDGE
+        instructions += layer.n_out * LANES * BITS_OUTPUT
+        computed = instructions / LANES / LANES / (SCHEDULERS * self.speed)
+        return computed + self.moved_seconds(layer.n_out, layer.itemsize)
 
     def _wide(self, single: float, tall: float, height: int, neurons: int) -> float:
         """Return what the wide kernel takes, to which values of two bytes make no difference."""

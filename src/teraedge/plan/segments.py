@@ -28,6 +28,8 @@ class Segment:
         Shared memory of a block, in bytes; 0 for the wide kernel.
     moves : bool
         Whether samples may die in it, so that those left are moved together at its end.
+    bit_samples : int
+        Samples of a tile, if another kernel takes packed features instead of the wide one.
     few : int
         Distinct samples up to which equal ones run once, in the kernel for a few; 0 for never.
     block : BlockKind or None
@@ -61,6 +63,7 @@ class Segment:
     moves: bool
     block: BlockKind | None
     terms: int
+    bit_samples: int
     few: int
     sizes: tuple[int, ...]
     plane: int
@@ -151,6 +154,7 @@ def segments(
                 moves=dies,
                 block=kind,
                 terms=layer.terms,
+                bit_samples=layers[begin].bit_samples,
                 few=_few(layers[begin:end], first + begin, rates) if merge and rates else 0,
                 sizes=extent.sizes,
                 plane=most[0],

@@ -29,7 +29,8 @@ from teraedge.options import ITEMSIZE, Options, parse_bytes
 from teraedge.plan import gpu
 from teraedge.plan.device import DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
-from teraedge.plan.kernel_sizes import COLUMNS, LANES
+from teraedge.plan.gpu import with_bits
+from teraedge.plan.kernel_sizes import COLUMNS, LANES, STATIC_SHARED
 from teraedge.plan.neighbours import settled
 from teraedge.plan.plan import LaidOutPlan, Plan, part_of
 from teraedge.plan.predict import predicted, streamed
@@ -91,6 +92,8 @@ class CudaEngine(Engine):
         self._once = Once(self._device, self._stream, self._launcher)
         self._chunk = self._send_resident(budget)
         self._first_kernel = self._plan.parts[0].choice.kernel if self._plan.parts else None
+        if self._chunk is not None and self._chunk.segments[0].bit_samples:
+            self._first_kernel = "bits"
         self._ran: list[Segment] = []
         self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
         self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None
@@ -140,6 +143,9 @@ class CudaEngine(Engine):
         self._rates = rates_of(self._device, self.device)
         plan = Plan(network, self.options, self._lay_out, budget, PLACES)
         plan.resident = settled(plan.resident, self._rates, few=self._few)
+        if plan.resident:
+            room = self._device.shared_bytes - STATIC_SHARED
+            plan.resident[0] = with_bits(plan.resident[0], room, self._rates)
         for number, layer in enumerate(plan.resident):
             plan.parts[number] = part_of(layer, plan.origin[number])
         return plan

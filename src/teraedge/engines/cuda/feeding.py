@@ -16,7 +16,7 @@ from teraedge.options import Precision
 KINDS = ("f4", "f8", "f2", "u1", "i1", "i2", "u2", "i4", "u4", "i8", "u8")
 """Element types in the order of `enum Kind` of kernels/samples.cu."""
 BLOCK = 256
-SPREADING = ("block", "small")
+SPREADING = ("block", "small", "bits")
 """Kernels that read packed features as they are."""
 TURNED = ("chained", "wide")
 """Kernels that read them turned: bits of samples side by side."""

@@ -9,11 +9,13 @@ from numpy.typing import NDArray
 from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
+    BITS_THREADS,
     CENSUS_THREADS,
     CHAINED_STAGES,
     DENSE_THREADS,
     WIDE_STAGES,
     WIDE_THREADS,
+    bits,
     block,
     chained,
     chained_shared,
@@ -51,6 +53,7 @@ class Launcher:
         self._resident: dict[tuple[int, bool, bool], Kernel] = {}
         self._small: dict[bool, Kernel] = {}
         self._block: dict[BlockKind, Kernel] = {}
+        self._bits: dict[tuple[int, bool], Kernel] = {}
         self._dense: dict[tuple[int, bool], Kernel] = {}
         self._staged: dict[tuple[int, bool], Kernel] = {}
         self._wide: dict[tuple[int, bool], tuple[Kernel, int]] = {}
@@ -74,6 +77,8 @@ class Launcher:
         elif segment.kernel == "chained":
             self._chained_kernel(segment)
         else:
+            if segment.bit_samples:
+                self._bits_kernel(segment)
             for height in segment.heights:
                 self._wide_kernel(height, segment.curved)
 
@@ -136,11 +141,19 @@ class Launcher:
                 layers, state.struct, number, number == 0, segment.first, leaves,
             )  # fmt: skip
         else:
+            if segment.bit_samples:
+                kernel, shared = self._bits_kernel(segment), segment.shared
+                threads = BITS_THREADS[segment.bit_samples]
+                stream.launch(
+                    kernel, self.blocks(kernel, threads, shared), threads, shared,
+                    layers, state.struct, number, max(segment.heights),
+                )  # fmt: skip
+            takes_bits = (number == 0) + (segment.bit_samples > 0)
             for height in segment.heights:
                 kernel, shared = self._wide_kernel(height, segment.curved)
                 grid = self.blocks(kernel, WIDE_THREADS, shared)
                 stream.launch(
-                    kernel, grid, WIDE_THREADS, shared, layers, state.struct, number, number == 0
+                    kernel, grid, WIDE_THREADS, shared, layers, state.struct, number, takes_bits
                 )
         if segment.kernel != "chained":  # which does it itself
             stream.launch(
@@ -205,6 +218,13 @@ class Launcher:
             file, defines, names = staged(*key)
             self._staged[key] = self._device.kernels(file, defines, names)[names[0]]
         return self._staged[key]
+
+    def _bits_kernel(self, segment: Segment) -> Kernel:
+        key = segment.bit_samples, segment.curved
+        if key not in self._bits:
+            file, defines, names = bits(*key, self._precision)
+            self._bits[key] = self._device.kernels(file, defines, names)[names[0]]
+        return self._bits[key]
 
     def _wide_kernel(self, height: int, curved: bool) -> tuple[Kernel, int]:
         """Return the wide kernel for a height of panels, and its dynamic shared memory."""

@@ -6,7 +6,7 @@ from teraedge.plan import few as few_layout
 from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
 from teraedge.plan.block_parts import PLANES, BlockKind
-from teraedge.plan.gpu import RESIDENT_HEIGHT
+from teraedge.plan.gpu import BIT_SAMPLES, RESIDENT_HEIGHT
 from teraedge.plan.kernel_sizes import COLUMNS, LANES, THREADS
 from teraedge.plan.rates import WIDE_HEIGHTS
 from teraedge.plan.resident import NOT_CURVED, SAMPLES
@@ -32,6 +32,8 @@ DENSE_THREADS = 256
 MERGE_THREADS, MERGE_TABLE = 512, 2 * 8192 * 8
 """Threads of a block that finds equal samples, and bytes of its table (kernels/merge.cu)."""
 CENSUS_THREADS = 512
+BITS_THREADS = {32: 256, 16: 512, 8: 512}
+"""Of a block, by the samples of a tile: one turns its bits while another one sums."""
 
 
 def _curves(curved: bool) -> dict[str, int | str]:
@@ -130,6 +132,12 @@ def chained(
     return "chained.cu", {**sizes, **more}, ["chained"]
 
 
+def bits(samples: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
+    """Return the kernel for packed features of a wide first layer."""
+    sizes = {"SAMPLES": samples, "THREADS": BITS_THREADS[samples]}
+    return "bits.cu", {**sizes, **_curves(curved), **_stored(precision)}, ["bits"]
+
+
 def compact(precision: Precision = "fp32") -> Specialisation:
     """Return what counts samples and moves them together."""
     return "compact.cu", _stored(precision), ["census", "compact"]
@@ -166,6 +174,7 @@ def all_specialisations() -> list[Specialisation]:
             if itemsize == 4:
                 found.append(resident(32, False, curved, precision))
             found += [dense(terms, curved, precision) for terms in range(1, MOST_TERMS + 1)]
+            found += [bits(count, curved, precision) for count in BIT_SAMPLES]
             found += [
                 wide(height, stages, curved, precision)
                 for height in (1, *WIDE_HEIGHTS)

@@ -69,7 +69,7 @@ __device__ __forceinline__ int find_leader(u64 hash, int slot) {
 }
 
 // Find for each live slot the first with the same hash.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     match(const State *shared_state, i64 segment, i64 n) {
     const State &state = *shared_state;
     const Equal &equal = state.equal;
@@ -110,7 +110,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // Give distinct rows their columns, if there are `most` at most. They are read as they are in `match`.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     settle(const State *shared_state, i64 segment, i64 n, i64 most) {
     __shared__ int count;
     const State &state = *shared_state;
@@ -178,7 +178,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 
 // Give samples that live on the rows of their columns, n values each; and note what follows. All keep their slots:
 // with equal samples run once, dead ones cost nothing.
-extern "C" __global__ void __launch_bounds__(THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
     spread(const State *shared_state, i64 segment, i64 n) {
     const State &state = *shared_state;
     const Equal &equal = state.equal;

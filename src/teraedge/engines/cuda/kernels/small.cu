@@ -14,45 +14,14 @@
 
 constexpr int LAYERS_AHEAD = 1;
 #include "tiles.cuh"
+#include "turning.cuh"
 
 // Turn the packed features of a tile from `slot` on: of each neuron, a bit a sample.
 __device__ __forceinline__ void turn_tile(const Areas &areas, const State &state, const int *ids, i64 slot,
                                           unsigned running, i64 n) {
-    const int samples = areas.groups * GROUP, parts = 32 / samples; // words that a warp takes at a time
-    const int lane = threadIdx.x % 32, sample = lane % samples, part = lane / samples;
-    const int there = running >> sample & 1 ? sample : __ffs(running) - 1; // those that are not: any
-    const unsigned char *from = state.bits + (ids[slot + there] - state.first) * state.bits_stride;
-    const i64 bytes = (n + 7) / 8, words = (bytes + 3) / 4;
-    const bool aligned = ((reinterpret_cast<u64>(state.bits) | static_cast<u64>(state.bits_stride)) & 15) == 0;
-#pragma unroll 1
-    for (i64 first = threadIdx.x / 32 * parts; first * 4 < words; first += THREADS / 32 * parts) {
-        const i64 word = (first + part) * 4;
-        unsigned x[4] = {}; // words of a lane, which lie one after the other
-        if (aligned && word * 4 + 16 <= bytes) {
-            const uint4 four = __ldg(reinterpret_cast<const uint4 *>(from) + (first + part));
-            x[0] = four.x, x[1] = four.y, x[2] = four.z, x[3] = four.w;
-        } else {
-#pragma unroll
-            for (int k = 0; k < 16; k++)
-                x[k / 4] |= word * 4 + k < bytes ? static_cast<unsigned>(__ldg(from + word * 4 + k)) << k % 4 * 8 : 0;
-        }
-        unsigned mask = 0x0000ffff;
-#pragma unroll
-        for (int step = 16; step; step >>= 1, mask ^= mask << step) // bit k of lane j to bit j of lane k
-#pragma unroll
-            for (int q = 0; q < 4; q++) {
-                const unsigned other = __shfl_xor_sync(ALL_LANES, x[q], step);
-                x[q] = lane & step ? (x[q] & ~mask) | (other >> step & mask) : (x[q] & mask) | (other & mask) << step;
-            }
-#pragma unroll 1
-        for (int k = 0; k < parts; k++)
-#pragma unroll
-            for (int q = 0; q < 4; q++) { // the first neuron is in the highest bit of its byte
-                const i64 neuron = ((first + k) * 4 + q) * 32 + (lane ^ 7);
-                if (neuron < n)
-                    *areas.bits_of(ZERO_ROWS + neuron) = static_cast<unsigned short>(x[q] >> k * samples & first_bits(samples));
-            }
-    }
+    turn_samples(state, ids, slot, running, n, areas.groups * GROUP, THREADS / 32, [&](i64 neuron, unsigned bits) {
+        *areas.bits_of(ZERO_ROWS + neuron) = static_cast<unsigned short>(bits);
+    });
     if (threadIdx.x < ZERO_ROWS)
         *areas.bits_of(threadIdx.x) = 0;
 }

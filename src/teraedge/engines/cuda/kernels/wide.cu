@@ -241,11 +241,13 @@ template <bool BITS> __device__ __forceinline__ void run(const Job &job) {
 }
 
 // Run the panels of one height of a layer, number `segment` of the segments, over all tiles with a
-// live sample. `takes_bits`: the inputs may be packed features.
+// live sample. `takes_bits`: 1 if the inputs may be packed features, 2 if bits.cu takes such.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     wide(const Layer *shared_layer, const State *shared_state, i64 segment, i64 takes_bits) {
     const Layer &layer = *shared_layer;
     const State &state = *shared_state;
+    if (takes_bits == 2 && state.bits)
+        return;
     const Panels &panels = HEIGHT == 1 ? layer.single : layer.tall;
     const int from = state.buffer[segment];
     const i64 used = (static_cast<i64>(state.slots[segment]) + COLUMNS - 1) / COLUMNS;

@@ -1,0 +1,207 @@
+// The first layer from packed features, for layers too wide for the kernels that keep rows in shared memory.
+//
+// A block takes a tile of SAMPLES samples, turns their bits inside shared memory, a word an input, and lets a lane sum
+// a neuron for all of them. Where all weights are equal, words are counted: a few of them are added bit by bit, for
+// 32 samples at once (carry-save adders), and all neurons of a panel have the same sum. Else a weight is added for each
+// sample whose bit is set.
+//
+// Specialised by: SAMPLES (8, 16, 32), STORAGE, THREADS.
+#include "turning.cuh"
+
+constexpr int WARPS = THREADS / 32;
+constexpr int EDGES = 8;       // that are read together; lists begin at multiples of it
+constexpr int PLANES = 8;      // bits of a count
+constexpr int MOST = 248;      // edges until it is full, whole pieces
+
+template <int COUNT> struct Unsigned;
+template <> struct Unsigned<8> { typedef unsigned char Word; };
+template <> struct Unsigned<16> { typedef unsigned short Word; };
+template <> struct Unsigned<32> { typedef unsigned Word; };
+typedef Unsigned<SAMPLES>::Word Word;
+
+extern __shared__ uint4 space[]; // Word [n_in]
+
+// What a lane sums: a panel, or a neuron of it.
+struct Item {
+    const Layer &layer;
+    const Panels &panels;
+    List list;
+    i64 panel;
+    int height, neuron; // neurons of the panel; which one, where it is summed alone
+};
+
+// The words of eight edges from a multiple of eight on; zero for those beyond the list.
+__device__ __forceinline__ void read_words(const Item &item, int done, unsigned (&words)[EDGES]) {
+    const Word *bits = reinterpret_cast<const Word *>(space);
+    const i64 edge = item.list.begin + done;
+    unsigned index[EDGES];
+    const uint4 *from = static_cast<const uint4 *>(item.panels.indices);
+    if (item.layer.wide) {
+        const uint4 a = __ldg(from + edge / 4), b = __ldg(from + edge / 4 + 1);
+        index[0] = a.x, index[1] = a.y, index[2] = a.z, index[3] = a.w;
+        index[4] = b.x, index[5] = b.y, index[6] = b.z, index[7] = b.w;
+    } else {
+        const uint4 a = __ldg(from + edge / 8);
+        const unsigned pairs[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            index[2 * k] = pairs[k] & 0xffff, index[2 * k + 1] = pairs[k] >> 16;
+    }
+#pragma unroll
+    for (int k = 0; k < EDGES; k++)
+        words[k] = done + k < item.list.length ? bits[index[k]] : 0;
+}
+
+// sum and carry of three bits, 32 times.
+__device__ __forceinline__ void add_bits(unsigned a, unsigned b, unsigned c, unsigned &sum, unsigned &carry) {
+    sum = a ^ b ^ c;
+    carry = (a & b) | (c & (a | b));
+}
+
+// Add eight words, bit by bit, to counts: a plane has a bit of each.
+__device__ __forceinline__ void count_words(const unsigned (&w)[EDGES], unsigned (&planes)[PLANES]) {
+    unsigned one[2], two[4], four[2];
+    add_bits(w[0], w[1], w[2], one[0], two[0]);
+    add_bits(w[3], w[4], w[5], one[1], two[1]);
+    add_bits(w[6], w[7], one[0], one[0], two[2]);
+    add_bits(planes[0], one[0], one[1], planes[0], two[3]);
+    add_bits(two[0], two[1], two[2], two[0], four[0]);
+    add_bits(planes[1], two[0], two[3], planes[1], four[1]);
+    unsigned carry;
+    add_bits(planes[2], four[0], four[1], planes[2], carry);
+#pragma unroll
+    for (int k = 3; k < PLANES; k++) {
+        const unsigned over = planes[k] & carry;
+        planes[k] ^= carry;
+        carry = over;
+    }
+}
+
+// Add counts, times a weight, to sums, and begin anew.
+__device__ __forceinline__ void add_counts(unsigned (&planes)[PLANES], float weight, float (&sums)[SAMPLES]) {
+#pragma unroll
+    for (int shift = 0; shift < 8; shift++) {
+        unsigned bytes = 0; // of samples shift, shift + 8, ...
+#pragma unroll
+        for (int k = 0; k < PLANES; k++)
+            bytes |= (planes[k] >> shift & 0x01010101) << k;
+#pragma unroll
+        for (int k = 0; k < SAMPLES / 8; k++)
+            sums[shift + 8 * k] = fmaf(static_cast<float>(bytes >> 8 * k & 0xff), weight, sums[shift + 8 * k]);
+    }
+#pragma unroll
+    for (int k = 0; k < PLANES; k++)
+        planes[k] = 0;
+}
+
+// Sum the inputs of an item.
+template <bool EQUAL> __device__ __forceinline__ void sum_item(const Item &item, float (&sums)[SAMPLES]) {
+    unsigned planes[PLANES] = {};
+    int room = MOST; // edges that may be counted before counts are full
+#pragma unroll 1
+    for (int done = 0; done < item.list.length; done += EDGES) {
+        unsigned words[EDGES];
+        read_words(item, done, words);
+        if constexpr (EQUAL) {
+            count_words(words, planes);
+            room -= EDGES;
+            if (room == 0)
+                add_counts(planes, item.layer.value, sums), room = MOST;
+        } else {
+            const float *weights = item.panels.weights + (item.list.begin + done) * item.height + item.neuron;
+#pragma unroll
+            for (int k = 0; k < EDGES; k++) {
+                const float weight = done + k < item.list.length ? __ldg(weights + k * item.height) : 0.0f;
+#pragma unroll
+                for (int s = 0; s < SAMPLES; s++)
+                    if (words[k] >> s & 1)
+                        sums[s] += weight;
+            }
+        }
+    }
+    if constexpr (EQUAL)
+        add_counts(planes, item.layer.value, sums);
+}
+
+// Finish a neuron: the activation, and its values to where the tile's lie; returns samples with a nonzero output.
+__device__ __forceinline__ unsigned write_neuron(const Item &item, int number, const float (&sums)[SAMPLES], Stored *tile) {
+    const Target target = item.panels.targets[item.panel * item.height + number];
+    Four *out = reinterpret_cast<Four *>(tile + static_cast<i64>(target.output) * COLUMNS);
+    unsigned some = 0;
+#pragma unroll
+    for (int four = 0; four < SAMPLES / 4; four++) {
+        float y[4];
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            y[k] = activate(item.layer, sums[four * 4 + k], target.bias);
+            some |= rounded(y[k]) != 0.0f ? 1u << (four * 4 + k) : 0u;
+        }
+        out[four] = stored(make_float4(y[0], y[1], y[2], y[3]));
+    }
+    return some;
+}
+
+// Run all panels of one height on a tile; returns the samples with a nonzero output that this lane has seen.
+template <bool EQUAL>
+__device__ __forceinline__ unsigned run_panels(const Layer &layer, const Panels &panels, int height, Stored *tile) {
+    const i64 items = panels.count * (EQUAL ? 1 : height);
+    unsigned some = 0;
+#pragma unroll 1
+    for (i64 at = threadIdx.x; at < items; at += THREADS) {
+        const i64 panel = EQUAL ? at : at / height;
+        const Item item = {layer, panels, panels.lists[panel], panel, height, EQUAL ? 0 : static_cast<int>(at - panel * height)};
+        float sums[SAMPLES] = {};
+        sum_item<EQUAL>(item, sums);
+        const int last = EQUAL ? height : item.neuron + 1;
+#pragma unroll 1
+        for (int number = item.neuron; number < last; number++)
+            some |= write_neuron(item, number, sums, tile);
+    }
+    return some;
+}
+
+// Every other bit, side by side.
+__device__ __forceinline__ unsigned even_bits(unsigned bits) {
+    bits &= 0x55555555;
+    bits = (bits | bits >> 1) & 0x33333333;
+    bits = (bits | bits >> 2) & 0x0f0f0f0f;
+    bits = (bits | bits >> 4) & 0x00ff00ff;
+    return (bits | bits >> 8) & 0x0000ffff;
+}
+
+// Run the first layer on packed features, if they are; tall panels have `height` neurons. What comes out is what the
+// wide kernel would leave.
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+    bits(const Layer *shared_layer, const State *shared_state, i64 segment, i64 height) {
+    const Layer &layer = *shared_layer;
+    const State &state = *shared_state;
+    if (!state.bits)
+        return;
+    note_begin(state, segment);
+    const int from = state.buffer[segment];
+    const i64 slots = state.slots[segment];
+    const int *ids = state.ids[state.order[segment]];
+    Word *words = reinterpret_cast<Word *>(space);
+    for (i64 slot = static_cast<i64>(blockIdx.x) * SAMPLES; slot < slots; slot += static_cast<i64>(gridDim.x) * SAMPLES) {
+        const unsigned running = state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(SAMPLES);
+        if (running == 0)
+            continue; // all threads alike
+        __syncthreads(); // all have read the words of the tile before
+        turn_samples(state, ids, slot, running, layer.n_in, SAMPLES, WARPS,
+                     [&](i64 neuron, unsigned own) { words[neuron] = static_cast<Word>(own); });
+        __syncthreads();
+        Stored *tile = state.rows[1 - from] + place(slot, 0, layer.n_out);
+        unsigned some;
+        if (layer.equal)
+            some = run_panels<true>(layer, layer.single, 1, tile) | run_panels<true>(layer, layer.tall, static_cast<int>(height), tile);
+        else
+            some = run_panels<false>(layer, layer.single, 1, tile) | run_panels<false>(layer, layer.tall, static_cast<int>(height), tile);
+        some = or_over_warp(some);
+        if (layer.droppable && threadIdx.x % 32 == 0 && some) {
+            unsigned *seen = state.nonzero + segment * state.words + slot / COLUMNS * 2;
+            const int column = static_cast<int>(slot % COLUMNS) / 2;
+            atomicOr(seen, even_bits(some) << column);
+            atomicOr(seen + 1, even_bits(some >> 1) << column);
+        }
+    }
+}
