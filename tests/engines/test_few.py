@@ -79,7 +79,7 @@ def test_parts_hold_every_edge_once(monkeypatch):
             (layer,) = engine._plan.resident
         widths = Widths(32, 8)
         parts = row_parts(layer, 3, widths)
-        assert [part.first for part in parts] == [0, 100, 200]
+        assert [part.first for part in parts] == [0, 104, 208]
         assert any(part.dense.size for part in parts) == dense
         rebuilt = np.zeros((500, 300), np.float32)
         for part in parts:

@@ -37,7 +37,7 @@ from teraedge.text import count
 
 _UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
 
-ROWS = 8
+ROWS = 10
 """Bytes of all layouts together, at most, in bytes of the panels."""
 
 _ENGINE = {"device": "cpu", "layout": VERSION, "lanes": LANES, "tile": TILE, "height": HEIGHT}
