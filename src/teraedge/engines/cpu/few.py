@@ -50,8 +50,8 @@ class FewSamples:
     ----------
     most : int
         Samples that can run, at most.
-    live, nanos : ndarray of int64, shape (layers,)
-        Of the last run: samples live after each layer, and time.
+    noted : ndarray of int64, shape (2, layers)
+        Of the last run: samples live after each layer, and time in ns.
     nonzero : ndarray of bool, shape (most,)
         Of the last run: which of its samples have a last row that is not zero.
     """
@@ -62,9 +62,9 @@ class FewSamples:
         self._program = program  # the kernels have addresses of its arrays
         parts = [row_parts(layer, threads, Widths(BLOCK, LANES, LOOKS_UP)) for layer in layers]
         self._n_out = layers[-1].n_out
-        self._shared = _shared(program, parts, droppable)
+        self.noted = np.zeros((2, len(layers)), np.int64)
+        self._shared = _shared(program, parts, droppable, self.noted)
         self._table = addresses(self._shared)
-        self.live, self.nanos = self._shared.live, self._shared.nanos
         self.nonzero = self._shared.nonzero
         self._sums = _room(parts)
         self._number = 0
@@ -172,7 +172,12 @@ def _costs(layer: PanelLayer, parts: list[RowPart]) -> tuple[float, float]:
     return products, TALL * tall + SINGLE * single
 
 
-def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.bool_]) -> Shared:
+def _shared(
+    program: Program,
+    parts: list[list[RowPart]],
+    droppable: NDArray[np.bool_],
+    noted: NDArray[np.int64],
+) -> Shared:
     layers = program.layers
     table = np.zeros(len(layers), LAYER)
     pieces = np.zeros(sum(map(len, parts)), PART)
@@ -224,7 +229,7 @@ def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.
         seen=np.zeros((len(layers), most, groups), np.uint64),
         states=np.zeros(len(pieces) * LINE, np.int64),
         run=np.zeros(2, np.int64),
-        nanos=np.zeros(len(layers), np.int64),
-        live=np.zeros(len(layers), np.int64),
+        nanos=noted[1],
+        live=noted[0],
         nonzero=np.zeros(groups * LANES, np.bool_),
     )
