@@ -88,10 +88,11 @@ def row_parts(layer: PanelLayer, threads: int, widths: Widths) -> list[RowPart]:
     edges = edges[np.argsort(edges["input"], kind="stable")]
     parts = max(1, min(threads, len(edges) * 4 // MIN_BYTES, layer.n_out))
     # Whole registers: no thread then writes a cache line, or streams a block, of another one's.
+    # The last ones may be empty: samples side by side share panels instead.
     width = min(widths.whole(-(-layer.n_out // parts)), MAX_WIDTH)
     found = []
-    for first in range(0, layer.n_out, width):
-        last = min(first + width, layer.n_out)
+    for part in range(max(parts, -(-layer.n_out // width))):
+        first, last = (min(n * width, layer.n_out) for n in (part, part + 1))
         mine = edges[(edges["neuron"] >= first) & (edges["neuron"] < last)]
         found.append(_part(first, last, mine, tall, layer.n_in, widths))
     return found

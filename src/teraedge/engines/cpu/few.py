@@ -161,9 +161,10 @@ def aligned(values: NDArray[Any]) -> NDArray[Any]:
 def _costs(layer: PanelLayer, parts: list[RowPart]) -> tuple[float, float]:
     """Return what a sample costs by products, and a register of samples in panels.
 
-    The unit is a multiply-add of a register. What is not all dense has no products.
+    The unit is a multiply-add of a register. What is not all dense has no products. Threads share
+    panels evenly, but of products a part may have more than another.
     """
-    products = sum(part.dense.size for part in parts) / LANES
+    products = len(parts) * max(part.dense.size for part in parts) / LANES
     if any(len(part.targets) for part in parts):
         products = math.inf
     tall, single = layer.tall.weights.size, layer.single.weights.size
