@@ -207,6 +207,7 @@ def _shared(
         ends.append(looked_up.ends + windows)
         groups, windows = groups + len(looked_up.ends), windows + len(looked_up.bases)
     width = max(max(layer.n_in, layer.n_out) for layer in layers)
+    width = -(-width // TILE) * TILE  # whole cache lines
     most = max(map(len, parts))
     groups = GROUPS if len(layers) <= SHALLOW else 1
     found = [part.lookups for part in flat]
@@ -223,8 +224,8 @@ def _shared(
         aligned(np.concatenate([some.picks.ravel() for some in found])),
         aligned(np.concatenate([some.weights.ravel() for some in found])),
         program.table,
-        values=np.zeros((2, groups * LANES, width), np.float32),
-        active=np.zeros((2, FEW, width), np.int32),
+        values=aligned_zeros((2, groups * LANES, width)),
+        active=aligned_zeros((2, FEW, width), np.int32),
         counts=np.zeros((2, FEW, most), np.int64),
         lanes=aligned_zeros((2, groups, width * LANES)),
         seen=np.zeros((len(layers), most, groups), np.uint64),
