@@ -14,7 +14,7 @@ def _source_key() -> str:
     """Hash the sources of what is compiled: numba would not see a change in an imported file."""
     digest = hashlib.sha256(numba.__version__.encode())
     here = Path(__file__).parent
-    plans = [here / "plan" / name for name in ("banks.py", "chained.py", "parts.py")]
+    plans = [here / "plan" / name for name in ("banks.py", "chained.py", "lookups.py", "parts.py")]
     for path in sorted([*plans, *(here / "engines" / "cpu").glob("*.py")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -20,8 +20,9 @@ Block = tuple[NDArray[np.int64], NDArray[Any]]
 LazyBlock = tuple[NDArray[np.int64], NDArray[Any] | Callable[[], NDArray[Any]]]
 """The same, where the rows may be fetched when they are first asked for."""
 
-LazyBlocks = Sequence[LazyBlock] | Callable[[], Sequence[LazyBlock]]
-"""Several, which may be found when they are first asked for."""
+LazyBlocks = Sequence[LazyBlock] | Callable[[], Sequence[LazyBlock]] | NDArray[Any]
+"""Several, which may be found when they are first asked for; or the rows of all samples, in order:
+these are handed out as they are."""
 
 
 class LayerTrace(NamedTuple):
@@ -65,9 +66,10 @@ class Result:
     ----------
     shape : (int, int)
         (samples, n_out) of the whole answer.
-    blocks : sequence of (ids, rows)
+    blocks : sequence of (ids, rows), or ndarray
         0-based sample ids, shape (k,), and their last rows, shape (k, n_out), in any order; or a
-        function that returns the rows, or all of this, called when they are first asked for.
+        function that returns the rows, or all of this, called when they are first asked for; or
+        the rows of all samples, which `outputs` then need not copy.
     trace : sequence of LayerTrace
         One a layer; or a function that returns them, called when they are first asked for.
     seconds : float
@@ -115,6 +117,7 @@ class Result:
         self.rounding = tuple(rounding)
         self.precision = precision
         self._lazy_blocks: LazyBlocks | None = blocks
+        self._whole = blocks if isinstance(blocks, np.ndarray) else None
         self._same_as, self._live, self._head = same_as, live, head
 
     @property
@@ -137,6 +140,8 @@ class Result:
     @cached_property
     def _blocks(self) -> list[Block]:
         """The rows there are, fetched."""
+        if self._whole is not None:
+            return [(np.arange(self.samples), self._whole)]
         lazy, self._lazy_blocks = self._lazy_blocks or (), None  # fetched once, then given back
         found = lazy() if callable(lazy) else lazy
         blocks = [(ids, rows() if callable(rows) else rows) for ids, rows in found if len(ids)]
@@ -178,6 +183,8 @@ class Result:
 
     def _rows(self) -> NDArray[Any]:
         """Return the last rows of all samples, before the head."""
+        if self._whole is not None:
+            return self._whole if self._head is None else self._whole.copy()
         blocks = self._blocks
         out = np.zeros(self.shape, blocks[0][1].dtype if blocks else np.float32)
         for ids, rows in blocks:

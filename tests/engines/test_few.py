@@ -13,8 +13,10 @@ from engines_networks import NETWORKS, chain, make_features
 import teraedge
 from teraedge import Layer, Network, Options, ReLU
 from teraedge.engines.cpu.few import FEW, MOST, SHALLOW, FewSamples
+from teraedge.engines.cpu.lookups import LOOKS_UP
 from teraedge.engines.cpu.simd import LANES
 from teraedge.errors import FeatureError
+from teraedge.plan.lookups import lookups
 from teraedge.plan.rows import Widths, row_parts
 
 
@@ -79,7 +81,7 @@ def test_parts_hold_every_edge_once(monkeypatch):
             (layer,) = engine._plan.resident
         widths = Widths(32, 8)
         parts = row_parts(layer, 3, widths)
-        assert [part.first for part in parts] == [0, 100, 200]
+        assert [part.first for part in parts] == [0, 104, 208]
         assert any(part.dense.size for part in parts) == dense
         rebuilt = np.zeros((500, 300), np.float32)
         for part in parts:
@@ -98,6 +100,54 @@ def test_parts_hold_every_edge_once(monkeypatch):
             np.add.at(sums, (rows, part.targets), part.weights)
             rebuilt[:, part.first : part.last] = sums[:, :width]
         np.testing.assert_array_equal(rebuilt, network[0].weights.toarray().astype(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(300, 77), (32, 16), (33, 1)])
+def test_lookups_hold_every_edge_once_and_in_order(shape):
+    n_in, n_out = shape
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=shape) * (rng.random(shape) < 0.1)
+    weights = sp.csr_array(weights.astype(np.float32)).tocoo()
+    edges = weights.col.astype(np.int64), weights.row.astype(np.int32), weights.data
+    found = lookups(*edges, shape, 16, 100 * len(weights.data))
+    rebuilt = np.zeros((n_in, -(-n_out // 16) * 16), np.float32)
+    for group, (begin, end) in enumerate(pairwise(found.ends)):
+        for lane in range(16):
+            picked = found.weights[begin:end, :, lane]
+            inputs = (found.bases[begin:end, None] + found.picks[begin:end, :, lane])[picked != 0]
+            assert (np.diff(inputs) > 0).all()
+            rebuilt[inputs, group * 16 + lane] = picked[picked != 0]
+    assert (found.bases <= n_in - 32).all()
+    assert (found.picks < 32).all()
+    np.testing.assert_array_equal(rebuilt[:, :n_out], weights.toarray())
+    assert not rebuilt[:, n_out:].any()
+    assert not len(lookups(*edges, shape, 16, found.weights.size - 1).bases)
+
+
+@pytest.mark.parametrize("density", [0.03, 0.1, 0.3])
+def test_lookups_and_sums_anywhere_give_the_same_bits(density):
+    network = random_network(density, (300, 810, 403, 11))
+    x = np.random.default_rng(1).random((150, 300), dtype=np.float32) + np.float32(0.1)
+    x[::2, np.random.default_rng(2).permutation(300)[30:]] = 0
+    with teraedge.compile(network) as engine:
+        many = engine.run(x).outputs
+        for sample in range(4):
+            one = engine.run(x[sample : sample + 1]).outputs
+            np.testing.assert_array_equal(one, many[sample : sample + 1])
+        parts = engine._few._shared.parts
+    assert (parts["groups"] > 0).any() == LOOKS_UP
+
+
+def test_outputs_outlive_the_next_run_and_a_head_is_applied_once():
+    network = random_network(0.1)
+    x = np.random.default_rng(1).random((2, 1, 300), dtype=np.float32)
+    with teraedge.compile(Network(list(network), head="softmax")) as engine:
+        first, second = engine.run(x[0]), engine.run(x[1])
+        expected = engine.run(np.tile(x[0], (100, 1)))
+    np.testing.assert_array_equal(first.outputs, expected.outputs[:1])
+    np.testing.assert_array_equal(first.live_outputs, first.outputs)
+    np.testing.assert_array_equal(first.top(2).values, expected.top(2).values[:1])
+    assert not np.array_equal(first.outputs, second.outputs)
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.uint8, np.bool_, np.int32])

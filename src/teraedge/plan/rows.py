@@ -2,8 +2,9 @@
 
 Kernels over panels compute many samples side by side; of one sample they would waste all lanes but
 one. Here a nonzero input of the sample is multiplied into the sums of the neurons it goes to, and
-inputs that are zero, of which a ReLU leaves many, cost nothing. A layer is cut into *parts* by
-output neurons, one or more a thread.
+inputs that are zero, of which a ReLU leaves many, cost nothing. Where most are not zero, lookups
+(`plan.lookups`) may be faster, which a part may have beside. A layer is cut into *parts* by output
+neurons, one or more a thread.
 
 The order of sums is that of the panels, so a sample's row is the same to the last bit in whatever
 company it runs: inputs ascend. Skipping x 0 changes no sum of finite numbers.
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.grouping import lengths
+from teraedge.plan.lookups import Lookups, lookups, no_lookups
 from teraedge.plan.panels import PanelLayer, Panels
 
 MAX_WIDTH = 2**16 - 1
@@ -23,7 +25,8 @@ MAX_WIDTH = 2**16 - 1
 MIN_BYTES = 2**15
 """Of the weights of a part: what a thread multiplies while another wakes up."""
 SCATTERED = 6
-"""What a weight costs that goes to a sum anywhere, in weights that are streamed, zeros included."""
+"""What a weight costs that goes to a sum anywhere, in weights that are streamed, zeros included.
+Those of lookups, padding included, cost what streamed ones do."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,10 @@ class RowPart:
         More weights, zeros included: block after block of sums, the weights of an input into a
         block side by side. `wide` blocks are followed by `narrow` ones.
     wide, narrow : int
+    cost : float
+        Of all this, in weights that are streamed, where no input is zero.
+    lookups : Lookups
+        All of the weights once more, if they cost less so where no input is zero.
     """
 
     first: int
@@ -54,13 +61,19 @@ class RowPart:
     dense: NDArray[np.float32]
     wide: int
     narrow: int
+    cost: float
+    lookups: Lookups
 
 
 class Widths(NamedTuple):
-    """Sums of a wide and of a narrow block of dense weights; the wide is a multiple."""
+    """Sums of a wide and of a narrow block of dense weights; the wide is a multiple.
+
+    A narrow one is also a group of `lookups`, which only some machines have.
+    """
 
     wide: int
     narrow: int
+    looks_up: bool = False
 
     def whole(self, sums: int) -> int:
         """Return sums in whole narrow blocks."""
@@ -74,10 +87,12 @@ def row_parts(layer: PanelLayer, threads: int, widths: Widths) -> list[RowPart]:
     tall[layer.tall.outputs] = True
     edges = edges[np.argsort(edges["input"], kind="stable")]
     parts = max(1, min(threads, len(edges) * 4 // MIN_BYTES, layer.n_out))
-    width = min(-(-layer.n_out // parts), MAX_WIDTH)
+    # Whole registers: no thread then writes a cache line, or streams a block, of another one's.
+    # The last ones may be empty: samples side by side share panels instead.
+    width = min(widths.whole(-(-layer.n_out // parts)), MAX_WIDTH)
     found = []
-    for first in range(0, layer.n_out, width):
-        last = min(first + width, layer.n_out)
+    for part in range(max(parts, -(-layer.n_out // width))):
+        first, last = (min(n * width, layer.n_out) for n in (part, part + 1))
         mine = edges[(edges["neuron"] >= first) & (edges["neuron"] < last)]
         found.append(_part(first, last, mine, tall, layer.n_in, widths))
     return found
@@ -114,11 +129,15 @@ def _part(
         SCATTERED * np.count_nonzero(~way) + n_in * widths.whole(width * bool(way.any()))
         for way in ways
     ]
-    some = ways[int(np.argmin(costs))]
+    some, cost = ways[int(np.argmin(costs))], float(min(costs))
     dense, wide, narrow = _blocks(edges[some], first, width * bool(some.any()), n_in, widths)
     rest = edges[~some]
     scattered = _fours(rest, rest["neuron"] - first, n_in, width)
-    return RowPart(first, last, *scattered, dense, wide, narrow)
+    looked_up = no_lookups(widths.narrow)
+    if widths.looks_up:
+        columns = edges["neuron"].astype(np.int64) - first, edges["input"], edges["weight"]
+        looked_up = lookups(*columns, (n_in, width), widths.narrow, cost)
+    return RowPart(first, last, *scattered, dense, wide, narrow, cost, looked_up)
 
 
 def _blocks(

@@ -40,17 +40,6 @@ def store_atomic(typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def add_atomic(typing: Any, address: Any, value: Any) -> Any:
-    """Add to the int64 at an address; returns what it was."""
-
-    def codegen(context: Any, builder: ir.IRBuilder, signature: Any, arguments: Any) -> Any:
-        address, value = arguments
-        return builder.atomic_rmw("add", _pointer(builder, address), value, "acq_rel")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
 def swap_if_equal(typing: Any, address: Any, expected: Any, value: Any) -> Any:
     """Write an int64 where another one is; returns whether it was."""
 

@@ -37,7 +37,7 @@ from teraedge.text import count
 
 _UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
 
-ROWS = 8
+ROWS = 10
 """Bytes of all layouts together, at most, in bytes of the panels."""
 
 _ENGINE = {"device": "cpu", "layout": VERSION, "lanes": LANES, "tile": TILE, "height": HEIGHT}
@@ -167,16 +167,13 @@ class CpuEngine(Engine):
         if outputs is None:
             return None  # and whoever checks the features says what is wrong
         samples, few = len(features), self._few
-        ids = np.arange(samples)
-        dead = self._plan.droppable[-2] and not few.nonzero[:samples].all()
-        if dead:
-            ids = np.flatnonzero(few.nonzero[:samples])
-            outputs = outputs[ids]
-        ran = partial(_ran_by_rows, samples, few.live.copy(), few.nanos.copy())
+        dead = self._plan.droppable[-2] and few.noted[0, -1] < samples
+        ids = np.flatnonzero(few.nonzero[:samples]) if dead else None
+        ran = partial(_ran_by_rows, samples, few.noted.copy())
         self._last = lambda: ran()[0]
         return Result(
             (samples, self.n_out),
-            [(ids, outputs)],
+            outputs if ids is None else [(ids, outputs[ids])],
             partial(_trace_by_rows, self._plan.origin, self._edges, ran),
             seconds=perf_counter() - start,
             nominal_edges=samples * self.edges,
@@ -310,11 +307,9 @@ def _trace_of(origin: list[int], rows: Iterable[tuple[int, int, float]]) -> list
     return trace
 
 
-def _ran_by_rows(
-    samples: int, live: NDArray[np.int64], nanos: NDArray[np.int64]
-) -> tuple[LastRun, list[int]]:
+def _ran_by_rows(samples: int, noted: NDArray[np.int64]) -> tuple[LastRun, list[int]]:
     """Return what a run by rows did, and the samples live after each layer that runs."""
-    after = live.tolist()
+    after, nanos = noted[0].tolist(), noted[1]
     return LastRun(samples, [samples, *after[:-1]], (nanos * 1e-9).tolist(), 1), after
 
 

@@ -4,12 +4,14 @@ import math
 import threading
 import weakref
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.activations import CURVES
 from teraedge.engines.cpu import team
+from teraedge.engines.cpu.lookups import LOOKS_UP
 from teraedge.engines.cpu.products import BLOCK, MOST_ROWS
 from teraedge.engines.cpu.program import Program
 from teraedge.engines.cpu.shared import LAYER, LINE, PART, Shared, addresses
@@ -48,8 +50,8 @@ class FewSamples:
     ----------
     most : int
         Samples that can run, at most.
-    live, nanos : ndarray of int64, shape (layers,)
-        Of the last run: samples live after each layer, and time.
+    noted : ndarray of int64, shape (2, layers)
+        Of the last run: samples live after each layer, and time in ns.
     nonzero : ndarray of bool, shape (most,)
         Of the last run: which of its samples have a last row that is not zero.
     """
@@ -58,18 +60,18 @@ class FewSamples:
         layers = program.layers
         self.most = MOST if len(layers) <= SHALLOW else FEW
         self._program = program  # the kernels have addresses of its arrays
-        parts = [row_parts(layer, threads, Widths(BLOCK, LANES)) for layer in layers]
+        parts = [row_parts(layer, threads, Widths(BLOCK, LANES, LOOKS_UP)) for layer in layers]
         self._n_out = layers[-1].n_out
-        self._shared = _shared(program, parts, droppable)
+        self.noted = np.zeros((2, len(layers)), np.int64)
+        self._shared = _shared(program, parts, droppable, self.noted)
         self._table = addresses(self._shared)
-        self.live, self.nanos = self._shared.live, self._shared.nanos
         self.nonzero = self._shared.nonzero
         self._sums = _room(parts)
         self._number = 0
         helpers = min(threads, max(len(some) for some in parts)) - 1
         self._sleepers = [_Sleeper() for _ in range(helpers)]
-        for sleeper in self._sleepers:
-            arguments = (self._shared, program, sleeper, _room(parts))
+        for number, sleeper in enumerate(self._sleepers, 1):
+            arguments = (self._shared, program, number, sleeper, _room(parts))
             threading.Thread(
                 target=_serve, args=arguments, name="teraedge-few", daemon=True
             ).start()
@@ -119,12 +121,14 @@ class _Sleeper:
             self._gate.release()
 
 
-def _serve(shared: Shared, program: Program, sleeper: _Sleeper, room: NDArray[np.float32]) -> None:
-    """Help in runs until told to stop; the body of a thread."""
+def _serve(
+    shared: Shared, program: Program, number: int, sleeper: _Sleeper, room: NDArray[np.float32]
+) -> None:
+    """Help in runs until told to stop; the body of a thread, of which the asking one is 0."""
     table, run = addresses(shared), 0
     while run != team.STOP:
         sleeper.sleep()
-        run = team.serve(table, run, SPIN, room)
+        run = team.serve(table, number, run, SPIN, room)
 
 
 def _stop(shared: Shared, sleepers: list[_Sleeper]) -> None:
@@ -139,15 +143,17 @@ def _room(parts: list[list[RowPart]]) -> NDArray[np.float32]:
     return aligned_zeros((max(BLOCK + (width // TILE + 1) * TILE, MOST_ROWS * BLOCK),))
 
 
-def aligned_zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Return float32 zeros that begin at a cache line, as vectors are read."""
-    size = prod(shape)
-    memory = np.zeros(size + 16, np.float32)
-    return memory[-memory.ctypes.data % 64 // 4 :][:size].reshape(shape)
+def aligned_zeros(shape: tuple[int, ...], dtype: Any = np.float32) -> NDArray[Any]:
+    """Return zeros that begin at a cache line, as vectors are read."""
+    size = prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    lines = memory[-memory.ctypes.data % 64 :]
+    return np.asarray(lines[:size].view(dtype).reshape(shape))
 
 
-def _aligned(values: NDArray[np.float32]) -> NDArray[np.float32]:
-    copy = aligned_zeros(values.shape)
+def aligned(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy that begins at a cache line."""
+    copy = aligned_zeros(values.shape, values.dtype)
     copy[:] = values
     return copy
 
@@ -155,9 +161,10 @@ def _aligned(values: NDArray[np.float32]) -> NDArray[np.float32]:
 def _costs(layer: PanelLayer, parts: list[RowPart]) -> tuple[float, float]:
     """Return what a sample costs by products, and a register of samples in panels.
 
-    The unit is a multiply-add of a register. What is not all dense has no products.
+    The unit is a multiply-add of a register. What is not all dense has no products. Threads share
+    panels evenly, but of products a part may have more than another.
     """
-    products = sum(part.dense.size for part in parts) / LANES
+    products = len(parts) * max(part.dense.size for part in parts) / LANES
     if any(len(part.targets) for part in parts):
         products = math.inf
     tall, single = layer.tall.weights.size, layer.single.weights.size
@@ -166,7 +173,12 @@ def _costs(layer: PanelLayer, parts: list[RowPart]) -> tuple[float, float]:
     return products, TALL * tall + SINGLE * single
 
 
-def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.bool_]) -> Shared:
+def _shared(
+    program: Program,
+    parts: list[list[RowPart]],
+    droppable: NDArray[np.bool_],
+    noted: NDArray[np.int64],
+) -> Shared:
     layers = program.layers
     table = np.zeros(len(layers), LAYER)
     pieces = np.zeros(sum(map(len, parts)), PART)
@@ -180,6 +192,7 @@ def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.
     flat = [part for some in parts for part in some]
     starts, fours, dense = [np.empty(0, np.int64)], 0, 0
     rows = 0
+    ends, windows, groups = [np.empty(0, np.int64)], 0, 0
     for piece, part in zip(pieces, flat, strict=True):
         piece["first"], piece["last"] = part.first, part.last
         piece["starts"], piece["has_edges"] = rows, len(part.targets) > 0
@@ -188,27 +201,37 @@ def _shared(program: Program, parts: list[list[RowPart]], droppable: NDArray[np.
         starts.append(part.starts + fours)
         rows, fours = rows + len(part.starts), fours + len(part.targets) // 4
         dense += part.dense.size
+        looked_up = part.lookups
+        piece["groups"], piece["ends"] = max(len(looked_up.ends) - 1, 0), groups
+        piece["slots"], piece["cost"] = looked_up.weights.size, part.cost
+        ends.append(looked_up.ends + windows)
+        groups, windows = groups + len(looked_up.ends), windows + len(looked_up.bases)
     width = max(max(layer.n_in, layer.n_out) for layer in layers)
-    lines, most = len(layers) * LINE, max(map(len, parts))
+    width = -(-width // TILE) * TILE  # whole cache lines
+    most = max(map(len, parts))
     groups = GROUPS if len(layers) <= SHALLOW else 1
+    found = [part.lookups for part in flat]
     return Shared(
         table,
         pieces,
         np.concatenate(starts),
         np.concatenate([part.targets for part in flat]).view(np.uint64),
         np.concatenate([part.weights for part in flat]),
-        _aligned(np.concatenate([part.dense for part in flat])),
+        aligned(np.concatenate([part.dense for part in flat])),
         np.concatenate([layer.bias for layer in layers]),
+        np.concatenate(ends),
+        np.concatenate([some.bases for some in found]),
+        aligned(np.concatenate([some.picks.ravel() for some in found])),
+        aligned(np.concatenate([some.weights.ravel() for some in found])),
         program.table,
-        values=np.zeros((2, groups * LANES, width), np.float32),
-        active=np.zeros((2, FEW, width), np.int32),
+        values=aligned_zeros((2, groups * LANES, width)),
+        active=aligned_zeros((2, FEW, width), np.int32),
         counts=np.zeros((2, FEW, most), np.int64),
         lanes=aligned_zeros((2, groups, width * LANES)),
         seen=np.zeros((len(layers), most, groups), np.uint64),
-        claimed=np.zeros(lines, np.int64),
-        done=np.zeros(lines, np.int64),
+        states=np.zeros(len(pieces) * LINE, np.int64),
         run=np.zeros(2, np.int64),
-        nanos=np.zeros(len(layers), np.int64),
-        live=np.zeros(len(layers), np.int64),
+        nanos=noted[1],
+        live=noted[0],
         nonzero=np.zeros(groups * LANES, np.bool_),
     )

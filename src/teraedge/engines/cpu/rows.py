@@ -3,8 +3,9 @@
 import numpy as np
 
 from teraedge.engines.cpu.curves import curves
+from teraedge.engines.cpu.lookups import look_up
 from teraedge.engines.cpu.products import BLOCK, stream
-from teraedge.engines.cpu.simd import TILE, VECTORS, multiply_add
+from teraedge.engines.cpu.simd import LANES, TILE, VECTORS, multiply_add
 from teraedge.jit import inlined
 
 ONE, TWO, THREE, FOUR = (np.uint64(number) for number in (1, 2, 3, 4))
@@ -31,6 +32,38 @@ def scatter(shared, part, active, x, sums):
             three = multiply_add(value, shared.weights[edge + TWO], sums[c])
             last = multiply_add(value, shared.weights[edge + THREE], sums[d])
             sums[a], sums[b], sums[c], sums[d] = one, two, three, last
+
+
+@inlined
+def scatter_all(shared, part, index, sample, turn, sums):
+    """Multiply the nonzero inputs of a sample into the sums that scattered weights go to.
+
+    They come as the layer before left them, part after part; the features are one.
+    """
+    for before in range((shared.layers[index - 1].parts if index else 1) * part.has_edges):
+        begin = shared.parts[shared.layers[index - 1].first_part + before].first if index else 0
+        active = shared.active[turn, sample, begin:][: shared.counts[turn, sample, before]]
+        scatter(shared, part, active, shared.values[turn, sample], sums)
+
+
+@inlined
+def looks_up(shared, part, index, turn, sample):
+    """Tell whether lookups, which also take the inputs that are zero, are the faster way."""
+    active = 0
+    for before in range(shared.layers[index - 1].parts if index else 1):
+        active += shared.counts[turn, sample, before]
+    return part.groups > 0 and part.slots * part.n_in <= part.cost * active
+
+
+@inlined
+def look_all_up(shared, part, x, sums):
+    """Write the sums of all neurons of a part, a register at a time."""
+    picks, weights = shared.picks.ctypes.data, shared.picked.ctypes.data
+    for group in range(part.groups):
+        look_up(
+            x, shared.bases.ctypes.data, picks, weights, shared.ends[part.ends + group],
+            shared.ends[part.ends + group + 1], sums[group * LANES :].ctypes.data,
+        )  # fmt: skip
 
 
 @inlined
@@ -64,13 +97,12 @@ def run_rows(shared, index, number, samples, sums):
     totals = sums[BLOCK:]
     for sample in range(samples):
         x = shared.values[turn, sample]
-        totals[:width] = 0
-        stream(shared, part, index, sample, turn, sums)
-        # What the layer before left, part after part; the features are one.
-        for before in range((shared.layers[index - 1].parts if index else 1) * part.has_edges):
-            begin = shared.parts[shared.layers[index - 1].first_part + before].first if index else 0
-            active = shared.active[turn, sample, begin:][: shared.counts[turn, sample, before]]
-            scatter(shared, part, active, x, totals)
+        if looks_up(shared, part, index, turn, sample):
+            look_all_up(shared, part, x.ctypes.data, totals)
+        else:
+            totals[:width] = 0
+            stream(shared, part, index, sample, turn, sums)
+            scatter_all(shared, part, index, sample, turn, totals)
         y = shared.values[1 - turn, sample]
         active = shared.active[1 - turn, sample, part.first :]
         count = finish(layer, part, bias, totals, y, active)

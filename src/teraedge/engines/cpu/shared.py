@@ -13,7 +13,7 @@ from teraedge.engines.cpu.state import LAYER as PANEL_LAYER
 from teraedge.jit import inlined
 
 LINE = 8
-"""int64 of a cache line: counters that threads write lie one a line."""
+"""int64 of a cache line: numbers that threads write lie one a line."""
 
 LAYER = np.dtype(
     [(name, np.int64) for name in ("first_part", "parts", "bias", "droppable", "curve")]
@@ -27,11 +27,14 @@ PART = np.dtype(
     [
         (name, np.int64)
         for name in ("first", "last", "n_in", "starts", "has_edges", "dense", "wide", "narrow")
-    ],
+    ]
+    + [(name, np.int64) for name in ("groups", "ends", "slots")]
+    + [("cost", np.float64)],
     align=True,
 )
 """A part: its neurons, inputs, where its `starts` and its dense weights begin, and the blocks of
-these."""
+these; the groups of its lookups, 0 for none, where their `ends` begin, and how many weights they
+are; what it costs without them (see `plan.rows`)."""
 
 
 class Shared(NamedTuple):
@@ -45,6 +48,8 @@ class Shared(NamedTuple):
     layers, parts : ndarray of LAYER and PART
     starts, targets, weights, dense, bias : ndarray of int64, uint64, float32, float32, float32
         Of all parts, one after the other; see `plan.rows.RowPart`. Four targets are one number.
+    ends, bases, picks, picked : ndarray of int64, int32, uint8, float32
+        Of the lookups of all parts, `picked` being their weights; see `plan.lookups.Lookups`.
     panels : ndarray of state.LAYER
         The layers in panels, for more samples.
     values : ndarray of float32, shape (2, groups * LANES, width)
@@ -57,8 +62,8 @@ class Shared(NamedTuple):
         As values, for panels: a register a neuron, `LANES` samples a group.
     seen : ndarray of uint64, shape (layers, parts of a layer, groups)
         A bit a sample of a group: whether the part wrote a nonzero.
-    claimed, done : ndarray of int64, shape (layers * LINE,)
-        How many parts of each layer were taken, and how many are done, in all runs.
+    states : ndarray of int64, shape (parts * LINE,)
+        Of each part twice the number of the last run in which it is done, less 1 if it is taken.
     run : ndarray of int64, shape (2,)
         The number of the last run, from 1, or `STOP`; its samples.
     nanos : ndarray of int64, shape (layers,)
@@ -76,14 +81,17 @@ class Shared(NamedTuple):
     weights: Any
     dense: Any
     bias: Any
+    ends: Any
+    bases: Any
+    picks: Any
+    picked: Any
     panels: Any
     values: Any
     active: Any
     counts: Any
     lanes: Any
     seen: Any
-    claimed: Any
-    done: Any
+    states: Any
     run: Any
     nanos: Any
     live: Any
@@ -123,16 +131,19 @@ def opened(table):
         carray(pointer(table[4], np.float32), (any_length,)),
         carray(pointer(table[5], np.float32), (any_length,)),
         carray(pointer(table[6], np.float32), (any_length,)),
-        carray(pointer(table[7], PANEL_LAYER), (layers,)),
-        carray(pointer(table[8], np.float32), (2, groups * LANES, width)),
-        carray(pointer(table[9], np.int32), (2, samples, width)),
-        carray(pointer(table[10], np.int64), (2, samples, most)),
-        carray(pointer(table[11], np.float32), (2, groups, width * LANES)),
-        carray(pointer(table[12], np.uint64), (layers, most, groups)),
-        carray(pointer(table[13], np.int64), (layers * LINE,)),
-        carray(pointer(table[14], np.int64), (layers * LINE,)),
-        carray(pointer(table[15], np.int64), (2,)),
-        carray(pointer(table[16], np.int64), (layers,)),
-        carray(pointer(table[17], np.int64), (layers,)),
-        carray(pointer(table[18], np.bool_), (groups * LANES,)),
+        carray(pointer(table[7], np.int64), (any_length,)),
+        carray(pointer(table[8], np.int32), (any_length,)),
+        carray(pointer(table[9], np.uint8), (any_length,)),
+        carray(pointer(table[10], np.float32), (any_length,)),
+        carray(pointer(table[11], PANEL_LAYER), (layers,)),
+        carray(pointer(table[12], np.float32), (2, groups * LANES, width)),
+        carray(pointer(table[13], np.int32), (2, samples, width)),
+        carray(pointer(table[14], np.int64), (2, samples, most)),
+        carray(pointer(table[15], np.float32), (2, groups, width * LANES)),
+        carray(pointer(table[16], np.uint64), (layers, most, groups)),
+        carray(pointer(table[17], np.int64), (any_length,)),
+        carray(pointer(table[18], np.int64), (2,)),
+        carray(pointer(table[19], np.int64), (layers,)),
+        carray(pointer(table[20], np.int64), (layers,)),
+        carray(pointer(table[21], np.bool_), (groups * LANES,)),
     )

@@ -2,15 +2,14 @@
 
 The thread that was asked for a run walks through the layers and takes part after part of each; the
 others do the same if they come in time, and whoever comes late finds nothing left to take. So none
-has to be waited for but one that has taken a part. Counters only ever go up, run after run: there
-is nothing to reset that a late thread could still look at.
+has to be waited for but one that has taken a part. The state of a part is a number that only ever
+goes up, run after run: there is nothing to reset that a late thread could still look at.
 """
 
 import numpy as np
 from numba import types
 
 from teraedge.engines.cpu.atomics import (
-    add_atomic,
     let_others_run,
     load_atomic,
     pause,
@@ -39,14 +38,10 @@ _features = types.Array(_f32, 2, "C", readonly=True)
 
 
 @inlined
-def claim(address, end):
-    """Take the next part of a layer, whose counter is at an address; -1 where none is left."""
-    while True:
-        taken = load_atomic(address)
-        if taken >= end:
-            return -1
-        if swap_if_equal(address, taken, taken + 1):
-            return taken
+def take(address, run):
+    """Take a part, whose state is at an address, for a run; tells whether nobody else had."""
+    state = load_atomic(address)
+    return state < 2 * run - 1 and swap_if_equal(address, state, 2 * run - 1)
 
 
 @inlined
@@ -86,33 +81,40 @@ def by_products(shared, index, samples):
 
 
 @inlined
-def walk(shared, run, samples, sums, asked):
+def run_part(shared, index, number, samples, sums):
+    """Run part `number` of layer `index` for some samples."""
+    if samples <= len(shared.active[0]):
+        run_rows(shared, index, number, samples, sums)
+    elif by_products(shared, index, samples):
+        after = by_products(shared, index + 1, samples)
+        run_products(shared, index, number, samples, after, sums)
+    else:
+        run_lanes(shared, index, number, samples, sums)
+        if by_products(shared, index + 1, samples):
+            lanes_to_rows(shared, index, number, samples)
+
+
+@inlined
+def walk(shared, run, samples, sums, me):
     """Go through all layers of a run, and take what parts are left of each.
 
-    The thread that was `asked` for it notes what the trace will say.
+    Every thread begins with the part of its own number, so that the weights of a part stay in the
+    cache of one core. The first part of a layer is left to the thread that was asked, number 0,
+    which also notes what the trace will say.
     """
     begin = nanoseconds()
     for index in range(len(shared.layers)):
-        parts = shared.layers[index].parts
-        claimed = shared.claimed.ctypes.data + index * LINE * 8
-        done = shared.done.ctypes.data + index * LINE * 8
-        while True:
-            taken = claim(claimed, run * parts)
-            if taken < 0:
-                break
-            number = taken - (run - 1) * parts
-            if samples <= len(shared.active[0]):
-                run_rows(shared, index, number, samples, sums)
-            elif by_products(shared, index, samples):
-                after = by_products(shared, index + 1, samples)
-                run_products(shared, index, number, samples, after, sums)
-            else:
-                run_lanes(shared, index, number, samples, sums)
-                if by_products(shared, index + 1, samples):
-                    lanes_to_rows(shared, index, number, samples)
-            add_atomic(done, 1)
-        wait(done, run * parts)
-        if asked:
+        parts, first = shared.layers[index].parts, shared.layers[index].first_part
+        states = shared.states.ctypes.data + first * LINE * 8
+        for step in range(parts):
+            number = (me + step) % parts
+            mine = number > 0 or me == 0
+            if mine and take(states + number * LINE * 8, run):
+                run_part(shared, index, number, samples, sums)
+                store_atomic(states + number * LINE * 8, 2 * run)
+        for number in range(parts):
+            wait(states + number * LINE * 8, 2 * run)
+        if me == 0:
             end = nanoseconds()
             shared.nanos[index], begin = end - begin, end
 
@@ -153,15 +155,18 @@ def ask(table, run, features, out, sums):
         load_lanes(shared, features)
     shared.run[1] = samples
     store_atomic(shared.run.ctypes.data, run)
-    walk(shared, run, samples, sums, True)
+    walk(shared, run, samples, sums, 0)
     note_live(shared, samples)
     out[:] = shared.values[len(shared.layers) % 2, :samples, : out.shape[1]]
     return True
 
 
-@jit(_i64(_ints, _i64, _i64, _floats))
-def serve(table, run, nanos, sums):
-    """Take part in every run after `run`, until none came for some time; returns the last one."""
+@jit(_i64(_ints, _i64, _i64, _i64, _floats))
+def serve(table, me, run, nanos, sums):
+    """Take part in every run after `run`, as thread `me`, until none came for some time.
+
+    Returns the last one.
+    """
     shared = opened(table)
     end = nanoseconds() + nanos
     while True:
@@ -175,7 +180,7 @@ def serve(table, run, nanos, sums):
             return STOP
         if latest != run:
             run = latest
-            walk(shared, run, load_atomic(shared.run.ctypes.data + 8), sums, False)
+            walk(shared, run, load_atomic(shared.run.ctypes.data + 8), sums, me)
             end = nanoseconds() + nanos
         elif nanoseconds() > end:
             return run
