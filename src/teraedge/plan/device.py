@@ -6,7 +6,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.network import Layer
 from teraedge.plan import banks
 from teraedge.plan.block_parts import BlockParts
 from teraedge.plan.choice import Choice
@@ -104,8 +103,8 @@ class DeviceLayer:
     bit_samples : int
         Samples of a tile in the kernel for packed features of a wide first layer; 0 where it has
         none.
-    source : Layer or None
-        The layer itself, where it may also run over a few samples (`plan.few`).
+    lone : PanelLayer or None
+        Its neurons one by one, where it may also run over a few samples (`plan.few`).
     itemsize : int
         Bytes of an activation in device memory.
     nbytes : int
@@ -133,7 +132,7 @@ class DeviceLayer:
     terms: int = 0
     instead: PanelLayer | None = None
     bit_samples: int = 0
-    source: Layer | None = None
+    lone: PanelLayer | None = None
     itemsize: int = 4
     nbytes: int = field(init=False)
 

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.network import Layer
 from teraedge.plan.kernel_sizes import LANES, ZERO_ROWS
 from teraedge.plan.panels import PanelLayer
 
@@ -84,7 +83,7 @@ def lay_out_few(layers: Sequence[PanelLayer], room: int) -> Few | None:
     return Few(stream, warps, ahead, rows, sizes[ahead])
 
 
-def stream_bytes(layers: Sequence[Layer]) -> int:
+def stream_bytes(layers: Sequence[PanelLayer]) -> int:
     """Return about how many bytes the stream of a segment takes."""
     packets = [layer.n_out + layer.edges / _EDGES for layer in layers]
     return int(sum(packets) / LANES + WARPS) * _PACKET_BYTES

@@ -79,7 +79,7 @@ def resident_instead(layer: DeviceLayer) -> DeviceLayer:
     if not samples:
         return layer
     found = lay_out_resident(layer.instead, samples)
-    return replace(found, clamp=layer.clamp, itemsize=layer.itemsize, source=layer.source)
+    return replace(found, clamp=layer.clamp, itemsize=layer.itemsize, lone=layer.lone)
 
 
 def _totals(samples: int) -> int:

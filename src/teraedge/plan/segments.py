@@ -189,7 +189,7 @@ def _fits(layer: DeviceLayer, most: tuple[int, int]) -> bool:
 
 def _few(layers: Sequence[DeviceLayer], first: int, rates: Rates) -> int:
     """Return the distinct samples up to which a segment had better run equal ones once."""
-    known = all(layer.source is not None and layer.block is None for layer in layers)
+    known = all(layer.lone is not None and layer.block is None for layer in layers)
     if first < few.FROM or not known:
         return 0
     groups = small.GROUPS * 2 if layers[0].kernel == "small" else 1  # two blocks

@@ -16,7 +16,7 @@ from teraedge.engines.cuda.driver import Memory
 from teraedge.engines.cuda.feeder import PLACES, Chunk, Feeder
 from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
 from teraedge.engines.cuda.launcher import ROUNDING, Launcher, layer_address
-from teraedge.engines.cuda.once import Once, with_source, without_sources
+from teraedge.engines.cuda.once import Once, with_lone, without_lone
 from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
@@ -160,7 +160,7 @@ class CudaEngine(Engine):
             rates=self._rates,
         )
         if self.options.merge:
-            laid_out = with_source(laid_out, layer)
+            laid_out = with_lone(laid_out, layer)
         return predicted(laid_out, self._rates)
 
     def _send_resident(self, budget: int) -> Chunk | None:
@@ -177,7 +177,7 @@ class CudaEngine(Engine):
         pack(layers, droppable, parts, self._layers.address, packed)
         self._stream.to_device(self._layers, packed)
         self._stream.synchronize()
-        self._plan.resident = without_sources(layers)
+        self._plan.resident = without_lone(layers)
         chunk = Chunk(0, parts, self._layers.address)
         for segment in chunk.segments:
             self._launcher.prepare(segment)

@@ -91,11 +91,11 @@ class Once:
         self._merge("spread", 0, state.struct, number, sent.n_out)
 
     def _send(self, layers: list[DeviceLayer], nbytes: int) -> _Sent | None:
-        sources = [layer.source for layer in layers if layer.source is not None]
-        if stream_bytes(sources) > nbytes:
+        lone = [layer.lone for layer in layers if layer.lone is not None]
+        if stream_bytes(lone) > nbytes:
             return None
         room = self._device.shared_bytes - STATIC_SHARED
-        sizes = lay_out_few([all_single(source) for source in sources], room)
+        sizes = lay_out_few(lone, room)
         if sizes is None:
             return None
         memory = self._device.allocate(sizes.stream.nbytes)
@@ -119,13 +119,13 @@ class Once:
         self._stream.launch(kernel, grid, MERGE_THREADS, shared, *arguments)
 
 
-def with_source(laid_out: DeviceLayer, layer: Layer) -> DeviceLayer:
-    """Return a layer that knows what it is made of, if it may run over a few samples."""
+def with_lone(laid_out: DeviceLayer, layer: Layer) -> DeviceLayer:
+    """Return a layer with what the kernel for a few samples takes, if it may run there."""
     if not laid_out.resident or laid_out.itemsize != 4 or not may_be_few(layer.n_in, layer.n_out):
         return laid_out
-    return replace(laid_out, source=layer)
+    return replace(laid_out, lone=all_single(layer))
 
 
-def without_sources(layers: list[DeviceLayer]) -> list[DeviceLayer]:
-    """Return layers that have forgotten that: it takes as much host memory as they do."""
-    return [replace(layer, source=None) for layer in layers]
+def without_lone(layers: list[DeviceLayer]) -> list[DeviceLayer]:
+    """Return layers without that: it takes as much host memory as they do."""
+    return [replace(layer, lone=None) for layer in layers]
