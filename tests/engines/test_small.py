@@ -81,6 +81,18 @@ def test_segments_begin_and_end_with_wide_layers(device, sizes, monkeypatch):
                 assert live[-1] == (len(expected.live) if mode == "b" else 150)
 
 
+def test_outputs_of_zero_are_not_live(device):
+    """Lanes that have no neuron tell nothing, whatever the bias is."""
+    weights = np.float32([[1], [1], [1], [0], [0]])
+    network = teraedge.Network([teraedge.Layer(weights, -3.0)])
+    features = np.float32([[1, 1, 1, 0, 1], [1, 1, 0, 0, 0]])
+    for mode in "abc":
+        with teraedge.compile(network, device, Options.mode(mode)) as engine:
+            result = engine.run(features)
+        np.testing.assert_array_equal(result.outputs, [[0], [-1]])
+        np.testing.assert_array_equal(result.live, [1])
+
+
 def test_room_decides_where_segments_end(device):
     with teraedge.compile(chain([64] * 9, 4), device, Options.mode("a")) as engine:
         layers = engine._plan.resident

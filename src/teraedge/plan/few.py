@@ -26,7 +26,7 @@ _EDGES = 4
 AHEAD = (8, 4)
 """Packets in the ring of a warp, as many as there is room for; it reads as many beyond the last."""
 _PACKET_BYTES = LANES * 2 * 16
-_ENDS_SLICE, _ENDS_LAYER = 1, 2
+_ENDS_SLICE, _ENDS_LAYER, _NOBODY = 1, 2, 4
 """Flags of a packet."""
 
 
@@ -131,12 +131,13 @@ def _set_heads(
     within = np.arange(len(number)) - np.repeat(np.cumsum(taken) - taken, taken)
     flags = np.where(within == taken[number] - 1, _ENDS_SLICE, 0)
     outputs = np.full(len(taken) * LANES, layer.n_out, np.int64)
-    # Lanes without a neuron write a row for nobody, which is zero wherever a zero row stays zero.
-    biases = np.full(len(outputs), layer.bias[0] if layer.n_out else 0.0, np.float32)
+    # Lanes without a neuron write a row for nobody, and say so.
+    biases = np.zeros(len(outputs), np.float32)
     neurons = layer.single.outputs[order]
     outputs[: len(order)], biases[: len(order)] = neurons, layer.bias[neurons]
     at = first[number] + within, warp[number]
-    words = (outputs + ZERO_ROWS).reshape(-1, LANES)[number] | flags[:, None] << 16
+    own = np.where(np.arange(len(outputs)) < len(order), 0, _NOBODY).reshape(-1, LANES)[number]
+    words = (outputs + ZERO_ROWS).reshape(-1, LANES)[number] | (flags[:, None] | own) << 16
     head[(*at, slice(None), 0)] = words
     head[(*at, slice(None), 1)] = biases.view(np.uint32).reshape(-1, LANES)[number]
 

@@ -39,6 +39,8 @@ _SLICE = np.dtype(
 """`struct Slice` of kernels/small.cu."""
 _ENDS, _CURVE = 8, 16
 """Bits of the flags of a piece."""
+_NOBODY = np.int32(-(2**31))
+"""In the number of a row that is nobody's: whatever is in it tells nothing."""
 _QUAD = 4
 """Pairs of edges that are read together."""
 _COUNTS = 20
@@ -102,9 +104,9 @@ def _slice(slices: DevicePanels, layer: PanelLayer, number: int) -> NDArray[np.u
     # Of each quad, the weights of its first two pairs, then those of the others.
     of_quads = weights[: whole * 2 * LANES].reshape(-1, 2, LANES, 2).transpose(0, 2, 1, 3)
     targets = slices.targets[number * LANES : (number + 1) * LANES].copy()
-    nobody = targets["output"] < 0  # what they write is zero wherever a zero row stays zero
-    targets["bias"][nobody] = layer.bias[:1].repeat(nobody.sum())
-    targets["output"] = np.where(nobody, layer.n_out, targets["output"]) + ZERO_ROWS
+    nobody = targets["output"] < 0
+    rows = np.where(nobody, layer.n_out, targets["output"]) + ZERO_ROWS
+    targets["output"] = np.where(nobody, rows | _NOBODY, rows)
     arrays = (
         targets,
         *(quads, of_quads),

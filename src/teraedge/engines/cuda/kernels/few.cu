@@ -11,7 +11,7 @@
 
 constexpr int PACKET = 64;     // uint4 of a packet
 constexpr int ZERO_ROWS = 8;   // rows of zeros before the first neuron: padding
-constexpr unsigned ENDS_SLICE = 1, ENDS_LAYER = 2; // flags of a packet
+constexpr unsigned ENDS_SLICE = 1, ENDS_LAYER = 2, NOBODY = 4; // flags of a packet; the last of a lane
 
 // Up to four edges of a lane's neuron. head: its row and, from bit 16 on, flags; its bias; the rows of the inputs.
 struct Packet {
@@ -95,11 +95,12 @@ template <int GROUP> struct Gathered {
 template <int GROUP>
 __device__ __forceinline__ void write_row(Row<GROUP> *out, const Packet &now, const Bounds &bounds, float (&sums)[GROUP],
                                           unsigned &some) {
+    const bool somebody = (now.head.x >> 16 & NOBODY) == 0;
     Row<GROUP> y;
 #pragma unroll
     for (int c = 0; c < GROUP; c++) {
         y.x[c] = activate(bounds, sums[c], __uint_as_float(now.head.y));
-        some |= y.x[c] != 0.0f ? 1u << c : 0u;
+        some |= somebody && y.x[c] != 0.0f ? 1u << c : 0u;
         sums[c] = 0.0f;
     }
     out[now.head.x & 0xffff] = y;

@@ -198,7 +198,7 @@ struct Bounds {
 };
 
 // Run a slice of a piece on a group, into `rows`; returns the samples with a nonzero output. Where there are fewer
-// than 32 neurons, other lanes write a row for nobody.
+// than 32 neurons, other lanes write a row for nobody, whose number has the sign bit.
 template <class From>
 __device__ __forceinline__ unsigned run_slice(const uint4 *piece, const Slice &slice, int curve, const From &from,
                                               float4 *rows, int lane) {
@@ -213,8 +213,8 @@ __device__ __forceinline__ unsigned run_slice(const uint4 *piece, const Slice &s
         totals[k] = activate(bounds, totals[k], __int_as_float(target.y));
         some |= totals[k] != 0.0f ? 1u << k : 0u;
     }
-    rows[target.x] = make_float4(totals[0], totals[1], totals[2], totals[3]);
-    return __reduce_or_sync(ALL_LANES, some);
+    rows[target.x & 0x7fffffff] = make_float4(totals[0], totals[1], totals[2], totals[3]);
+    return __reduce_or_sync(ALL_LANES, target.x < 0 ? 0 : some);
 }
 
 // Run a piece on all groups with live samples, into `rows`; by the warps that compute.
