@@ -18,6 +18,8 @@ GROUP = 4
 """Samples that a block takes at a time, at most."""
 WARPS = 16
 """Of a block, at most."""
+MERGED = 8192
+"""Slots up to which equal samples are looked for, as kernels/common.cuh has it."""
 FROM = 12
 """Equal samples are looked for before segments that begin at this layer or later."""
 WIDTH = 8192

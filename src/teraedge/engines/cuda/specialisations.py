@@ -29,7 +29,7 @@ CHAINED_PANELS = 16
 WIDE_EDGES, CHAINED_EDGES = 8, {4: 8, 2: 16}
 """Edges of a piece."""
 DENSE_THREADS = 256
-MERGE_THREADS, MERGE_TABLE = 512, 2 * 8192 * 8
+MERGE_THREADS, MERGE_TABLE = 512, 2 * few_layout.MERGED * 8
 """Threads of a block that finds equal samples, and bytes of its table (kernels/merge.cu)."""
 CENSUS_THREADS = 512
 BITS_THREADS = {32: 256, 16: 512, 8: 512}

@@ -6,13 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cuda.driver import Device, Memory, Stream
+from teraedge.plan.few import MERGED
 from teraedge.plan.kernel_sizes import COLUMNS, LANES
 
 SPARE_TILES = 1
 """Tiles past the last, so that a piece of work of several tiles never leaves the buffers."""
-
-MERGED = 8192
-"""Slots up to which equal samples are looked for, as kernels/common.cuh has it."""
 
 EQUAL = ("hashes", "leaders", "columns", "leads", "stands", "flags")
 """What is known of them: `struct Equal`."""

@@ -35,18 +35,7 @@ __device__ __forceinline__ void read_words(const Item &item, int done, unsigned 
     const Word *bits = reinterpret_cast<const Word *>(space);
     const i64 edge = item.list.begin + done;
     unsigned index[EDGES];
-    const uint4 *from = static_cast<const uint4 *>(item.panels.indices);
-    if (item.layer.wide) {
-        const uint4 a = __ldg(from + edge / 4), b = __ldg(from + edge / 4 + 1);
-        index[0] = a.x, index[1] = a.y, index[2] = a.z, index[3] = a.w;
-        index[4] = b.x, index[5] = b.y, index[6] = b.z, index[7] = b.w;
-    } else {
-        const uint4 a = __ldg(from + edge / 8);
-        const unsigned pairs[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            index[2 * k] = pairs[k] & 0xffff, index[2 * k + 1] = pairs[k] >> 16;
-    }
+    load_eight_indices(item.layer, item.panels, edge, index);
 #pragma unroll
     for (int k = 0; k < EDGES; k++)
         words[k] = done + k < item.list.length ? bits[index[k]] : 0;

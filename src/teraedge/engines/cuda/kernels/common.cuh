@@ -147,6 +147,22 @@ template <int TILE = COLUMNS> __device__ __forceinline__ i64 place(i64 slot, i64
     return (slot / TILE * n + neuron) * TILE + slot % TILE;
 }
 
+// The inputs of the eight edges from a multiple of eight on (wide kernel).
+__device__ __forceinline__ void load_eight_indices(const Layer &layer, const Panels &panels, i64 edge, unsigned (&into)[8]) {
+    const uint4 *from = static_cast<const uint4 *>(panels.indices);
+    if (layer.wide) {
+        const uint4 a = __ldg(from + edge / 4), b = __ldg(from + edge / 4 + 1);
+        into[0] = a.x, into[1] = a.y, into[2] = a.z, into[3] = a.w;
+        into[4] = b.x, into[5] = b.y, into[6] = b.z, into[7] = b.w;
+    } else {
+        const uint4 a = __ldg(from + edge / 8);
+        const unsigned words[4] = {a.x, a.y, a.z, a.w};
+#pragma unroll
+        for (int k = 0; k < 4; k++)
+            into[2 * k] = words[k] & 0xffff, into[2 * k + 1] = words[k] >> 16;
+    }
+}
+
 // Bring a layer's sizes and addresses into shared memory, without waiting, by the threads of these numbers.
 __device__ __forceinline__ void load_layer(Layer *into, const Layer *layer, int thread) {
     if (thread < sizeof(Layer) / 16)

@@ -70,26 +70,10 @@ __device__ __forceinline__ void start(const Job &job, Cursor &at) {
     at.left = list.length;
 }
 
-// The input of the k-th edge from a multiple of EDGES on.
-__device__ __forceinline__ void load_indices(const Job &job, i64 edge, unsigned *into) {
-    const uint4 *from = static_cast<const uint4 *>(job.panels.indices);
-    if (job.layer.wide) {
-        const uint4 a = __ldg(from + edge / 4), b = __ldg(from + edge / 4 + 1);
-        into[0] = a.x, into[1] = a.y, into[2] = a.z, into[3] = a.w;
-        into[4] = b.x, into[5] = b.y, into[6] = b.z, into[7] = b.w;
-    } else {
-        const uint4 a = __ldg(from + edge / 8);
-        const unsigned words[4] = {a.x, a.y, a.z, a.w};
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            into[2 * k] = words[k] & 0xffff, into[2 * k + 1] = words[k] >> 16;
-    }
-}
-
 // Queue the copies of the rows of a piece: for each edge, a part of the warp a tile, a lane 16 bytes of the row.
 __device__ __forceinline__ void bring_rows(const Job &job, const Cursor &at, uint4 *stage, int lane) {
     unsigned index[EDGES];
-    load_indices(job, at.edge, index);
+    load_eight_indices(job.layer, job.panels, at.edge, index);
     const int tile = lane / ROW % TILES, odd = lane / (TILES * ROW);
     const uint4 *rows =
         reinterpret_cast<const uint4 *>(job.rows) + (at.tile + tile) * job.layer.n_in * ROW + lane % ROW;
