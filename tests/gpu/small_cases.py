@@ -8,7 +8,7 @@ import numpy as np
 import teraedge
 from teraedge import ClippedReLU, Network, Options
 from teraedge.datasets import radixnet
-from teraedge.plan import gpu, resident, staged
+from teraedge.plan import few, gpu, resident, staged
 from teraedge.plan.rates import Rates
 
 NAMES = ["rectangular", "most die", "shared inputs", "empty rows and columns", "dense"]
@@ -47,6 +47,46 @@ def run_chained():
         np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=error)
 
 
+def run_once():
+    """Let equal samples run once, in blocks of their own."""
+    rng = np.random.default_rng(2)
+    layers = []
+    for _ in range(14):
+        weights = (rng.random((100, 100)) < 0.05) * rng.choice([0.25, 0.5], (100, 100))
+        layers.append(teraedge.Layer(weights.astype(np.float32), -0.25, ClippedReLU(4)))
+    network = Network(layers)
+    rows = (rng.random((9, 100)) < 0.5).astype(np.float32)
+    features = np.concatenate((rows[rng.integers(0, 9, 100)], np.eye(50, 100, dtype=np.float32)))
+    expected = teraedge.reference.run(network, features)
+    real = Rates.wave_seconds, few.FROM
+    Rates.wave_seconds, few.FROM = (lambda *_: 1.0), 1
+    with teraedge.compile(network, "cuda", Options(passes=False)) as engine:
+        result = engine.run(features)
+        assert engine._state.counters.distinct.any()
+    Rates.wave_seconds, few.FROM = real
+    np.testing.assert_allclose(result.outputs, expected.outputs, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(result.live, expected.live)
+
+
+def run_bits():
+    """Run a wide first layer from packed features, with equal and distinct weights."""
+    rng = np.random.default_rng(3)
+    real = Rates.bits_seconds
+    Rates.bits_seconds = lambda *_: -1.0
+    for values in ([1.0], [0.25, 0.5, -1.0]):
+        weights = (rng.random((300, 60)) < 0.1) * rng.choice(np.float32(values), (300, 60))
+        weights[:, :16] = weights[:, :1]
+        network = Network([teraedge.Layer(weights.astype(np.float32), -0.5, ClippedReLU(4))])
+        features = (rng.random((150, 300)) < 0.05).astype(np.float32)
+        expected = teraedge.reference.run(network, features)
+        with teraedge.compile(network, "cuda", Options.mode("b")) as engine:
+            assert engine._plan.resident[0].bit_samples
+            result = engine.run(teraedge.PackedFeatures.from_dense(features))
+        np.testing.assert_array_equal(result.outputs, expected.outputs)
+        np.testing.assert_array_equal(result.live, expected.live)
+    Rates.bits_seconds = real
+
+
 def never(*_):
     return np.inf
 
@@ -64,6 +104,7 @@ def main():
     assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"dense"}
     Rates.dense_seconds = never
     assert set().union(*run_all((1, 33, 150), OPTIONS)) == {"resident"}
+    run_once()
     real = Rates.block_seconds, Rates.block_at_best
     Rates.block_seconds = Rates.block_at_best = lambda *_: -1.0
     assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"block"}
@@ -71,6 +112,7 @@ def main():
     resident.SAMPLES = ()
     Rates.staged_at_best = lambda *_: np.inf
     assert set().union(*run_all((150,), OPTIONS[:2])) == {"wide"}
+    run_bits()
     Rates.block_at_best = lambda *_: np.inf
     assert set().union(*run_chained()) == {"chained"}
     Rates.staged_at_best = lambda *_: 0.0

@@ -13,27 +13,25 @@ from numpy.typing import NDArray
 from teraedge.engines.cuda import driver
 from teraedge.engines.cuda.calibrate import rates_of, typical
 from teraedge.engines.cuda.driver import Memory
-from teraedge.engines.cuda.feeder import PLACES, Chunk, Feeder
+from teraedge.engines.cuda.feeder import Chunk, Feeder
 from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
 from teraedge.engines.cuda.launcher import ROUNDING, Launcher, layer_address
-from teraedge.engines.cuda.once import Once, with_lone, without_lone
+from teraedge.engines.cuda.once import Once, without_lone
 from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
+from teraedge.engines.cuda.planning import plan_of
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
 from teraedge.engines.cuda.tracing import merged, trace_of
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError, FeatureError
 from teraedge.host import memory_bytes
-from teraedge.network import Layer, Network
+from teraedge.network import Network
 from teraedge.options import ITEMSIZE, Options, parse_bytes
-from teraedge.plan import gpu
 from teraedge.plan.device import DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
-from teraedge.plan.gpu import with_bits
-from teraedge.plan.kernel_sizes import COLUMNS, LANES, STATIC_SHARED
-from teraedge.plan.neighbours import settled
-from teraedge.plan.plan import LaidOutPlan, Plan, part_of
-from teraedge.plan.predict import predicted, streamed
+from teraedge.plan.kernel_sizes import COLUMNS, LANES
+from teraedge.plan.plan import LaidOutPlan, Plan
+from teraedge.plan.predict import streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
 from teraedge.rounding import stored_as
@@ -59,7 +57,6 @@ class CudaEngine(Engine):
     ) -> None:
         start = perf_counter()
         self.device, self.options = device, options
-        self._few = options.prune or options.merge
         self._closed = False
         self._lock = RLock()
         self._graphs: dict[bool, driver.Graph] = {}  # by whether features are packed
@@ -136,32 +133,12 @@ class CudaEngine(Engine):
     def _planned(
         self, network: Network | LaidOutPlan[DeviceLayer], budget: int
     ) -> Plan[DeviceLayer]:
-        """Return the plan, in which layers that stay have the best kernel among neighbours."""
+        """Return the plan, and note the rates that it stands on."""
         if isinstance(network, LaidOutPlan):
             self._rates = typical(self._device)
             return network
         self._rates = rates_of(self._device, self.device)
-        plan = Plan(network, self.options, self._lay_out, budget, PLACES)
-        plan.resident = settled(plan.resident, self._rates, few=self._few)
-        if plan.resident:
-            room = self._device.shared_bytes - STATIC_SHARED
-            plan.resident[0] = with_bits(plan.resident[0], room, self._rates)
-        for number, layer in enumerate(plan.resident):
-            plan.parts[number] = part_of(layer, plan.origin[number])
-        return plan
-
-    def _lay_out(self, layer: Layer) -> DeviceLayer:
-        laid_out = gpu.lay_out(
-            layer,
-            self._device.shared_bytes,
-            tensor_cores=self._device.tensor_cores,
-            precision=self.options.precision,
-            few=self._few,
-            rates=self._rates,
-        )
-        if self.options.merge:
-            laid_out = with_lone(laid_out, layer)
-        return predicted(laid_out, self._rates)
+        return plan_of(network, self.options, self._device, self._rates, budget)
 
     def _send_resident(self, budget: int) -> Chunk | None:
         """Bring the layers that stay to the device, within so many bytes."""

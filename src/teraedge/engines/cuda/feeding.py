@@ -133,10 +133,10 @@ class Loader:
         """
         self._launch("begin", state.struct)
         if sorts:
-            few = self._device.multiprocessors * 2  # each has bins of its own
-            self._launch("count_bright", n, state.struct, grid=few)
+            grid = self._device.multiprocessors * 2  # few blocks: each has bins of its own
+            self._launch("count_bright", n, state.struct, grid=grid)
             self._stream.launch(self._kernels["sum_bins"], 1, BINS, 0, state.struct)
-            self._launch("place_samples", state.struct, grid=few)
+            self._launch("place_samples", state.struct, grid=grid)
         if first_kernel not in SPREADING:
             turns = first_kernel in TURNED
             self._launch("turn_bits" if turns else "load_packed", n, state.struct)
