@@ -307,7 +307,13 @@ class CudaEngine(Engine):
                 "layers, or close other programs on this GPU"
             )
         self._state = RunState(
-            self._device, row_bytes, layers, most, min(wanted, room), wanted >= room
+            self._device,
+            row_bytes,
+            layers,
+            most,
+            min(wanted, room),
+            wanted >= room,
+            self._once.equal,
         )
         self._state.install(self._stream)
         return self._state

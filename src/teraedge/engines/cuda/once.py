@@ -6,10 +6,10 @@ from typing import NamedTuple
 from teraedge.engines.cuda.driver import Device, Kernel, Memory, Stream
 from teraedge.engines.cuda.launcher import Launcher
 from teraedge.engines.cuda.specialisations import MERGE_TABLE, MERGE_THREADS, few, merge
-from teraedge.engines.cuda.state import RunState
+from teraedge.engines.cuda.state import EQUAL, RunState
 from teraedge.network import Layer
 from teraedge.plan.device import DeviceLayer
-from teraedge.plan.few import Few, lay_out_few, may_be_few, stream_bytes
+from teraedge.plan.few import MERGED, Few, lay_out_few, may_be_few, stream_bytes
 from teraedge.plan.gpu import all_single
 from teraedge.plan.kernel_sizes import LANES, STATIC_SHARED
 from teraedge.plan.segments import Segment
@@ -33,6 +33,11 @@ class Once:
     stream : Stream
     launcher : Launcher
         Of the segments themselves.
+
+    Attributes
+    ----------
+    equal : dict of str to int
+        Device addresses of what is known of equal samples, where some segment may run them once.
     """
 
     def __init__(self, device: Device, stream: Stream, launcher: Launcher) -> None:
@@ -40,6 +45,7 @@ class Once:
         self._sent: dict[Segment, _Sent] = {}
         self._kernels: dict[str, Kernel] = {}
         self._few: dict[tuple[int, bool], Kernel] = {}
+        self.equal: dict[str, int] = {}
 
     def send(self, layers: list[DeviceLayer], parts: list[Segment], nbytes: int) -> list[Segment]:
         """Bring the segments that may run over a few samples to the device.
@@ -106,9 +112,13 @@ class Once:
         )
 
     def _prepare(self, ahead: int, curved: bool) -> None:
-        """Compile what a segment needs."""
+        """Compile what a segment needs, and make room for what is found out before it."""
         if not self._kernels:
             self._kernels = self._device.kernels(*merge())
+            self._known = self._device.allocate(MERGED * 8 * len(EQUAL))
+            self._stream.fill(self._known, 0)  # hashes are zero between two uses
+            addresses = (self._known.address + MERGED * 8 * k for k in range(len(EQUAL)))
+            self.equal = dict(zip(EQUAL, addresses, strict=True))
         if (ahead, curved) not in self._few:
             file, defines, names = few(ahead, curved)
             self._few[ahead, curved] = self._device.kernels(file, defines, names)[names[0]]

@@ -1,19 +1,19 @@
 """The device memory of a run: activations, ids, and the counters that kernels leave behind."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cuda.driver import Device, Memory, Stream
-from teraedge.plan.few import MERGED
 from teraedge.plan.kernel_sizes import COLUMNS, LANES
 
 SPARE_TILES = 1
 """Tiles past the last, so that a piece of work of several tiles never leaves the buffers."""
 
 EQUAL = ("hashes", "leaders", "columns", "leads", "stands", "flags")
-"""What is known of them: `struct Equal`."""
+"""What is known of equal samples: `struct Equal` of kernels/common.cuh."""
 
 BINS = 256
 """Of samples by brightness, as kernels/common.cuh has it."""
@@ -106,6 +106,8 @@ class RunState:
     samples : int
     is_largest : bool
         Whether there is no memory for more.
+    equal : mapping of str to int
+        Device addresses of `EQUAL`, if equal samples may run once.
 
     Attributes
     ----------
@@ -125,6 +127,7 @@ class RunState:
         segments: int,
         samples: int,
         is_largest: bool,
+        equal: Mapping[str, int],
     ) -> None:
         self.samples, self.is_largest = samples, is_largest
         self._memories: list[Memory] = []
@@ -143,8 +146,6 @@ class RunState:
             sources = self._allocate(device, tiles * COLUMNS * 4)
             # One piece, so that one fill clears it.
             self._cleared = self._allocate(device, begin + 2 * bits)
-            self._hashes = self._allocate(device, MERGED * 8)
-            equal = [self._hashes, *(self._allocate(device, MERGED * 4) for _ in EQUAL[1:])]
             self.struct = self._allocate(device, STATE.itemsize)
         except BaseException:
             self.free()
@@ -163,8 +164,8 @@ class RunState:
         for name in Counters._fields:
             offset = self._type.fields[name][1]  # type: ignore[index]
             table[name] = self._cleared.address + offset
-        for name, memory in zip(EQUAL, equal, strict=True):
-            table[name] = memory.address
+        for name, address in equal.items():
+            table[name] = address
         table["words"] = words
         self._table = table
 
@@ -177,7 +178,6 @@ class RunState:
         stream.to_device(self.struct, self._table.reshape(1).view(np.uint8))
         stream.fill(self.rows[0], 0)  # kernels read whole tiles
         stream.fill(self.rows[1], 0)
-        stream.fill(self._hashes, 0)
         stream.synchronize()
 
     def give(self, samples: int, first: int, bits: int = 0, stride: int = 0) -> None:
