@@ -83,8 +83,10 @@ def test_every_sample_comes_out(device, kernel, prune, width, monkeypatch):
 
 
 def test_many_distinct_samples_run_as_ever(device, monkeypatch):
-    monkeypatch.setattr(Rates, "few_seconds", lambda *_: 1.0)
-    monkeypatch.setattr(Rates, "multiprocessors", 3, raising=False)
+    def many(rates, *_):
+        return rates.multiprocessors * few.GROUP / 20  # so that up to 20 samples are few
+
+    monkeypatch.setattr(Rates, "few_seconds", many)
     network, features = chain([64] * 24, 5), some_rows(64, 150)
     alone, once, distinct = run_both(network, device, features, True)
     assert_same(alone, once)
