@@ -28,6 +28,9 @@ STORED: dict[Precision, tuple[float, float]] = {
 }
 """The largest relative error of storing a number, and the largest absolute one near zero."""
 
+LOST = 2.0**-39
+"""What terms of fp16 may miss of a weight, relative to the largest of its layer."""
+
 EXTRA = 8
 """Roundings beside those of a sum: weights, bias and their merged or folded forms, bias added."""
 
@@ -94,8 +97,9 @@ def error_bound(
 
     Where activations are stored as fp16 or bf16, a feature and an output x of a layer are off by
     up to u |x| besides, u = 2**-11 or 2**-9, or by half of the least number that there is; and by
-    as much as x lies beyond the largest number. Weights are held to 21 bits or more then, and
-    sums are cut off instead of rounded, for which k is four times as large.
+    as much as x lies beyond the largest number. Weights are held to 21 bits or more then, or, for
+    fp16, to 2**-39 of the largest of their layer, and sums are cut off instead of rounded, for
+    which k is four times as large.
 
     Parameters
     ----------
@@ -127,7 +131,10 @@ def error_bound(
         bias = np.zeros(layer.n_out) if layer.bias is None else layer.bias
         roundings = cut * (2 * np.diff(weights.tocsc().indptr) + EXTRA) * UNIT
         gamma = roundings / (1 - roundings)
-        error = error @ magnitude + gamma * ((np.abs(x) + error) @ magnitude + np.abs(bias))
+        size = np.abs(x) + error
+        error = error @ magnitude + gamma * (size @ magnitude + np.abs(bias))
+        if precision == "fp16":
+            error += LOST * magnitude.max() * (size @ magnitude.sign())
         x = layer.activation(x @ weights + bias)
         own = CURVE * UNIT * (1 + np.abs(x)) if layer.activation.curve else UNIT * np.abs(x)
         lower, upper = layer.activation.range

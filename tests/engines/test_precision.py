@@ -49,7 +49,17 @@ def device(request):
     undo()
 
 
-KERNELS = ["resident-32", "resident-8", "resident-4", "block-16", "block-8", "wide", "dense"]
+KERNELS = [
+    "resident-32",
+    "resident-8",
+    "resident-4",
+    "block-32",
+    "block-16",
+    "block-held",
+    "block-8",
+    "wide",
+    "dense",
+]
 
 
 @pytest.fixture(params=KERNELS)
@@ -57,16 +67,18 @@ def kernel(request, monkeypatch):
     """Let every layer run in one kernel, perhaps in tiles of so many samples."""
     name, _, samples = request.param.partition("-")
     if name == "block":
-        kinds = [kind for kind in block.KINDS if kind.samples == int(samples)]
+        kinds = [k for k in block.KINDS if samples in ("held", str(k.samples))]
+        if samples == "held":
+            kinds = [k for k in kinds if k.held]
         monkeypatch.setattr(block, "KINDS", kinds)
     fastest = -3.0 if name == "block" else np.inf
     monkeypatch.setattr(Rates, "block_seconds", lambda *_: fastest)
     monkeypatch.setattr(Rates, "block_at_best", lambda *_: fastest)
     seconds = -1.0 if name == "dense" else np.inf
     monkeypatch.setattr(Rates, "dense_seconds", lambda *_: seconds)
-    monkeypatch.setattr(resident, "SAMPLES", (int(samples),) if samples else ())
     if name == "block":
-        monkeypatch.setattr(resident, "SAMPLES", (4,))
+        samples = 4
+    monkeypatch.setattr(resident, "SAMPLES", (int(samples),) if samples else ())
     monkeypatch.setattr(Rates, "resident_seconds", lambda *_: -1.0)
     return name
 

@@ -8,13 +8,13 @@ from hypothesis.extra.numpy import arrays
 
 import teraedge
 from teraedge.plan import gpu
-from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
 from teraedge.plan.block import PANEL, STEP, lay_out_block
-from teraedge.plan.block_parts import FIRST_PLACE
+from teraedge.plan.block_parts import FIRST_PLACE, UNITS
 from teraedge.plan.chains import chains, dealt
 from teraedge.plan.kernel_sizes import WARPS
 from teraedge.plan.panels import panel_layer
 from teraedge.plan.segments import segments
+from teraedge.plan.terms import MOST_TERMS, bf16_terms, split
 
 ROOM = 200 * 1024
 
@@ -52,7 +52,7 @@ def dense(found):
     words = found.tall.weights.reshape(-1, terms, 8, 4, 2, 2, 2) if terms else None
     for warp, panel, units, fragment in fragments(block):
         for i, k in np.ndindex(STEP, PANEL):
-            neuron = neurons.get(int(units[i]) // 2)
+            neuron = neurons.get(int(units[i]) // UNITS)
             output = int(block.outputs[warp, panel, k])
             if neuron is None or output < 0:
                 continue
@@ -80,7 +80,7 @@ def radix(rng, blocks, equal):
 def test_holds_the_layer(equal):
     weights = radix(np.random.default_rng(0), 24, equal)
     found = laid_out(weights)
-    assert found.block.kind.terms == (0 if equal else MOST_TERMS)
+    assert found.block.kind.terms == (0 if equal else MOST_TERMS["fp32"])
     np.testing.assert_array_equal(dense(found), weights)
 
 
@@ -99,7 +99,7 @@ def test_shared_inputs_are_read_once_and_never_meet_in_a_bank():
     assert block.fragments == 8  # four panels of 32 inputs a warp
     taken = (block.lengths & 0xFFFF) + (block.lengths >> 16)
     np.testing.assert_array_equal(taken.sum(axis=1), 5)
-    eights = np.sort(block.units.reshape(-1, 8) // 2 % 8, axis=1)
+    eights = np.sort(block.units.reshape(-1, 8) // UNITS % 8, axis=1)
     np.testing.assert_array_equal(eights, np.broadcast_to(np.arange(8), eights.shape))
 
 
@@ -113,7 +113,7 @@ def test_a_layer_that_does_not_fit():
 def test_three_terms_hold_every_number(values):
     values[np.abs(values) < 1e-30] = 0.0  # the last term of smaller ones is below what bf16 holds
     terms = bf16_terms(values)
-    assert len(terms) <= MOST_TERMS
+    assert len(terms) <= MOST_TERMS["fp32"]
     np.testing.assert_array_equal(value_of(np.stack(terms, axis=-1)), values)
 
 
@@ -121,6 +121,27 @@ def test_as_few_terms_as_suffice():
     assert len(bf16_terms(np.array([0.0625, -3.0, 0.0], np.float32))) == 1
     assert len(bf16_terms(np.float16([0.1, 0.7, -12.3]).astype(np.float32))) == 2
     assert len(bf16_terms(np.array([0.1], np.float32))) == 3
+
+
+@given(
+    arrays(np.float32, 20, elements=st.floats(-1, 1, width=32)), st.integers(-130, 126).map(float)
+)
+def test_two_terms_of_fp16_hold_a_number_to_22_bits(values, exponent):
+    values = values * np.float32(2.0**exponent)
+    bits, scale = split(values, "fp16")
+    assert len(bits) <= MOST_TERMS["fp16"]
+    held = sum(term.view(np.float16).astype(np.float64) for term in bits) * scale
+    exact, largest = values.astype(np.float64), np.abs(values).max()
+    error = np.maximum(2.0**-22 * np.abs(exact), max(2.0**-39 * largest, 2.0**-139))
+    assert (np.abs(held - exact) <= error).all()
+    assert np.frexp(scale)[0] == 0.5
+
+
+def test_weights_of_fp16_are_one_term_at_any_scale():
+    values = np.float16([0.1, 0.7, -12.3, 0.0]).astype(np.float32)
+    for scale in (1.0, 2.0**-40, 2.0**90):
+        bits, _ = split(values * np.float32(scale), "fp16")
+        assert len(bits) == 1
 
 
 def test_chains_follow_shared_blocks_and_are_dealt_evenly():

@@ -21,37 +21,41 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
-from teraedge.plan.block_parts import FIRST_PLACE, BlockKind, BlockParts, row_units
+from teraedge.options import PRECISIONS, Precision
+from teraedge.plan.block_parts import FIRST_PLACE, UNITS, BlockKind, BlockParts, row_units
 from teraedge.plan.chains import Classes, chains, dealt, input_classes
 from teraedge.plan.device import DeviceLayer, DevicePanels
 from teraedge.plan.kernel_sizes import WARPS
 from teraedge.plan.panels import PanelLayer, Panels
+from teraedge.plan.terms import MOST_TERMS, Terms, split
 
 PANEL, STEP = 16, 16
 """Neurons of a panel, and inputs of a step."""
 EIGHT = 8
 """Rows that are read at the same time."""
-MOST_PLACES = 2**15
+MOST_PLACES = 2**16 // UNITS
 """Rows of a tile; units take two bytes."""
-MOST_HELD = 16
-HELD_WITH_WEIGHTS = 12
-"""Panels that a warp holds at most: weights on their way take registers, too."""
+HELD, HELD_WITH_WEIGHTS = 64, 48
+"""Registers for the panels that a warp holds: weights on their way take some, too."""
 PIECES_AHEAD = 2
 """Fragments of weights that the kernel reads past the last."""
 
 
-def _kinds() -> Iterator[BlockKind]:
-    for samples, tiles in ((16, 2), (8, 2), (8, 1)):
-        for terms in range(MOST_TERMS + 1):
-            if tiles == 2:
-                yield BlockKind(samples, terms, 0)
-            elif terms < 2:  # registers
-                yield BlockKind(samples, terms, HELD_WITH_WEIGHTS if terms else MOST_HELD)
+def _kinds(precision: Precision) -> Iterator[BlockKind]:
+    fp32 = precision == "fp32"
+    tiles = ((16, 2), (8, 2), (8, 1)) if fp32 else ((32, 2), (16, 2), (16, 1), (8, 2), (8, 1))
+    for samples, count in tiles:
+        for terms in range(MOST_TERMS[precision] + 1):
+            if count == 2:
+                yield BlockKind(samples, terms, 0, precision)
+            elif terms < 24 // samples:  # registers
+                each = samples // 8 * (4 if fp32 else 2)
+                held = (HELD_WITH_WEIGHTS if terms else HELD) // each
+                yield BlockKind(samples, terms, held, precision)
 
 
-KINDS = tuple(_kinds())
-"""What there is of the block kernel, the best first."""
+KINDS = tuple(kind for precision in PRECISIONS for kind in _kinds(precision))
+"""What there is of the block kernel; of a precision the best first."""
 
 
 class BlockPanels(NamedTuple):
@@ -63,7 +67,7 @@ class BlockPanels(NamedTuple):
     inputs : ndarray of int64, shape (edges,)
         Of each panel, ascending.
     weights : ndarray of float32, shape (edges, 16), or empty
-        Empty where all are equal, and one term is enough for them.
+        Empty where all are equal.
     outputs : ndarray of int32, shape (panels, 16)
         Neurons, -1 where there is none.
     """
@@ -112,7 +116,9 @@ class Stream(NamedTuple):
     fragments: list[tuple[int, int]]
 
 
-def lay_out_block(layer: PanelLayer, room: int, planes: int = 3) -> DeviceLayer | None:
+def lay_out_block(
+    layer: PanelLayer, room: int, precision: Precision = "fp32"
+) -> DeviceLayer | None:
     """Lay a layer out for the block kernel, if it fits.
 
     Parameters
@@ -121,14 +127,16 @@ def lay_out_block(layer: PanelLayer, room: int, planes: int = 3) -> DeviceLayer 
         With tall panels of 16 neurons.
     room : int
         Shared memory a block may have, in bytes.
+    precision : {"fp32", "fp16", "bf16"}
+        How activations are stored.
     """
     rows = max(layer.n_in, layer.n_out)
     if rows + FIRST_PLACE > MOST_PLACES:
         return None
     panels = block_panels(layer)
-    terms = _terms(panels, layer)
-    count = len(terms) if len(panels.weights) else 0
-    kinds = [kind._replace(planes=planes) for kind in KINDS if kind.terms == count]
+    equal = layer.value is not None and not len(panels.weights)
+    terms = Terms([], 1.0) if equal else split(panels.weights, precision)
+    kinds = [k for k in KINDS if (k.precision, k.terms) == (precision, len(terms.bits))]
     kinds = [kind for kind in kinds if kind.shared(kind.plane_bytes(rows), 0) <= room]
     if not kinds:
         return None
@@ -159,14 +167,11 @@ def block_panels(layer: PanelLayer) -> BlockPanels:
         tall.weights.reshape(-1, PANEL),
         tall.outputs.reshape(-1, PANEL),
     )
-    weights, value = panels.weights, layer.value
-    whole = not len(layer.single.outputs)
-    if value is not None and not (whole and len(bf16_terms(np.array([value], np.float32))) == 1):
-        # Zeros come in, so that not all are equal any more; or one term is not enough.
-        weights = np.full((len(panels.inputs), PANEL), value, np.float32)
-        panels = panels._replace(weights=weights)
-    if whole:
+    if not len(layer.single.outputs):
         return panels
+    weights = panels.weights
+    if layer.value is not None:  # zeros come in, so that not all are equal any more
+        weights = np.full((len(panels.inputs), PANEL), layer.value, np.float32)
     rest = _joined(layer.single, layer)
     return BlockPanels(
         np.concatenate((panels.starts, panels.starts[-1] + rest.starts[1:])),
@@ -319,14 +324,14 @@ def _laid_out(
     layer: PanelLayer,
     units: Units,
     streams: list[Stream],
-    terms: list[NDArray[np.uint16]],
+    terms: Terms,
     parts: BlockParts,
     shared: int,
 ) -> DeviceLayer:
     equal = parts.kind.terms == 0
     weights = np.empty(0, np.uint16)
     if not equal:
-        weights = _weights(panels, layer.n_in, units, streams, terms, parts)
+        weights = _weights(panels, layer.n_in, units, streams, terms.bits, parts)
     none = DevicePanels.none()
     fragments = sum(len(stream.fragments) for stream in streams)
     return DeviceLayer(
@@ -345,20 +350,14 @@ def _laid_out(
             slots=fragments * STEP * PANEL,
         ),
         single=none,
-        value=(layer.value or 0.0) if equal else None,  # 0 where there are no edges
+        value=layer.value if equal else None,
+        scale=terms.scale,
         bias=layer.bias,
         clamp=layer.clamp,
         curve=layer.curve,
         choice=layer.choice.without_times("block"),
         block=parts,
     )
-
-
-def _terms(panels: BlockPanels, layer: PanelLayer) -> list[NDArray[np.uint16]]:
-    """Return the terms of the weights, or of the one weight there is."""
-    if len(panels.weights) or layer.value is None:
-        return bf16_terms(panels.weights)
-    return bf16_terms(np.array([layer.value], np.float32))
 
 
 def _weights(

@@ -7,13 +7,14 @@ from numpy.typing import NDArray
 
 from teraedge.options import Precision
 from teraedge.plan.kernel_sizes import WARPS
+from teraedge.plan.terms import PLANES
 
-PLANES: dict[Precision, int] = {"fp32": 3, "fp16": 2, "bf16": 1}
-"""Terms of bf16 that hold an activation exactly, in the block kernel."""
 FIRST_PLACE = 16
 """Rows of its tile before those of neurons: zeros, and rows written for nobody."""
 GROUP = 32
 """Neurons that it moves at a time where samples lie in one piece."""
+UNITS = 4
+"""Of a place: 8 samples each, of 32."""
 RECORDS = 8
 """Panels of a warp that it has room for what there is to know of."""
 
@@ -26,21 +27,21 @@ class BlockKind(NamedTuple):
     samples : int
         Of a tile, at most.
     terms : int
-        Terms of bf16 that a weight is the sum of; 0 where all weights are equal.
+        Terms that a weight is the sum of; 0 where all weights are equal.
     held : int
         Panels that a warp holds at most where there is one tile; 0 where there are two.
-    planes : int
-        Terms of bf16 that an activation is the sum of.
+    precision : {"fp32", "fp16", "bf16"}
+        How activations are stored.
     """
 
     samples: int
     terms: int
     held: int
-    planes: int = 3
+    precision: Precision = "fp32"
 
     def shared(self, plane: int, record: int) -> int:
         """Return the shared memory of a block, in bytes, from that of a plane and of a record."""
-        tiles = self.planes * plane * (1 if self.held else 2)
+        tiles = PLANES[self.precision] * plane * (1 if self.held else 2)
         return tiles + WARPS * RECORDS * record + 128  # a step more than there are may be read
 
     def plane_bytes(self, neurons: int) -> int:
@@ -134,4 +135,4 @@ def _record(steps: int) -> np.dtype[Any]:
 def row_units(places: NDArray[np.integer[Any]]) -> NDArray[np.uint16]:
     """Return the units that the block kernel has for rows at some places."""
     wide = places.astype(np.int64)
-    return (wide * 2 + (wide >> 2 & 1)).astype(np.uint16)
+    return (wide * UNITS + (wide >> 1 & 3)).astype(np.uint16)

@@ -2,12 +2,14 @@
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from teraedge.errors import ModelError
 from teraedge.network import Layer
-from teraedge.plan.bf16 import MOST_TERMS, bf16_terms
+from teraedge.options import Precision
 from teraedge.plan.choice import Choice
 from teraedge.plan.device import TARGET, DeviceLayer, DevicePanels, list_table
+from teraedge.plan.terms import MOST_TERMS, Terms, split
 
 HEIGHT = 96
 """Neurons of a panel: of a block."""
@@ -18,9 +20,9 @@ ROUND = 4 * STEP
 WHY = "dense enough that all edges, zeros included, are faster on tensor cores"
 
 
-def dense_terms(layer: Layer) -> int:
-    """Return how many bf16 terms hold every weight of a layer."""
-    return len(bf16_terms(_float32(layer.weights.data, "weight")))
+def dense_terms(layer: Layer, precision: Precision = "fp32") -> Terms:
+    """Return the terms of every weight of a layer, as they are stored."""
+    return split(_float32(layer.weights.data, "weight"), precision)
 
 
 def dense_edges(layer: Layer) -> int:
@@ -30,7 +32,7 @@ def dense_edges(layer: Layer) -> int:
 
 def dense_stages(terms: int) -> int:
     """Return the rounds in the ring of a block."""
-    return max(3, 2 * MOST_TERMS // terms)
+    return max(3, 2 * MOST_TERMS["fp32"] // terms)
 
 
 def dense_shared(terms: int) -> int:
@@ -38,13 +40,13 @@ def dense_shared(terms: int) -> int:
     return dense_stages(terms) * ROUND * HEIGHT * 2 * terms
 
 
-def lay_out_dense(layer: Layer, terms: int) -> DeviceLayer:
+def lay_out_dense(layer: Layer, terms: Terms) -> DeviceLayer:
     """Lay a layer out for the dense kernel.
 
     Parameters
     ----------
     layer : Layer
-    terms : int
+    terms : Terms
         As `dense_terms` returns.
 
     Raises
@@ -52,14 +54,19 @@ def lay_out_dense(layer: Layer, terms: int) -> DeviceLayer:
     ModelError
         If a weight or bias is too large for float32.
     """
-    columns = layer.weights.tocsc()
+    count = len(terms.bits)
+    given = layer.weights
+    columns = [
+        csr_array((bits, given.indices, given.indptr), given.shape).tocsc() for bits in terms.bits
+    ]
     panels, rounds = -(-layer.n_out // HEIGHT), -(-layer.n_in // ROUND)
-    weights = np.zeros((panels, rounds * ROUND * HEIGHT * terms), np.uint16)
+    weights = np.zeros((panels, rounds * ROUND * HEIGHT * count), np.uint16)
     for panel in range(panels):
-        some = columns[:, panel * HEIGHT : (panel + 1) * HEIGHT].toarray()
-        full = np.zeros((rounds * ROUND, HEIGHT), np.float32)
-        full[: some.shape[0], : some.shape[1]] = _float32(some, "weight")
-        weights[panel] = _fragments(full, terms)
+        full = np.zeros((count, rounds * ROUND, HEIGHT), np.uint16)
+        for into, term in zip(full, columns, strict=True):
+            some = term[:, panel * HEIGHT : (panel + 1) * HEIGHT].toarray()
+            into[: some.shape[0], : some.shape[1]] = some
+        weights[panel] = _fragments(full)
     bias = np.zeros(layer.n_out, np.float32)
     if layer.bias is not None:
         bias = np.ascontiguousarray(_float32(np.asarray(layer.bias), "bias"))
@@ -83,7 +90,7 @@ def lay_out_dense(layer: Layer, terms: int) -> DeviceLayer:
         n_out=layer.n_out,
         edges=layer.edges,
         samples=0,
-        shared=dense_shared(terms),
+        shared=dense_shared(count),
         tall=tall,
         single=DevicePanels.none(),
         value=None,
@@ -91,20 +98,19 @@ def lay_out_dense(layer: Layer, terms: int) -> DeviceLayer:
         clamp=layer.activation.clamp,
         choice=Choice("dense", "dense", None, None, WHY),
         curve=layer.activation.curve,
-        terms=terms,
+        terms=count,
+        scale=terms.scale,
     )
 
 
-def _fragments(full: NDArray[np.float32], terms: int) -> NDArray[np.uint16]:
-    """Return weights, (inputs, neurons), as [step][fragment][term][lane][8] bits of bf16.
+def _fragments(full: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """Return terms, (terms, inputs, neurons), as [step][fragment][term][lane][8].
 
     Lane 4 g + q has of neurons g and g + 8, inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9, as
     ``mma.m16n8k16`` reads its first matrix.
     """
-    found = bf16_terms(full)
-    found += [np.zeros_like(found[0])] * (terms - len(found))
-    parts = np.stack(found)  # [term][step, half, q, low][fragment, half, g]
-    parts = parts.reshape(terms, -1, 2, 4, 2, HEIGHT // 16, 2, 8)
+    # [term][step, half, q, low][fragment, half, g]
+    parts = full.reshape(len(full), -1, 2, 4, 2, HEIGHT // 16, 2, 8)
     return np.ascontiguousarray(parts.transpose(1, 5, 0, 7, 3, 2, 6, 4)).ravel()
 
 

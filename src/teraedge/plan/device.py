@@ -6,6 +6,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from teraedge.options import ITEMSIZE, Precision
 from teraedge.plan import banks
 from teraedge.plan.block_parts import BlockParts
 from teraedge.plan.choice import Choice
@@ -97,7 +98,9 @@ class DeviceLayer:
     places : ndarray of int32, shape (n_in,), or None
         Where the chained kernel would best have the row of each input.
     terms : int
-        Of bf16 that a weight is the sum of (dense).
+        That a weight is the sum of (dense).
+    scale : float
+        What sums of weights that are not all equal are multiplied by (block, dense).
     instead : PanelLayer or None
         The panels that the resident kernel would take (small; block, where it saves little).
     bit_samples : int
@@ -105,8 +108,8 @@ class DeviceLayer:
         none.
     lone : PanelLayer or None
         Its neurons one by one, where it may also run over a few samples (`plan.few`).
-    itemsize : int
-        Bytes of an activation in device memory.
+    precision : {"fp32", "fp16", "bf16"}
+        How activations are stored.
     nbytes : int
         Bytes on the device.
     """
@@ -130,10 +133,11 @@ class DeviceLayer:
     block: BlockParts | None = None
     places: NDArray[np.int32] | None = None
     terms: int = 0
+    scale: float = 1.0
     instead: PanelLayer | None = None
     bit_samples: int = 0
     lone: PanelLayer | None = None
-    itemsize: int = 4
+    precision: Precision = "fp32"
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -170,6 +174,11 @@ class DeviceLayer:
         records = self.block.records(None if after is None else after.block)
         inputs = self.block.inputs(None if before is None else before.block)
         return *arrays, inputs, self.block.ends, records
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an activation in device memory."""
+        return ITEMSIZE[self.precision]
 
     @property
     def resident(self) -> bool:

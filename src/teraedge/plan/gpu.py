@@ -17,10 +17,9 @@ from typing import Any
 import numpy as np
 
 from teraedge.network import Layer
-from teraedge.options import ITEMSIZE, Precision
+from teraedge.options import Precision
 from teraedge.plan import small
 from teraedge.plan.block import PANEL, lay_out_block
-from teraedge.plan.block_parts import PLANES
 from teraedge.plan.chained import ALIGN, chained, lay_out_chained, pieces
 from teraedge.plan.cost import Constants
 from teraedge.plan.dense import dense_edges, dense_shared, dense_terms, lay_out_dense
@@ -30,6 +29,7 @@ from teraedge.plan.panels import PanelLayer, Panels, panel_layer
 from teraedge.plan.rates import CHAINED, FEW, WIDE_HEIGHTS, Rates
 from teraedge.plan.resident import lay_out_resident, may_be_resident, most_samples, slices
 from teraedge.plan.staged import Staging, lay_out_staged, settled, staging
+from teraedge.plan.terms import Terms
 from teraedge.rounding import LARGEST
 
 RESIDENT_HEIGHT = 4
@@ -81,32 +81,33 @@ def lay_out(
     largest = LARGEST[precision]
     lower, upper = (min(max(bound, -largest), largest) for bound in laid_out.clamp)
     clamp = laid_out.clamp if precision == "fp32" else (lower, upper)
-    return replace(laid_out, clamp=clamp, itemsize=ITEMSIZE[precision])
+    return replace(laid_out, clamp=clamp, precision=precision)
 
 
 def _lay_out(
     layer: Layer, room: int, tensor_cores: bool, precision: Precision, few: bool, rates: Rates
 ) -> DeviceLayer:
     """Lay a layer out as a product of matrices, or for the edges there are."""
-    terms = _dense_terms(layer, room, rates) if tensor_cores else 0
-    if not terms:
+    terms = _dense_terms(layer, room, precision, rates) if tensor_cores else None
+    if terms is None:
         return _lay_out_sparse(layer, room, tensor_cores, precision, few, rates)
-    seconds = rates.dense_seconds(dense_edges(layer), terms)
+    seconds = rates.dense_seconds(dense_edges(layer), len(terms.bits), precision)
     if seconds + rates.switch >= layer.edges / rates.fastest:
         sparse = _lay_out_sparse(layer, room, tensor_cores, precision, few, rates)
+        sparse = replace(sparse, precision=precision)
         # A dense layer is a launch of its own, and its rows go through device memory.
         if rates.seconds(sparse) <= seconds + rates.switch * sparse.resident:
             return sparse
     return lay_out_dense(layer, terms)
 
 
-def _dense_terms(layer: Layer, room: int, rates: Rates) -> int:
-    """Return the terms of weights for the dense kernel, 0 where it is not worth a look."""
-    least = rates.dense_seconds(dense_edges(layer), 1)
+def _dense_terms(layer: Layer, room: int, precision: Precision, rates: Rates) -> Terms | None:
+    """Return the weights for the dense kernel, None where it is not worth a look."""
+    least = rates.dense_seconds(dense_edges(layer), 1, precision)
     if least >= layer.edges / rates.slowest:
-        return 0
-    terms = dense_terms(layer)
-    return terms if dense_shared(terms) <= room else 0
+        return None
+    terms = dense_terms(layer, precision)
+    return terms if dense_shared(len(terms.bits)) <= room else None
 
 
 def _lay_out_sparse(
@@ -123,7 +124,7 @@ def _lay_out_sparse(
         samples = most_samples(panels, room, exact=exact)
         seconds_there = rates.resident_seconds(panels, samples)
         if tensor_cores and not panels.curve:
-            block = _block(layer, room, panels, seconds_there, PLANES[precision], rates)
+            block = _block(layer, room, panels, seconds_there, precision, rates)
             if block is not None:
                 return block
         most = seconds_there * (FEW if few else 1.0)
@@ -188,13 +189,18 @@ def lay_out_small(panels: PanelLayer, resident: PanelLayer, room: int) -> Device
 
 
 def _block(
-    layer: Layer, room: int, resident: PanelLayer, seconds: float, planes: int, rates: Rates
+    layer: Layer,
+    room: int,
+    resident: PanelLayer,
+    seconds: float,
+    precision: Precision,
+    rates: Rates,
 ) -> DeviceLayer | None:
     """Lay a layer out for the block kernel, if that takes less than some seconds."""
     panels = panel_layer(layer, _relative(PANEL, BLOCK_TALL_EDGE))
     most = seconds - rates.switch  # among layers of another kernel it would have to be worth it
     if rates.block_at_best(panels) < most:
-        found = lay_out_block(panels, room, planes)
+        found = lay_out_block(panels, room, precision)
         if found is not None and (taken := rates.block_seconds(found)) < most:
             # Alone among others it would have to save two changes of kernels, too.
             borders = rates.border_seconds(layer.n_in + layer.n_out, 4)

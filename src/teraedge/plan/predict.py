@@ -48,9 +48,11 @@ def _limit(layer: DeviceLayer, rates: Rates) -> Limit:
     if layer.block is not None:
         kind = layer.block.kind
         fragments = layer.tall.slots / (PANEL * STEP)
-        return _tensor(fragments * products(kind.terms, kind.planes), rates)
+        return _tensor(fragments * products(kind.terms, kind.precision), rates)
     if layer.kernel == "dense":
-        return _tensor(layer.tall.slots / (PANEL * STEP) * products(layer.terms), rates)
+        return _tensor(
+            layer.tall.slots / (PANEL * STEP) * products(layer.terms, layer.precision), rates
+        )
     if layer.kernel == "small":
         return Limit("load", rates.seconds(layer))
     if layer.kernel in ("wide", "chained"):

@@ -9,16 +9,15 @@ from dataclasses import dataclass, fields, replace
 from math import inf, isfinite
 from typing import Any, Self
 
-from teraedge.plan.bf16 import MOST_TERMS
+from teraedge.options import Precision
 from teraedge.plan.block import PANEL, STEP
 from teraedge.plan.block_parts import BlockKind
 from teraedge.plan.device import DeviceLayer, DevicePanels
 from teraedge.plan.kernel_sizes import LANES, WARPS
 from teraedge.plan.panels import PanelLayer
 from teraedge.plan.staged import CHUNKS, READS_A_STEP, SAMPLES, SLICES, WIDTH, Staging
+from teraedge.plan.terms import MOST_TERMS, PLANES
 
-PLANES = 3
-"""Terms of bf16 that an activation of fp32 is the sum of."""
 WIDE_HEIGHTS = (16, 8)
 """Neurons that tall panels may have in the wide kernel."""
 SWITCH_BYTES = 4250
@@ -43,15 +42,18 @@ them left, as is soon the case, a layer takes 0.5 to 1 microsecond there, and 5 
 kernel."""
 
 
-def products(terms: int, planes: int = PLANES) -> int:
+def products(terms: int, precision: Precision = "fp32") -> int:
     """Return the products on tensor cores for each multiply-add.
 
     Parameters
     ----------
-    terms, planes : int
-        Terms of bf16 of a weight and of an activation.
+    terms : int
+        Of a weight.
+    precision : {"fp32", "fp16", "bf16"}
+        How activations are stored.
     """
-    return sum(a + b < MOST_TERMS for a in range(max(terms, 1)) for b in range(planes))
+    most, planes = MOST_TERMS[precision], PLANES[precision]
+    return sum(a + b < most for a in range(max(terms, 1)) for b in range(planes))
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ class Rates:
     @property
     def fastest(self) -> float:
         """Edges a second beyond which no kernel but the dense one gets."""
-        return PANEL * STEP / self.fragment_seconds(max(products(0), 1), 16)
+        return PANEL * STEP / self.fragment_seconds(1, 16)
 
     @property
     def slowest(self) -> float:
@@ -224,7 +226,7 @@ class Rates:
         if layer.block is None:
             return inf
         kind: BlockKind = layer.block.kind
-        each = self.fragment_seconds(products(kind.terms, kind.planes), kind.samples)
+        each = self.fragment_seconds(products(kind.terms, kind.precision), kind.samples)
         multiplied = layer.tall.slots / (PANEL * STEP) * each
         # Every tile reads all weights from L2, two bytes a term.
         return max(multiplied, layer.tall.slots * kind.terms * 2 / self.wide_bytes / kind.samples)
@@ -234,9 +236,9 @@ class Rates:
         inputs = len(layer.tall.indices) + len(layer.single.indices) / PANEL
         return inputs / STEP * self.fragment_seconds(1, 16)
 
-    def dense_seconds(self, edges: int, terms: int) -> float:
+    def dense_seconds(self, edges: int, terms: int, precision: Precision = "fp32") -> float:
         """Return what the dense kernel takes for so many edges, padding included."""
-        return edges * (self.dense_edge + products(terms) * self.dense_product)
+        return edges * (self.dense_edge + products(terms, precision) * self.dense_product)
 
     def wide_tall_edge(self, height: int) -> float:
         """Return what an input of a tall panel of the wide kernel costs, in single ones."""
@@ -301,7 +303,7 @@ class Rates:
         if layer.block is not None:
             return self.block_seconds(layer)
         if layer.kernel == "dense":
-            return self.dense_seconds(layer.tall.slots, layer.terms)
+            return self.dense_seconds(layer.tall.slots, layer.terms, layer.precision)
         if layer.kernel == "small":
             return self.small_seconds(layer.edges, layer.n_out)
         equal = layer.value is not None

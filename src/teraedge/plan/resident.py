@@ -75,11 +75,11 @@ def resident_instead(layer: DeviceLayer) -> DeviceLayer:
     if layer.instead is None:
         return layer
     room = layer.shared if layer.block is None else layer.block.room
-    samples = most_samples(layer.instead, room, exact=layer.itemsize == 4)
+    samples = most_samples(layer.instead, room, exact=layer.precision == "fp32")
     if not samples:
         return layer
     found = lay_out_resident(layer.instead, samples)
-    return replace(found, clamp=layer.clamp, itemsize=layer.itemsize, lone=layer.lone)
+    return replace(found, clamp=layer.clamp, precision=layer.precision, lone=layer.lone)
 
 
 def _totals(samples: int) -> int:

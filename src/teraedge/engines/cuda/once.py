@@ -131,7 +131,8 @@ class Once:
 
 def with_lone(laid_out: DeviceLayer, layer: Layer) -> DeviceLayer:
     """Return a layer with what the kernel for a few samples takes, if it may run there."""
-    if not laid_out.resident or laid_out.itemsize != 4 or not may_be_few(layer.n_in, layer.n_out):
+    knows = laid_out.resident and laid_out.precision == "fp32"
+    if not knows or not may_be_few(layer.n_in, layer.n_out):
         return laid_out
     return replace(laid_out, lone=all_single(layer))
 

@@ -83,7 +83,7 @@ def pack(
         row["n_in"], row["n_out"] = layer.n_in, layer.n_out
         row["tall"] = (layer.tall.count, *addresses[:4])
         row["single"] = (layer.single.count, *addresses[4:8])
-        row["value"] = layer.value or 0.0
+        row["value"] = layer.scale if layer.value is None else layer.value
         row["lower"], row["upper"] = layer.clamp
         row["equal"] = layer.value is not None
         row["droppable"] = drop

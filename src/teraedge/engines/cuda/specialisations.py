@@ -3,9 +3,8 @@
 from teraedge.options import ITEMSIZE, PRECISIONS, Precision
 from teraedge.plan import dense as dense_layout
 from teraedge.plan import few as few_layout
-from teraedge.plan.bf16 import MOST_TERMS
 from teraedge.plan.block import KINDS
-from teraedge.plan.block_parts import PLANES, BlockKind
+from teraedge.plan.block_parts import BlockKind
 from teraedge.plan.gpu import BIT_SAMPLES, RESIDENT_HEIGHT
 from teraedge.plan.kernel_sizes import COLUMNS, LANES, THREADS
 from teraedge.plan.rates import WIDE_HEIGHTS
@@ -14,6 +13,7 @@ from teraedge.plan.small import STAGES as SMALL_STAGES
 from teraedge.plan.small import THREADS as SMALL_THREADS
 from teraedge.plan.staged import LISTS, SLICES
 from teraedge.plan.staged import SAMPLES as STAGED_SAMPLES
+from teraedge.plan.terms import MOST_TERMS
 
 Specialisation = tuple[str, dict[str, int | str], list[str]]
 """A file, its macros, and the kernels in it."""
@@ -85,9 +85,8 @@ def staged(buffers: int, curved: bool) -> Specialisation:
 
 def block(kind: BlockKind) -> Specialisation:
     """Return the block kernel of a kind."""
-    sizes = {name.upper(): value for name, value in kind._asdict().items()}
-    precision = next(name for name, planes in PLANES.items() if planes == kind.planes)
-    return "block.cu", {**sizes, "THREADS": THREADS, **_stored(precision)}, ["block"]
+    sizes = {"SAMPLES": kind.samples, "TERMS": kind.terms, "HELD": kind.held}
+    return "block.cu", {**sizes, "THREADS": THREADS, **_stored(kind.precision)}, ["block"]
 
 
 def dense(terms: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
@@ -158,7 +157,7 @@ def samples(precision: Precision = "fp32") -> Specialisation:
 
 def all_specialisations() -> list[Specialisation]:
     """Return every one that an engine may ask for."""
-    found = [block(kind._replace(planes=count)) for count in PLANES.values() for kind in KINDS]
+    found = [block(kind) for kind in KINDS]
     found += [small(curved) for curved in (False, True)]
     found += [few(ahead, curved) for ahead in few_layout.AHEAD for curved in (False, True)]
     found.append(merge())
@@ -173,7 +172,9 @@ def all_specialisations() -> list[Specialisation]:
             ]
             if itemsize == 4:
                 found.append(resident(32, False, curved, precision))
-            found += [dense(terms, curved, precision) for terms in range(1, MOST_TERMS + 1)]
+            found += [
+                dense(terms, curved, precision) for terms in range(1, MOST_TERMS[precision] + 1)
+            ]
             found += [bits(count, curved, precision) for count in BIT_SAMPLES]
             found += [
                 wide(height, stages, curved, precision)

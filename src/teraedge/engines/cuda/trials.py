@@ -12,7 +12,7 @@ from teraedge.activations import ReLU
 from teraedge.network import Layer
 from teraedge.plan.block import PANEL, lay_out_block
 from teraedge.plan.choice import Choice
-from teraedge.plan.dense import dense_shared, lay_out_dense
+from teraedge.plan.dense import dense_shared, dense_terms, lay_out_dense
 from teraedge.plan.device import DeviceLayer
 from teraedge.plan.gpu import RESIDENT_HEIGHT, lay_out_small, lay_out_wide
 from teraedge.plan.panels import PanelLayer, Panels
@@ -136,9 +136,10 @@ def _block(sizes: Sizes, room: int, tiles: int) -> list[Trial]:
 def _dense(sizes: Sizes, room: int, tiles: int) -> list[Trial]:
     n = sizes.neurons
     layers = [
-        lay_out_dense(Layer(_weights(n * n, terms).reshape(n, n), 0.0, ReLU()), terms)
+        lay_out_dense(layer, dense_terms(layer))
         for terms in (1, 3)
         if dense_shared(terms) <= room
+        for layer in [Layer(_weights(n * n, terms).reshape(n, n), 0.0, ReLU())]
     ]
     return [Trial([layers[0], *layers * 2], 64 * tiles)] if layers else []
 

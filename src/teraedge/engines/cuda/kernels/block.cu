@@ -14,12 +14,13 @@
 // Nothing is read from memory when it is needed: what there is to know of a panel comes in some panels ahead
 // as a *record*, weights some pieces ahead, and the sizes of layers by each warp in turn.
 //
-// How many samples a tile has, 8 or SAMPLES, follows from how many there are: few are spread over all
-// multiprocessors.
+// How many samples a tile has, 8 or more, up to SAMPLES, follows from how many there are: few are spread over
+// all multiprocessors.
 //
-// Specialised by: SAMPLES (8, 16: the most that fit), TERMS (1, 2, 3: bf16 terms of a weight; 0: all weights of a
-// layer are equal, and one term is enough), HELD (panels of a warp at most where there is one tile, 0 where there
-// are two), PLANES (bf16 terms that an activation is stored in), STORAGE, THREADS.
+// Activations that are stored as fp16 or bf16 are multiplied as they are: one plane, so that more samples fit.
+//
+// Specialised by: SAMPLES (8, 16, 32: the most that fit), TERMS (1, 2, 3: terms of a weight; 0: all weights of a layer
+// are equal), HELD (panels of a warp at most where there is one tile, 0 where there are two), STORAGE, THREADS.
 #include "block_steps.cuh"
 
 // What a launch runs.
@@ -63,23 +64,16 @@ struct Going {
 template <int WIDTH, int TERMS_IN>
 __device__ __forceinline__ void run_layer(const Layer &layer, const Areas &areas, Going &going, Tile &now) {
     constexpr int TILES = WIDTH / 8;
-    const int lane = threadIdx.x % 32;
     const Task<TILES> task(layer, going.weights, areas, going.rows);
-    unsigned some[TILES][2] = {};
+    Seen<TILES> some;
     if (HELD)
         run_held_panels<TILES, TERMS_IN>(task, going.records, going.panel, some);
     else
         run_panels<TILES, TERMS_IN>(task, going.records, going.panel, some);
     if (!layer.droppable)
         return;
-    unsigned live = 0;
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-        for (int k = 0; k < 2; k++) // -0 is zero
-            live |= (some[t][k] << 1 ? 1u : 0u) << (t * 8 + lane % 4 * 2 + k);
-    live = __reduce_or_sync(ALL_LANES, live);
-    if (lane == 0 && live)
+    const unsigned live = __reduce_or_sync(ALL_LANES, some.samples());
+    if (threadIdx.x % 32 == 0 && live)
         atomicOr(now.nonzero + going.number % 3, live);
 }
 
@@ -223,6 +217,16 @@ __device__ __forceinline__ void run_tiles(const State &state, const Segment &seg
     wait_for_copies(); // that nobody needs
 }
 
+// The same with as many samples a tile, at most WIDTH, as leave no multiprocessor without one.
+template <int WIDTH>
+__device__ __forceinline__ void run_spread(const State &state, const Segment &segment, const Areas &areas, Asked *asked,
+                                           Tile &now, Turn *turns) {
+    if constexpr (WIDTH > 8)
+        if (state.slots[opaque(segment.number)] <= gridDim.x * (WIDTH / 2))
+            return run_spread<WIDTH / 2>(state, segment, areas, asked, now, turns);
+    run_tiles<WIDTH>(state, segment, areas, asked, now, turns);
+}
+
 // Run layers[0] to layers[layer_count - 1], number `first` and following of the network, as `segment`.
 // `moves`: dead samples are dropped at the end; else every sample keeps its slot. `takes_bits`: the inputs
 // may be packed features. `takes_samples`, `gives_samples`: the samples before and after it lie in one piece
@@ -241,8 +245,5 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         describe_next(state, segment, moves);
     if (threadIdx.x < 32)
         clear_zero_rows(areas);
-    if (SAMPLES > 8 && state.slots[segment] > gridDim.x * 8)
-        run_tiles<SAMPLES>(state, own, areas, asked, now, turns);
-    else
-        run_tiles<8>(state, own, areas, asked, now, turns);
+    run_spread<SAMPLES>(state, own, areas, asked, now, turns);
 }

@@ -122,8 +122,7 @@ struct Weights {
     __device__ __forceinline__ void begin(const Layer &layer) {
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
         if (TERMS == 0) {
-            const unsigned both = upper_halves(layer.value, layer.value);
-            next[0][0] = make_uint4(kept(both), kept(both), kept(both), kept(both)); // four registers side by side
+            next[0][0] = make_uint4(kept(ONES), kept(ONES), kept(ONES), kept(ONES)); // four registers side by side
             return;
         }
         from = reinterpret_cast<const uint4 *>(layer.tall.weights) + static_cast<i64>(warp) * layer.fragments * TERMS * 32 + lane;
@@ -155,9 +154,16 @@ struct Weights {
 
 // ---------------------------------------------------------------- steps
 
-// The sums of a panel, of products of first terms, and of all others.
+// The sums of a panel, of products of first terms, and of all others; of what is stored in less than fp32 one is enough.
 template <int TILES> struct Sums {
     float large[TILES][4], small[TILES][4];
+
+    // What a product is added to, by the terms of weight and activation, of samples from 8 t on.
+    __device__ __forceinline__ float (&of(int terms, int t))[4] { return STORAGE || terms == 0 ? large[t] : small[t]; }
+
+    __device__ __forceinline__ float total(int t, int k) const {
+        return STORAGE ? large[t][k] : large[t][k] + small[t][k];
+    }
 
     __device__ __forceinline__ void clear() {
 #pragma unroll
@@ -180,32 +186,37 @@ template <int TILES> struct Task {
         : layer(layer), weights(weights), plane_bytes(areas.plane_bytes) {
         // Lanes 16 and following say where the second chunk is, or, where there is one, that of the second plane.
         const unsigned upper = threadIdx.x % 32 / 16;
-        chunk = upper;
-        const unsigned before = TILES == 2 ? 0 : upper * plane_bytes;
+        chunk = TILES > 1 ? upper : 0;
+        const unsigned before = TILES > 1 ? 0 : upper * plane_bytes;
         from = shared_address(shared, areas.rows(number)) + before;
         to = shared_address(shared, areas.rows(number + 1)) + before;
     }
 };
 
+// How often a lane moves words between a plane and registers for a panel or a step, and how many words at a time.
+constexpr int moves(int tiles) { return (tiles + 1) / 2; }
+constexpr int moved(int tiles) { return tiles == 1 ? 2 : 4; }
+
 // The inputs of a step, for eight samples each: words of rows 2 q and 2 q + 1, and 8 more, of all terms, or, where
 // features are 0 and 1, of the one there is.
 template <int TILES, int TERMS_IN> struct Inputs {
-    unsigned words[PLANES][TILES * 2];
+    unsigned words[PLANES][moves(TILES)][moved(TILES)];
 
     __device__ __forceinline__ void load(const Task<TILES> &task, unsigned unit) {
         const unsigned at = task.from + chunk_at<TILES * 8>(unit, task.chunk);
-        if constexpr (TILES == 2) {
+        if constexpr (TILES > 1) {
 #pragma unroll
             for (int term = 0; term < TERMS_IN; term++)
-                load_turned(shared, at + term * task.plane_bytes, words[term]);
+#pragma unroll
+                for (int load = 0; load < moves(TILES); load++)
+                    load_turned(shared, (at + term * task.plane_bytes) ^ load * 32, words[term][load]);
         } else if constexpr (TERMS_IN == 1) {
-            load_turned(shared, at, words[0]);
+            load_turned(shared, at, words[0][0]);
         } else {
             unsigned both[4];
             load_turned(shared, at, both);
-            words[0][0] = both[0], words[0][1] = both[1], words[1][0] = both[2], words[1][1] = both[3];
-            if constexpr (TERMS_IN > 2)
-                load_turned(shared, at + 2 * task.plane_bytes, words[2]);
+            words[0][0][0] = both[0], words[0][0][1] = both[1], words[1][0][0] = both[2], words[1][0][1] = both[3];
+            load_turned(shared, at + 2 * task.plane_bytes, words[2][0]);
         }
     }
 
@@ -218,15 +229,14 @@ template <int TILES, int TERMS_IN> struct Inputs {
 #pragma unroll
                 for (int t = 0; t < TILES; t++)
                     if (of + term < 3) // as many as matter
-                        multiply_add(of + term ? sums.small[t] : sums.large[t], piece[of], words[term][2 * t],
-                                     words[term][2 * t + 1]);
+                        multiply_add(sums.of(of + term, t), piece[of], words[term][t / 2][t % 2 * 2],
+                                     words[term][t / 2][t % 2 * 2 + 1]);
     }
 };
 
 // Sum a panel. `sums` hold what came of the panel before; `next` is what there is of the next one.
 template <int TILES, int TERMS_IN>
-__device__ __forceinline__ void sum_panel(const Task<TILES> &task, Panel &panel, Sums<TILES> &sums, Sums<TILES> &next,
-                                          float (&outputs)[TILES][4]) {
+__device__ __forceinline__ void sum_panel(const Task<TILES> &task, Panel &panel, Sums<TILES> &sums, Sums<TILES> &next) {
     next.clear();
     Inputs<TILES, TERMS_IN> inputs;
     uint4 piece[PIECE];
@@ -244,73 +254,104 @@ __device__ __forceinline__ void sum_panel(const Task<TILES> &task, Panel &panel,
         task.weights.take(piece);
         inputs.multiply(piece, next);
     }
+}
+
+// Outputs of a lane, as they are stored: of samples 2 q and 2 q + 1 of each eight, neurons g and g + 8.
+template <int TILES> using Outputs = Two[TILES][2];
+
+// The bits of all outputs of each sample of a lane: whether any is nonzero.
+template <int TILES> struct Seen {
+    unsigned bits[TILES][STORAGE ? 1 : 2] = {};
+
+    __device__ __forceinline__ void note(int t, const Two &two) {
+#if STORAGE
+        bits[t][0] |= two;
+#else
+        bits[t][0] |= __float_as_uint(two.x), bits[t][1] |= __float_as_uint(two.y);
+#endif
+    }
+
+    // Return a bit for each sample of the tile.
+    __device__ __forceinline__ unsigned samples() const {
+        unsigned found = 0;
+#pragma unroll
+        for (int t = 0; t < TILES; t++)
+#pragma unroll
+            for (int k = 0; k < 2; k++) { // -0 is zero
+                const unsigned all = STORAGE ? bits[t][0] >> 16 * k & 0x7fff : bits[t][k % (STORAGE ? 1 : 2)] << 1;
+                found |= (all ? 1u : 0u) << (t * 8 + threadIdx.x % 4 * 2 + k);
+            }
+        return found;
+    }
+};
+
+// Apply the activation to sums. They are of inputs alone where all weights are equal, and of scaled weights of fp16.
+template <int TILES>
+__device__ __forceinline__ void activate_panel(const Task<TILES> &task, const float (&bias)[2], const Sums<TILES> &sums,
+                                               Outputs<TILES> &outputs) {
+    const float lower = task.layer.lower, upper = task.layer.upper, scale = task.layer.value;
+    auto output = [&](int t, int k) {
+        const float sum = sums.total(t, k), added = bias[k / 2];
+        return fminf(fmaxf(TERMS == 0 || STORAGE == 1 ? fmaf(sum, scale, added) : sum + added, lower), upper);
+    };
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            outputs[t][k] = sums.large[t][k] + sums.small[t][k];
+        for (int half = 0; half < 2; half++)
+            outputs[t][half] = stored(make_float2(output(t, 2 * half), output(t, 2 * half + 1)));
 }
 
-// Apply the activation to sums.
+// Write a panel to the rows of these units.
 template <int TILES>
-__device__ __forceinline__ void activate_panel(const Task<TILES> &task, const float (&bias)[2],
-                                               float (&outputs)[TILES][4]) {
-    const float lower = task.layer.lower, upper = task.layer.upper;
-#pragma unroll
-    for (int t = 0; t < TILES; t++)
-#pragma unroll
-        for (int k = 0; k < 4; k++)
-            outputs[t][k] = rounded(fminf(fmaxf(outputs[t][k] + bias[k / 2], lower), upper));
-}
-
-// Split and write a panel to the rows of these units; ors into `some` the bits of each sample's values.
-template <int TILES>
-__device__ __forceinline__ void write_panel(const Task<TILES> &task, unsigned unit, const float (&outputs)[TILES][4],
-                                            unsigned (&some)[TILES][2]) {
-    unsigned words[PLANES][TILES * 2];
+__device__ __forceinline__ void write_panel(const Task<TILES> &task, unsigned unit, const Outputs<TILES> &outputs,
+                                            Seen<TILES> &some) {
+    unsigned words[PLANES][moves(TILES)][moved(TILES)];
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            const float a = outputs[t][2 * half], b = outputs[t][2 * half + 1];
             unsigned terms[PLANES];
-            split(a, b, terms);
+#if STORAGE
+            terms[0] = outputs[t][half];
+#else
+            split(outputs[t][half].x, outputs[t][half].y, terms);
+#endif
 #pragma unroll
             for (int plane = 0; plane < PLANES; plane++)
-                words[plane][2 * t + half] = terms[plane];
-            some[t][0] |= __float_as_uint(a), some[t][1] |= __float_as_uint(b);
+                words[plane][t / 2][t % 2 * 2 + half] = terms[plane];
+            some.note(t, outputs[t][half]);
         }
     const unsigned at = task.to + chunk_at<TILES * 8>(unit, task.chunk);
-    if constexpr (TILES == 2) {
+    if constexpr (TILES > 1) {
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
-            store_matrices(shared, at + plane * task.plane_bytes, words[plane]);
+#pragma unroll
+            for (int store = 0; store < moves(TILES); store++)
+                store_matrices(shared, (at + plane * task.plane_bytes) ^ store * 32, words[plane][store]);
     } else if constexpr (PLANES == 1) {
-        store_matrices(shared, at, words[0]);
+        store_matrices(shared, at, words[0][0]);
     } else {
-        const unsigned both[4] = {words[0][0], words[0][1], words[1][0], words[1][1]};
+        const unsigned both[4] = {words[0][0][0], words[0][0][1], words[1][0][0], words[1][0][1]};
         store_matrices(shared, at, both);
-        if constexpr (PLANES > 2)
-            store_matrices(shared, at + 2 * task.plane_bytes, words[2]);
+        store_matrices(shared, at + 2 * task.plane_bytes, words[2][0]);
     }
 }
 
 // Run a panel, where outputs have a tile of their own.
 template <int TILES, int TERMS_IN>
 __device__ __forceinline__ void run_panel(const Task<TILES> &task, Records &records, Panel &panel, Sums<TILES> &sums,
-                                          Sums<TILES> &next, unsigned (&some)[TILES][2]) {
-    float outputs[TILES][4];
-    sum_panel<TILES, TERMS_IN>(task, panel, sums, next, outputs);
+                                          Sums<TILES> &next, Seen<TILES> &some) {
+    sum_panel<TILES, TERMS_IN>(task, panel, sums, next);
     const Ending ending(records.record);
     panel.read(records.take(task.layer)); // arrives while this one is finished
-    activate_panel(task, ending.bias, outputs);
+    Outputs<TILES> outputs;
+    activate_panel(task, ending.bias, sums, outputs);
     write_panel(task, ending.unit, outputs, some);
 }
 
 // The panels of a warp one after the other.
 template <int TILES, int TERMS_IN>
-__device__ __forceinline__ void run_panels(const Task<TILES> &task, Records &records, Panel &panel,
-                                           unsigned (&some)[TILES][2]) {
+__device__ __forceinline__ void run_panels(const Task<TILES> &task, Records &records, Panel &panel, Seen<TILES> &some) {
     Sums<TILES> sums[2]; // by turns
     sums[0].clear();
 #pragma unroll 1
@@ -324,12 +365,12 @@ __device__ __forceinline__ void run_panels(const Task<TILES> &task, Records &rec
     }
 }
 
-template <int TILES> __device__ __forceinline__ void copy_outputs(float (&to)[TILES][4], const float (&from)[TILES][4]) {
+template <int TILES> __device__ __forceinline__ void copy_outputs(Outputs<TILES> &to, const Outputs<TILES> &from) {
 #pragma unroll
     for (int t = 0; t < TILES; t++)
 #pragma unroll
-        for (int k = 0; k < 4; k++)
-            to[t][k] = from[t][k];
+        for (int half = 0; half < 2; half++)
+            to[t][half] = from[t][half];
 }
 
 // The same where outputs overwrite inputs: all are held in registers until all warps have read their last
@@ -338,10 +379,10 @@ template <int TILES> __device__ __forceinline__ void copy_outputs(float (&to)[TI
 // the same units, so one register holds those of four panels.
 template <int TILES, int TERMS_IN>
 __device__ __forceinline__ void run_held_panels(const Task<TILES> &task, Records &records, Panel &panel,
-                                                unsigned (&some)[TILES][2]) {
+                                                Seen<TILES> &some) {
     constexpr int APART = 4, GROUPS = HELD > 0 ? (HELD + APART - 1) / APART : 1;
     const int rounds = task.layer.rounds, lane = threadIdx.x % 32;
-    float held[GROUPS * APART][TILES][4] = {}; // zeros need no registers before
+    Outputs<TILES> held[GROUPS * APART] = {}; // zeros need no registers before
     unsigned units[GROUPS][APART / 4];
     Sums<TILES> sums[2]; // by turns
     sums[0].clear();
@@ -350,7 +391,7 @@ __device__ __forceinline__ void run_held_panels(const Task<TILES> &task, Records
     for (;; first += APART) {
 #pragma unroll
         for (int h = GROUPS * APART - 1; h >= APART; h--)
-            copy_outputs(held[h], held[h - APART]);
+            copy_outputs<TILES>(held[h], held[h - APART]);
 #pragma unroll
         for (int four = 0; four < APART / 4; four++) {
 #pragma unroll
@@ -361,9 +402,9 @@ __device__ __forceinline__ void run_held_panels(const Task<TILES> &task, Records
 #pragma unroll
         for (int h = 0; h < APART; h++)
             if (first + h < rounds) {
-                sum_panel<TILES, TERMS_IN>(task, panel, sums[h % 2], sums[1 - h % 2], held[h]);
+                sum_panel<TILES, TERMS_IN>(task, panel, sums[h % 2], sums[1 - h % 2]);
                 const Ending ending(records.record);
-                activate_panel(task, ending.bias, held[h]);
+                activate_panel(task, ending.bias, sums[h % 2], held[h]);
                 if (lane / 16 == h % 2)
                     units[0][h / 4] |= ending.unit << 16 * (h / 2 % 2);
                 panel.read(records.take(task.layer));
@@ -382,7 +423,7 @@ __device__ __forceinline__ void run_held_panels(const Task<TILES> &task, Records
             }
 #pragma unroll
         for (int h = 0; h < (GROUPS - 1) * APART; h++)
-            copy_outputs(held[h], held[h + APART]);
+            copy_outputs<TILES>(held[h], held[h + APART]);
 #pragma unroll
         for (int four = 0; four < APART / 4; four++)
 #pragma unroll

@@ -14,7 +14,8 @@ constexpr int CHUNK = 64 / WARPS; // records of a warp that come together
 constexpr int PANEL = 16, STEP = 16, LINE = 128;
 constexpr int FIRST_PLACE = 16; // of a neuron; rows before it are zero, or are written for nobody
 constexpr int TILE_COUNT = HELD ? 1 : 2;
-constexpr bool ONE_TERM = !HELD && TERMS < 2; // whether there is code for features of one: registers are short
+// Whether there is code for features of one term, where others have more: registers are short.
+constexpr bool ONE_TERM = PLANES > 1 && !HELD && TERMS < 2;
 
 extern __shared__ __align__(128) float4 shared[]; // tiles [plane][place][WIDTH], records of all warps
 
@@ -40,13 +41,14 @@ struct Areas {
     }
 };
 
-// A *unit* says where a row lies, for every width: units of two places in a row begin 16 bytes of all banks
-// apart. Of two chunks of 8 samples the first is at the unit, the other beside it.
-__device__ __forceinline__ unsigned unit_of(unsigned place) { return place * 2 + (place >> 2 & 1); }
+// A *unit* says where a row lies, for every width: the first chunk of 8 samples of a row of 32, in 16 bytes. It is
+// another one of the row's four for every second place, so that eight places in a row begin in different banks, also
+// in rows of half the width, where units are half.
+__device__ __forceinline__ unsigned unit_of(unsigned place) { return place * 4 + (place >> 1 & 3); }
 
-// Where a chunk of a row lies, in bytes.
+// Where a chunk of a row lies, in bytes; that of another chunk differs by 16 times the bits that these differ by.
 template <int WIDTH> __device__ __forceinline__ unsigned chunk_at(unsigned unit, unsigned chunk) {
-    return WIDTH == 16 ? (unit ^ chunk) * 16 : unit / 2 * 16;
+    return (unit / (32 / WIDTH) ^ chunk) * 16;
 }
 
 // Clear the rows that are read as zeros: nobody writes them; by a warp.
@@ -57,8 +59,11 @@ __device__ __forceinline__ void clear_zero_rows(const Areas &areas) {
                 reinterpret_cast<float4 *>(areas.plane(number, plane))[k] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 }
 
-// The terms of eight values, two a word.
-__device__ __forceinline__ void split_eight(const float4 &x, const float4 &y, unsigned (&words)[PLANES][4]) {
+// Eight values from device memory as planes have them, two a word, and back.
+__device__ __forceinline__ void to_planes(const Four &x, const Four &y, unsigned (&words)[PLANES][4]) {
+#if STORAGE
+    words[0][0] = x.x, words[0][1] = x.y, words[0][2] = y.x, words[0][3] = y.y;
+#else
     const float2 pairs[4] = {{x.x, x.y}, {x.z, x.w}, {y.x, y.y}, {y.z, y.w}};
 #pragma unroll
     for (int k = 0; k < 4; k++) {
@@ -68,6 +73,25 @@ __device__ __forceinline__ void split_eight(const float4 &x, const float4 &y, un
         for (int plane = 0; plane < PLANES; plane++)
             words[plane][k] = terms[plane];
     }
+#endif
+}
+
+__device__ __forceinline__ void from_planes(const unsigned (&words)[PLANES][4], Four &x, Four &y) {
+#if STORAGE
+    x = make_uint2(words[0][0], words[0][1]), y = make_uint2(words[0][2], words[0][3]);
+#else
+    float values[8];
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        unsigned lower[PLANES], upper[PLANES];
+#pragma unroll
+        for (int plane = 0; plane < PLANES; plane++)
+            lower[plane] = words[plane][k] << 16, upper[plane] = words[plane][k] & 0xffff0000u;
+        values[2 * k] = joined(lower), values[2 * k + 1] = joined(upper);
+    }
+    x = make_float4(values[0], values[1], values[2], values[3]);
+    y = make_float4(values[4], values[5], values[6], values[7]);
+#endif
 }
 
 // Split the rows of WIDTH slots from `slot` on into rows of a number, in the order of their places there.
@@ -78,14 +102,13 @@ __device__ __forceinline__ void load_rows(const Stored *rows, const Areas &areas
     const int neurons = static_cast<int>(layer.n_in);
     const unsigned short *order = layer.places + neurons; // the neuron at each place
     const Four *source = reinterpret_cast<const Four *>(rows + place(slot, 0, neurons));
-#pragma unroll 2
+#pragma unroll HELD ? 1 : 2
     for (int k = threadIdx.x; k < neurons * CHUNKS; k += THREADS) {
         const int chunk = k % CHUNKS;
         const Four *from = source + order[k / CHUNKS] * (COLUMNS / 4) + chunk * 2;
-        const float4 x = loaded(from[0]), y = loaded(from[1]);
         const unsigned at = chunk_at<WIDTH>(unit_of(FIRST_PLACE + k / CHUNKS), chunk);
         unsigned words[PLANES][4];
-        split_eight(x, y, words);
+        to_planes(from[0], from[1], words);
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
             *reinterpret_cast<uint4 *>(areas.plane(number, plane) + at) =
@@ -108,13 +131,13 @@ __device__ __forceinline__ void load_samples(const Stored *from, const Areas &ar
     const int chunk = warp % CHUNKS;
     const unsigned tile = shared_address(shared, areas.rows(number));
     from += static_cast<i64>(slot + chunk * 8 + lane / 4) * neurons + lane % 4 * 4;
-#pragma unroll 2
+#pragma unroll HELD ? 1 : 2
     for (int first = warp / CHUNKS * GROUP; first < neurons; first += APART) {
-        const float4 x = loaded(*reinterpret_cast<const Four *>(from + first));
-        const float4 y = loaded(*reinterpret_cast<const Four *>(from + first + GROUP / 2));
+        const Four x = *reinterpret_cast<const Four *>(from + first);
+        const Four y = *reinterpret_cast<const Four *>(from + first + GROUP / 2);
         const unsigned at = tile + chunk_at<WIDTH>(unit_of(__ldg(layer.places + first + lane)), chunk);
         unsigned words[PLANES][4];
-        split_eight(x, y, words);
+        to_planes(x, y, words);
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
             store_turned(shared, at + plane * areas.plane_bytes, words[plane]);
@@ -130,25 +153,18 @@ __device__ __forceinline__ void store_samples(Stored *to, const Areas &areas, in
     const int chunk = warp % CHUNKS, slot = slots[chunk * 8 + lane / 4];
     const unsigned tile = shared_address(shared, areas.rows(number));
     to += static_cast<i64>(slot) * neurons + lane % 4 * 4;
-#pragma unroll 2
+#pragma unroll HELD ? 1 : 2
     for (int first = warp / CHUNKS * GROUP; first < neurons; first += APART) {
         const unsigned at = tile + chunk_at<WIDTH>(unit_of(FIRST_PLACE + first + lane), chunk);
         unsigned words[PLANES][4];
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
             load_turned(shared, at + plane * areas.plane_bytes, words[plane]);
-        float x[8];
-#pragma unroll
-        for (int m = 0; m < 4; m++) {
-            unsigned lower[PLANES], upper[PLANES];
-#pragma unroll
-            for (int plane = 0; plane < PLANES; plane++)
-                lower[plane] = words[plane][m] << 16, upper[plane] = words[plane][m] & 0xffff0000u;
-            x[2 * m] = joined(lower), x[2 * m + 1] = joined(upper);
-        }
+        Four x, y;
+        from_planes(words, x, y);
         if (slot >= 0) {
-            store_global(reinterpret_cast<Four *>(to + first), stored(make_float4(x[0], x[1], x[2], x[3])));
-            store_global(reinterpret_cast<Four *>(to + first + GROUP / 2), stored(make_float4(x[4], x[5], x[6], x[7])));
+            store_global(reinterpret_cast<Four *>(to + first), x);
+            store_global(reinterpret_cast<Four *>(to + first + GROUP / 2), y);
         }
     }
 }
@@ -177,10 +193,10 @@ __device__ __forceinline__ void load_bits(const State &state, const Areas &areas
 #pragma unroll
         for (int bit = 0; bit < 4; bit++) {
             const int shift = 7 - bit - half % 2 * 4;
-            unsigned ones[4]; // of bf16
+            unsigned ones[4];
 #pragma unroll
             for (int pair = 0; pair < 4; pair++)
-                ones[pair] = (both[pair] >> shift & 0x10001u) * 0x3f80u;
+                ones[pair] = (both[pair] >> shift & 0x10001u) * (ONES & 0xffff);
             const unsigned at = (bit < 2 ? pairs.x : pairs.y) >> bit % 2 * 16 & 0xffff;
             if (half * 4 + bit >= neurons)
                 continue;
@@ -221,13 +237,17 @@ __device__ __forceinline__ void store_rows(Stored *rows, const Areas &areas, int
     if (slot < 0)
         return;
     Stored *target = rows + place(slot, 0, neurons);
-#pragma unroll 4
+#pragma unroll HELD ? 1 : 4
     for (int neuron = threadIdx.x / WIDTH; neuron < neurons; neuron += THREADS / WIDTH) {
         const unsigned at = chunk_at<WIDTH>(unit_of(__ldg(layer.ends + neuron)), sample / 8) + sample % 8 * 2;
+#if STORAGE
+        target[neuron * COLUMNS] = *reinterpret_cast<const Stored *>(areas.plane(number, 0) + at);
+#else
         unsigned terms[PLANES];
 #pragma unroll
         for (int plane = 0; plane < PLANES; plane++)
             terms[plane] = *reinterpret_cast<const unsigned short *>(areas.plane(number, plane) + at) << 16;
-        target[neuron * COLUMNS] = stored(joined(terms));
+        target[neuron * COLUMNS] = joined(terms);
+#endif
     }
 }

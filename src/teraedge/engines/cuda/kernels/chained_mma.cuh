@@ -9,9 +9,8 @@
 #include "chained_walk.cuh"
 #include "mma.cuh"
 
-constexpr int PARTS = COLUMNS / 8;              // matrices of eight samples
-constexpr int TERMS = STORAGE == 1 ? 2 : 3;     // of a weight
-constexpr unsigned ONES = STORAGE == 1 ? 0x3c003c00 : 0x3f803f80;
+constexpr int PARTS = COLUMNS / 8;          // matrices of eight samples
+constexpr int TERMS = STORAGE == 1 ? 2 : 3; // of a weight
 
 // Lane 4 g + q has of neurons g and g + 8 the samples 2 q and 2 q + 1 of each part.
 struct Sums {
@@ -22,20 +21,6 @@ struct Sums {
 struct Seen {
     unsigned bits;
 };
-
-// As `multiply_add`, of what is stored.
-__device__ __forceinline__ void multiply_stored(float (&sums)[4], const uint4 &a, unsigned low, unsigned high) {
-#if STORAGE == 2
-    multiply_add(sums, a, low, high);
-#elif !defined(TERAEDGE_EMULATED)
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-                 "{%0,%1,%2,%3};"
-                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
-                 : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
-#else
-    emulated_multiply_add(sums, a, low, high, half_value);
-#endif
-}
 
 // Which of two values, of edges `first` and the next, there are.
 __device__ __forceinline__ unsigned there(int first, int count) {
@@ -96,9 +81,9 @@ __device__ __forceinline__ void add_piece(const Job &, const uint4 *stage, int c
         for (int t = LAST; t >= 0; t--)
 #pragma unroll
             for (int k = 0; k < 2; k++) {
-                multiply_stored(now.of[first + k], terms[0][t], rows[2 * k], rows[2 * k + 1]);
+                multiply_add(now.of[first + k], terms[0][t], rows[2 * k], rows[2 * k + 1]);
                 if (TWO)
-                    multiply_stored(next.of[first + k], terms[1][t], rows[2 * k], rows[2 * k + 1]);
+                    multiply_add(next.of[first + k], terms[1][t], rows[2 * k], rows[2 * k + 1]);
             }
     }
 }

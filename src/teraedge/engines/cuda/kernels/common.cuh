@@ -46,7 +46,7 @@ struct Panels {
 struct alignas(16) Layer {
     i64 n_in, n_out;
     Panels tall, single;
-    float value; // the weight, where all are equal
+    float value; // the weight, where all are equal; else what sums are multiplied by (block and dense kernel)
     float lower, upper;
     int equal;     // all weights are `value`
     int droppable; // a row that is zero after this layer is zero for good

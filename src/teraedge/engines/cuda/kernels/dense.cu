@@ -1,15 +1,16 @@
 // One layer of all (or nearly all) edges as a product of matrices on tensor cores.
 //
 // A block takes 96 neurons, a warp all of them for 32 samples, half of a tile: 6 x 4 fragments of 16
-// neurons by 8 samples, whose fp32 sums stay in registers. Weights, split into bf16 terms by the host and in
-// the order in which lanes read them, come into shared memory through a ring, for all warps. Activations go
-// from global memory to registers, a step of 16 inputs ahead, and are split there; no other warp of the
-// block needs them. Which of its samples a column stands for is free: a lane's four columns, one of each
+// neurons by 8 samples, whose fp32 sums stay in registers. Weights, split into terms by the host and in the
+// order in which lanes read them, come into shared memory through a ring, for all warps. Activations go from
+// global memory to registers, a step of 16 inputs ahead, and are split there, or, if they are stored in less
+// than fp32, taken as they are; no other warp of the block needs them. Which of its samples a column stands for is free: a lane's four columns, one of each
 // fragment, are four neighbours, one load.
 //
-// Tensor cores cut sums off where fp32 rounds, so they only sum the products of a step; that is added to the
+// Tensor cores cut sums off where fp32 rounds, so of fp32 they only sum the products of a step; that is added to the
 // sums as fp32 adds, in the order of the steps: warps that shared the inputs of a few samples would fill the GPU
-// sooner, but a sample's last bits would depend on how many there are.
+// sooner, but a sample's last bits would depend on how many there are. What is stored in less is summed by
+// tensor cores from beginning to end.
 //
 // Specialised by: FRAGMENTS, TERMS (of a weight), STAGES, STORAGE.
 #include "mma.cuh"
@@ -38,7 +39,7 @@ typedef float Sums[FRAGMENTS][PARTS][4];
 // Four neighbouring samples of the inputs 2 q, 2 q + 1, 2 q + 8 and 2 q + 9 of a step; beyond the last input its
 // values once more, for weights that are zero.
 struct Inputs {
-    float4 x[4];
+    Four x[4];
 };
 
 __device__ __forceinline__ Inputs load_inputs(const Stored *rows, int step, int n_in, int quarter) {
@@ -46,36 +47,43 @@ __device__ __forceinline__ Inputs load_inputs(const Stored *rows, int step, int 
 #pragma unroll
     for (int k = 0; k < 4; k++) {
         const int row = step * STEP + 2 * quarter + k % 2 + k / 2 * 8;
-        in.x[k] = loaded(*reinterpret_cast<const Four *>(rows + static_cast<i64>(row < n_in ? row : n_in - 1) * COLUMNS));
+        in.x[k] = *reinterpret_cast<const Four *>(rows + static_cast<i64>(row < n_in ? row : n_in - 1) * COLUMNS);
     }
     return in;
 }
 
 // Terms of inputs as tensor cores read them.
 struct Terms {
-    unsigned low[3][PARTS], high[3][PARTS];
+    unsigned low[PLANES][PARTS], high[PLANES][PARTS];
 };
 
 __device__ __forceinline__ Terms terms_of(const Inputs &in) {
     Terms b;
 #pragma unroll
     for (int part = 0; part < PARTS; part++) {
+#if STORAGE
+        const unsigned halves = part % 2 ? 0x7632 : 0x5410; // the upper ones of two words, or the lower ones
+        auto word = [&](int k) { return part < 2 ? in.x[k].x : in.x[k].y; };
+        auto both = [&](int k) { return __byte_perm(word(k), word(k + 1), halves); };
+        b.low[0][part] = both(0), b.high[0][part] = both(2);
+#else
         auto at = [&](int k) {
             return part == 0 ? in.x[k].x : part == 1 ? in.x[k].y : part == 2 ? in.x[k].z : in.x[k].w;
         };
-        unsigned low[3], high[3];
+        unsigned low[PLANES], high[PLANES];
         split(at(0), at(1), low);
         split(at(2), at(3), high);
 #pragma unroll
-        for (int term = 0; term < 3; term++)
+        for (int term = 0; term < PLANES; term++)
             b.low[term][part] = low[term], b.high[term][part] = high[term];
+#endif
     }
     return b;
 }
 
 // Add the products of one step; the small ones are summed first.
 __device__ __forceinline__ void multiply(unsigned weights, const Terms &b, Sums &sums) {
-    constexpr int WEIGHT[6] = {2, 1, 0, 1, 0, 0}, INPUT[6] = {0, 1, 2, 0, 1, 0};
+    constexpr int PRODUCTS = 6, WEIGHT[PRODUCTS] = {2, 1, 0, 1, 0, 0}, INPUT[PRODUCTS] = {0, 1, 2, 0, 1, 0};
     uint4 following[TERMS];
 #pragma unroll
     for (int t = 0; t < TERMS; t++)
@@ -91,16 +99,18 @@ __device__ __forceinline__ void multiply(unsigned weights, const Terms &b, Sums 
         }
         float now[PARTS][4] = {};
 #pragma unroll
-        for (int p = 0; p < 6; p++)
-            if (WEIGHT[p] < TERMS)
+        for (int p = 0; p < PRODUCTS; p++)
+            if (WEIGHT[p] < TERMS && INPUT[p] < PLANES)
 #pragma unroll
                 for (int part = 0; part < PARTS; part++)
-                    multiply_add(now[part], a[WEIGHT[p]], b.low[INPUT[p]][part], b.high[INPUT[p]][part]);
+                    multiply_add(STORAGE ? sums[f][part] : now[part], a[WEIGHT[p]], b.low[INPUT[p]][part],
+                                 b.high[INPUT[p]][part]);
+        if (!STORAGE)
 #pragma unroll
-        for (int part = 0; part < PARTS; part++)
+            for (int part = 0; part < PARTS; part++)
 #pragma unroll
-            for (int k = 0; k < 4; k++)
-                sums[f][part][k] += now[part][k];
+                for (int k = 0; k < 4; k++)
+                    sums[f][part][k] += now[part][k];
     }
 }
 
@@ -119,7 +129,8 @@ __device__ __forceinline__ unsigned finish(const Layer &layer, const Target *tar
             float y[8];
 #pragma unroll
             for (int k = 0; k < 8; k++) {
-                y[k] = rounded(activate(layer, sums[f][k % 4][below * 2 + k / 4], target.bias));
+                const float sum = sums[f][k % 4][below * 2 + k / 4]; // of scaled weights, where those are of fp16
+                y[k] = rounded(activate(layer, STORAGE == 1 ? sum * layer.value : sum, target.bias));
                 nonzero |= (y[k] != 0.0f ? 1u : 0u) << k;
             }
             Four *to = reinterpret_cast<Four *>(out + static_cast<i64>(target.output) * COLUMNS);

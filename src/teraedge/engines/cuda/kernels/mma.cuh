@@ -1,13 +1,17 @@
-// Products on tensor cores of fp32 values, as sums of bf16 terms.
+// Products on tensor cores: of fp32 values, as sums of bf16 terms, or of activations stored as fp16 or bf16.
 //
 // An fp32 value has 24 significant bits and a bf16 one 8, with the same range, so x = x0 + x1 + x2
 // exactly, each term what is left, cut off after 8 bits. Weights are split by the host, rounded to
 // nearest, into as many of three terms as it takes to hold them exactly. Of the products of terms
-// those are kept that reach 2^-24 of the whole. Two terms hold an fp16 value, one a bf16 value. Tensor cores cut sums off at the last bit of the
-// largest summand, so small terms are summed apart, and first.
+// those are kept that reach 2^-24 of the whole. Tensor cores cut sums off at the last bit of the largest summand,
+// so small terms are summed apart, and first. Activations that are stored as fp16 or bf16 are multiplied as they are,
+// weights split into terms of the same type; against their rounding what is cut off is nothing.
 #pragma once
 
 #include "common.cuh"
+
+constexpr int PLANES = STORAGE ? 1 : 3;                                   // terms of an activation
+constexpr unsigned ONES = STORAGE == 1 ? 0x3c003c00u : 0x3f803f80u;       // two, of what is multiplied
 
 // The upper halves of two words, a's below: two values cut off to bf16.
 __device__ __forceinline__ unsigned upper_halves(float a, float b) {
@@ -32,19 +36,23 @@ template <int COUNT> __device__ __forceinline__ float joined(const unsigned (&te
     return sum;
 }
 
-// sums[16][8] += a[16][16] * b[16][8] by a warp. Lane 4 g + q holds sums of rows g and g + 8, columns 2 q
+// sums[16][8] += a[16][16] * b[16][8] by a warp, of fp16 if activations are stored so, else of bf16. Lane 4 g + q holds sums of rows g and g + 8, columns 2 q
 // and 2 q + 1; of a, row g (x, z) and g + 8 (y, w), columns 2 q, 2 q + 1 (x, y) and those + 8 (z, w); and of
 // b, column g, rows 2 q, 2 q + 1 (low) and those + 8 (high).
 #ifndef TERAEDGE_EMULATED
 __device__ __forceinline__ void multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigned high) {
+#if STORAGE == 1
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+                 "{%0,%1,%2,%3};"
+#else
     asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
                  "{%0,%1,%2,%3};"
+#endif
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
                  : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "r"(low), "r"(high));
 }
 #else
-template <class Value>
-inline void emulated_multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigned high, Value value_of) {
+inline void multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigned high) {
     static unsigned given[32][32][6]; // of every lane of every warp of the block
     unsigned(*mine)[6] = given[threadIdx.x / 32];
     const int lane = threadIdx.x % 32, group = lane / 4, quarter = lane % 4;
@@ -53,7 +61,8 @@ inline void emulated_multiply_add(float (&sums)[4], const uint4 &a, unsigned low
         mine[lane][k] = words[k];
     __syncwarp();
     auto value = [&](int from, int word, int half) {
-        return value_of(static_cast<unsigned short>(mine[from][word] >> 16 * half));
+        const unsigned bits = mine[from][word] >> 16 * half & 0xffff;
+        return STORAGE == 1 ? half_value(static_cast<unsigned short>(bits)) : __uint_as_float(bits << 16);
     };
     for (int k = 0; k < 4; k++) {
         const int below = k / 2, column = 2 * quarter + k % 2; // row group + 8 * below
@@ -66,11 +75,6 @@ inline void emulated_multiply_add(float (&sums)[4], const uint4 &a, unsigned low
         sums[k] = static_cast<float>(sum);
     }
     __syncwarp();
-}
-
-inline void multiply_add(float (&sums)[4], const uint4 &a, unsigned low, unsigned high) {
-    emulated_multiply_add(sums, a, low, high,
-                          [](unsigned short bits) { return __uint_as_float(static_cast<unsigned>(bits) << 16); });
 }
 #endif
 
