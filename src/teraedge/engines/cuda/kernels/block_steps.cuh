@@ -194,8 +194,8 @@ template <int TILES> struct Task {
 };
 
 // How often a lane moves words between a plane and registers for a panel or a step, and how many words at a time.
-constexpr int moves(int tiles) { return (tiles + 1) / 2; }
-constexpr int moved(int tiles) { return tiles == 1 ? 2 : 4; }
+__device__ constexpr int moves(int tiles) { return (tiles + 1) / 2; }
+__device__ constexpr int moved(int tiles) { return tiles == 1 ? 2 : 4; }
 
 // The inputs of a step, for eight samples each: words of rows 2 q and 2 q + 1, and 8 more, of all terms, or, where
 // features are 0 and 1, of the one there is.
