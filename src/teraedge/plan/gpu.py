@@ -91,23 +91,23 @@ def _lay_out(
     terms = _dense_terms(layer, room, precision, rates) if tensor_cores else None
     if terms is None:
         return _lay_out_sparse(layer, room, tensor_cores, precision, few, rates)
-    seconds = rates.dense_seconds(dense_edges(layer), len(terms.bits), precision)
+    seconds = rates.dense_seconds(dense_edges(layer, precision), len(terms.bits), precision)
     if seconds + rates.switch >= layer.edges / rates.fastest:
         sparse = _lay_out_sparse(layer, room, tensor_cores, precision, few, rates)
         sparse = replace(sparse, precision=precision)
         # A dense layer is a launch of its own, and its rows go through device memory.
         if rates.seconds(sparse) <= seconds + rates.switch * sparse.resident:
             return sparse
-    return lay_out_dense(layer, terms)
+    return lay_out_dense(layer, terms, precision)
 
 
 def _dense_terms(layer: Layer, room: int, precision: Precision, rates: Rates) -> Terms | None:
     """Return the weights for the dense kernel, None where it is not worth a look."""
-    least = rates.dense_seconds(dense_edges(layer), 1, precision)
+    least = rates.dense_seconds(dense_edges(layer, precision), 1, precision)
     if least >= layer.edges / rates.slowest:
         return None
     terms = dense_terms(layer, precision)
-    return terms if dense_shared(len(terms.bits)) <= room else None
+    return terms if dense_shared(len(terms.bits), precision) <= room else None
 
 
 def _lay_out_sparse(

@@ -91,7 +91,7 @@ def block(kind: BlockKind) -> Specialisation:
 
 def dense(terms: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
     """Return the dense kernel for weights of so many terms."""
-    fragments, stages = dense_layout.HEIGHT // 16, dense_layout.dense_stages(terms)
+    fragments, stages = dense_layout.HEIGHTS[precision] // 16, dense_layout.dense_stages(terms)
     sizes = {"FRAGMENTS": fragments, "TERMS": terms, "STAGES": stages}
     return "dense.cu", {**sizes, **_curves(curved), **_stored(precision)}, ["dense"]
 

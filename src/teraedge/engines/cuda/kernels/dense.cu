@@ -1,7 +1,7 @@
 // One layer of all (or nearly all) edges as a product of matrices on tensor cores.
 //
-// A block takes 96 neurons, a warp all of them for 32 samples, half of a tile: 6 x 4 fragments of 16
-// neurons by 8 samples, whose fp32 sums stay in registers. Weights, split into terms by the host and in the
+// A block takes 96 or 128 neurons, a warp all of them for 32 samples, half of a tile: 6 x 4 or 8 x 4 fragments of
+// 16 neurons by 8 samples, whose fp32 sums stay in registers. Weights, split into terms by the host and in the
 // order in which lanes read them, come into shared memory through a ring, for all warps. Activations go from
 // global memory to registers, a step of 16 inputs ahead, and are split there, or, if they are stored in less
 // than fp32, taken as they are; no other warp of the block needs them. Which of its samples a column stands for is free: a lane's four columns, one of each
@@ -23,12 +23,13 @@ constexpr int SLAB = FRAGMENTS * TERMS * 32;         // weights of a step, in 16
 constexpr int STAGE = ROUND * SLAB;
 constexpr int PARTS = 4;                             // fragments of 8 samples
 
-
-// Inputs are loaded a step ahead; code for older GPUs has no registers for that.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-constexpr bool AHEAD = false;
+// Steps that inputs are loaded ahead: as registers allow, for which code for older GPUs has none.
+#if STORAGE
+constexpr int AHEAD = ROUND;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+constexpr int AHEAD = 0;
 #else
-constexpr bool AHEAD = true;
+constexpr int AHEAD = 1;
 #endif
 
 extern __shared__ uint4 ring[]; // [STAGES][STAGE]
@@ -172,23 +173,25 @@ __device__ __forceinline__ void add_up(const uint4 *weights, int rounds, const S
                                        int lane, Sums &sums) {
     for (int k = 0; k < STAGES - 1; k++)
         bring(weights, k, rounds);
-    Inputs next = {};
-    if (live && AHEAD)
-        next = load_inputs(rows, 0, n_in, lane % 4);
+    Inputs next[AHEAD ? AHEAD : 1] = {};
+    if (live)
+#pragma unroll
+        for (int k = 0; k < AHEAD; k++)
+            next[k] = load_inputs(rows, k, n_in, lane % 4);
 #pragma unroll 1
     for (int round = 0; round < rounds; round++) {
         wait_for_groups<STAGES - 2>();
         __syncthreads(); // what others copied is there, and all have read what the next copy replaces
         bring(weights, round + STAGES - 1, rounds);
         if (live)
-#pragma unroll 1
+#pragma unroll AHEAD > 1 ? AHEAD : 1
             for (int k = 0; k < ROUND; k++) { // weights beyond the last input are zero
-                const int step = round * ROUND + k;
+                const int step = round * ROUND + k, turn = AHEAD > 1 ? k : 0;
                 if (!AHEAD)
-                    next = load_inputs(rows, step, n_in, lane % 4);
-                const Terms b = terms_of(next);
+                    next[turn] = load_inputs(rows, step, n_in, lane % 4);
+                const Terms b = terms_of(next[turn]);
                 if (AHEAD)
-                    next = load_inputs(rows, step + 1, n_in, lane % 4);
+                    next[turn] = load_inputs(rows, step + AHEAD, n_in, lane % 4);
                 multiply(shared_address(ring, (round % STAGES * STAGE + k * SLAB + lane) * 16), b, sums);
             }
     }
