@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 import teraedge
 from teraedge.datasets import radixnet
+from teraedge.options import Precision
 
 UPPER = 32.0
 BIAS = 0.05
@@ -138,6 +139,26 @@ def draw(case: Case, seed: int = 1) -> Drawn:
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         layers, weights, bias = zip(*pool.map(layer, range(case.layers)), strict=True)
     return Drawn(teraedge.Network(list(layers), name=case.name), list(weights), list(bias))
+
+
+def rounded(drawn: Drawn, precision: Precision) -> Drawn:
+    """Return a network with its weights rounded to what activations are stored as."""
+    weights = [
+        sp.csr_array((_rounded(w.data, precision), w.indices, w.indptr), w.shape)
+        for w in drawn.weights
+    ]
+    layers = [
+        teraedge.Layer(w.T.tocsr(), layer.bias, layer.activation)
+        for w, layer in zip(weights, drawn.network, strict=True)
+    ]
+    return Drawn(teraedge.Network(layers, name=drawn.network.name), weights, drawn.bias)
+
+
+def _rounded(values: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
+    if precision == "fp16":
+        return values.astype(np.float16).astype(np.float32)
+    bits = values.view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
 def radix_layer(case: Case, seed: int) -> Callable[[Case, int, int], sp.csr_array]:

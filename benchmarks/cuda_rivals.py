@@ -1,7 +1,8 @@
-"""What others do of a sparse network on a GPU: PyTorch and CuPy, in fp32, as a careful user would.
+"""What others do of a sparse network on a GPU: PyTorch and CuPy, as a careful user would.
 
 Activations are [neuron][sample]; weights, biases and features are on the device before a run, and
-a run ends when its last layer has: no rival has to find ids or to bring anything back.
+a run ends when its last layer has: no rival has to find ids or to bring anything back. PyTorch's
+also run in fp16 or bf16, weights, biases and activations alike, if the features are such.
 """
 
 import time
@@ -14,8 +15,8 @@ import numpy as np
 from cuda_networks import UPPER, Drawn
 from numpy.typing import NDArray
 
-DENSE_RATE = 2.5e13
-"""fp32 multiply-adds a second, about, to tell beforehand what takes too long."""
+DENSE_RATES = {4: 2.5e13, 2: 3e14}
+"""Multiply-adds a second, about, by the bytes of a value: to tell what takes too long."""
 DENSE_SECONDS = 2.0
 """Longest run of a dense product."""
 
@@ -65,7 +66,7 @@ def torch_rival(
     import torch
 
     start = features.T.contiguous()
-    columns = [torch.from_numpy(b).to(features.device)[:, None] for b in bias]
+    columns = [torch.from_numpy(b).to(features)[:, None] for b in bias]
 
     def run() -> Any:
         y = start
@@ -79,21 +80,21 @@ def torch_rival(
 
     def rows(y: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         chosen = y[:, torch.from_numpy(ids).to(y.device)]
-        return np.ascontiguousarray(chosen.T.cpu().numpy())
+        return np.ascontiguousarray(chosen.T.float().cpu().numpy())
 
     return Rival(f"torch {torch.__version__}", run, wait, rows)
 
 
-def _torch_csr_weights(drawn: Drawn, device: Any) -> list[Any]:
+def _torch_csr_weights(drawn: Drawn, features: Any) -> list[Any]:
     import torch
 
     warnings.filterwarnings("ignore", message="Sparse (CSR tensor support|invariant checks)")
     made = []
     for w in drawn.weights:
-        parts = (w.indptr.astype(np.int32), w.indices.astype(np.int32), w.data)
-        made.append(
-            torch.sparse_csr_tensor(*(torch.from_numpy(p).to(device) for p in parts), size=w.shape)
-        )
+        parts = (w.indptr.astype(np.int32), w.indices.astype(np.int32))
+        lists = (torch.from_numpy(part).to(features.device) for part in parts)
+        values = torch.from_numpy(w.data).to(features)
+        made.append(torch.sparse_csr_tensor(*lists, values, size=w.shape))
     return made
 
 
@@ -105,7 +106,7 @@ def torch_csr(drawn: Drawn, features: Any) -> Rival:
         y += b
         return y.clamp_(0, UPPER)
 
-    return torch_rival(features, step, _torch_csr_weights(drawn, features.device), drawn.bias)
+    return torch_rival(features, step, _torch_csr_weights(drawn, features), drawn.bias)
 
 
 def torch_csr_addmm(drawn: Drawn, features: Any) -> Rival:
@@ -115,24 +116,25 @@ def torch_csr_addmm(drawn: Drawn, features: Any) -> Rival:
     def step(w: Any, y: Any, b: Any) -> Any:
         return torch.addmm(b.expand(-1, y.shape[1]), w, y).clamp_(0, UPPER)
 
-    return torch_rival(features, step, _torch_csr_weights(drawn, features.device), drawn.bias)
+    return torch_rival(features, step, _torch_csr_weights(drawn, features), drawn.bias)
 
 
 def torch_dense(drawn: Drawn, features: Any) -> Rival:
-    """Dense times dense plus bias in fp32 (no TF32), clamped in place."""
+    """Dense times dense plus bias (no TF32 for fp32), clamped in place."""
     import torch
 
     samples, neurons = features.shape
-    nbytes = sum(4 * w.shape[0] * w.shape[1] for w in drawn.weights)
-    seconds = nbytes / 4 * samples / DENSE_RATE
+    size = features.element_size()
+    nbytes = sum(size * w.shape[0] * w.shape[1] for w in drawn.weights)
+    seconds = nbytes / size * samples / DENSE_RATES[size]
     if seconds > DENSE_SECONDS:
         raise TooLargeError(f"a run would take about {seconds:.0f} s")
     if features.is_cuda:
         free, _ = torch.cuda.mem_get_info(features.device)
-        if nbytes + 16 * samples * neurons > free * 0.9:
+        if nbytes + 4 * size * samples * neurons > free * 0.9:
             raise TooLargeError(f"{nbytes / 1e9:.0f} GB of weights do not fit")
     torch.backends.cuda.matmul.allow_tf32 = False
-    weights = [torch.from_numpy(w.toarray()).to(features.device) for w in drawn.weights]
+    weights = [torch.from_numpy(w.toarray()).to(features) for w in drawn.weights]
 
     def step(w: Any, y: Any, b: Any) -> Any:
         return torch.addmm(b, w, y).clamp_(0, UPPER)
@@ -311,6 +313,10 @@ RIVALS: dict[str, Callable[[Drawn, Any], Rival]] = {
     "CuPy spmm": cupy_spmm,
     "cuSPARSE": cusparse_best,
 }
+
+
+HALF_RIVALS = ("torch CSR", "torch CSR addmm", "torch dense")
+"""Those that also run in fp16 and bf16."""
 
 
 def release() -> None:

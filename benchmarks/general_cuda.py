@@ -6,8 +6,11 @@ Nothing is pruned, merged or rewritten, all samples are live, every layer has we
 and some rows of everyone's answer are compared with the float64 reference before a time counts.
 teraedge is timed from dense float32 features on the device, [sample][neuron], through all layers
 to rows on the device and ids on the host; rivals from activations [neuron][sample] on the device
-to the end of their last layer. Programs run one after the other in one process, in fp32. Rates are
-of executed edges; of a dense product too only the network's own edges count, so that they compare.
+to the end of their last layer. Programs run one after the other in one process. Rates are of
+executed edges; of a dense product too only the network's own edges count, so that they compare.
+
+In fp32; with --precision fp16 or bf16 weights are such numbers for everyone, rivals compute in it,
+and teraedge stores activations so.
 """
 
 import argparse
@@ -20,8 +23,8 @@ from typing import Any
 
 import cuda_networks
 import numpy as np
-from cuda_networks import Case, Drawn, draw
-from cuda_rivals import RIVALS, Rival, TooLargeError, release
+from cuda_networks import Case, Drawn, draw, rounded
+from cuda_rivals import HALF_RIVALS, RIVALS, Rival, TooLargeError, release
 
 import teraedge
 from teraedge.bench import session as sessions
@@ -29,8 +32,9 @@ from teraedge.bench.gpu import limit_seconds, peaks, share_of_limit
 from teraedge.bench.record import row
 from teraedge.bench.session import Session
 from teraedge.engines.cuda import driver
+from teraedge.options import ITEMSIZE, PRECISIONS, Precision
 
-TOLERANCE = 5e-5
+TOLERANCE: dict[Precision, float] = {"fp32": 5e-5, "fp16": 5e-3, "bf16": 4e-2}
 """Relative norm of the error: fp32 through tens of layers is far below, TF32 above."""
 SLOW_RIVAL = 0.3
 """Seconds above which a rival runs three times only."""
@@ -59,6 +63,13 @@ def draw_features(samples: int, neurons: int, device: str, seed: int = 0) -> Any
             return generator.random((samples, neurons), dtype=np.float32) * np.float32(0.9) + 0.1
     drawn = np.random.default_rng(seed).random((samples, neurons), np.float32)
     return drawn * np.float32(0.9) + np.float32(0.1)
+
+
+def halved(features: Any, precision: Precision) -> Any:
+    """Return PyTorch's features as fp16 or bf16."""
+    import torch
+
+    return features.to(torch.float16 if precision == "fp16" else torch.bfloat16)
 
 
 def rows_of(array: Any, ids: np.ndarray) -> np.ndarray:
@@ -94,7 +105,7 @@ def reference(case: Case, drawn: Drawn, features: Any) -> tuple[np.ndarray, np.n
     return ids, expected
 
 
-def error_of(found: np.ndarray, expected: np.ndarray) -> float:
+def error_of(found: np.ndarray, expected: np.ndarray, precision: Precision = "fp32") -> float:
     """Return the relative norm of an error.
 
     Raises
@@ -103,7 +114,7 @@ def error_of(found: np.ndarray, expected: np.ndarray) -> float:
         If it is beyond `TOLERANCE`.
     """
     error = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-    if not error <= TOLERANCE:
+    if not error <= TOLERANCE[precision]:
         raise FailedError(f"the relative error is {error:.2g}")
     return error
 
@@ -117,11 +128,13 @@ def ours(
     limits: dict[str, float],
     *,
     device: str = "cuda",
+    precision: Precision,
     **rule: Any,
 ) -> dict[str, Any]:
     """Return the row of teraedge; raises FailedError if an answer is wrong."""
     free = gpu.free_bytes()
-    with teraedge.compile(drawn.network, device, teraedge.Options.mode("a")) as engine:
+    options = teraedge.Options.mode("a", precision=precision)
+    with teraedge.compile(drawn.network, device, options) as engine:
         given, where = features, "host" if isinstance(features, np.ndarray) else "device"
         try:
             result = engine.run(given)
@@ -131,7 +144,7 @@ def ours(
             print(f"  features go back to the host: {type(error).__name__}: {error}", flush=True)
             given, where = rows_of(features, np.arange(case.samples)), "host"
             result = engine.run(given)
-        error = error_of(rows_of(result.outputs, expected[0]), expected[1])
+        error = error_of(rows_of(result.outputs, expected[0]), expected[1], precision)
         if any(layer.live != case.samples for layer in result.trace):
             raise FailedError("not all samples are live")
         layer_seconds: list[float] = []
@@ -150,11 +163,11 @@ def ours(
         runs = sessions.repeat(once, **rule)
         used = free - gpu.free_bytes()
     edges = case.edges * case.samples
-    moved = 2 * 4 * case.neurons * case.samples * case.layers
+    moved = 2 * ITEMSIZE[precision] * case.neurons * case.samples * case.layers
     # Neurons of a RadiX-Net share their inputs, so that one read may serve several edges.
     floors = limit_seconds(limits, edges=edges, moved_bytes=moved if case.width else None)
     return _row(
-        case, runs, gpu, "teraedge", error,
+        case, runs, gpu, "teraedge", error, precision=precision,
         layer_seconds=median(layer_seconds[-len(runs):]),
         features=where,
         compile_seconds=engine.compile_seconds,
@@ -165,13 +178,13 @@ def ours(
 
 def theirs(
     case: Case, rival: Rival, label: str, expected: tuple[np.ndarray, np.ndarray], gpu: Any,
-    **rule: Any,
+    precision: Precision, **rule: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the row of a rival; raises FailedError if its answer is wrong."""
-    error = error_of(rival.rows(rival.run(), expected[0]), expected[1])
+    error = error_of(rival.rows(rival.run(), expected[0]), expected[1], precision)
     runs = sessions.repeat(rival.timed, **{"total": 1.0, "slow": SLOW_RIVAL} | rule)
     return _row(case, runs, gpu, label, error, rival=f"{rival.version} {label}".strip(),
-                detail=rival.detail)  # fmt: skip
+                detail=rival.detail, precision=precision)  # fmt: skip
 
 
 def _row(
@@ -187,7 +200,7 @@ def _row(
 
 def measure(
     case: Case, gpu: Any, limits: dict[str, float], session: Session, *, device: str = "cuda",
-    rivals: list[str], **rule: Any,
+    rivals: list[str], precision: Precision = "fp32", **rule: Any,
 ) -> list[str]:  # fmt: skip
     """Add the rows of a case to a session; what fails costs a line.
 
@@ -197,14 +210,18 @@ def measure(
         The programs that failed.
     """
     drawn = draw(case)
+    if precision != "fp32":
+        drawn = rounded(drawn, precision)
     features = draw_features(case.samples, case.neurons, device)
     expected = reference(case, drawn, features)
     programs: dict[str, Any] = {
         "teraedge": partial(ours, case, drawn, features, expected, gpu, limits, device=device)
     }
+    rule["precision"] = precision
 
     def run_rival(label: str, **rule: Any) -> dict[str, Any]:
-        return theirs(case, RIVALS[label](drawn, features), label, expected, gpu, **rule)
+        given = features if precision == "fp32" else halved(features, precision)
+        return theirs(case, RIVALS[label](drawn, given), label, expected, gpu, **rule)
 
     programs |= {label: partial(run_rival, label) for label in rivals}
     cells, failed = [], []
@@ -262,6 +279,7 @@ def main() -> int:
     parser.add_argument("--rivals", default=",".join(RIVALS), help="separated by commas, or none")
     parser.add_argument("--max-edges", type=int, default=cuda_networks.MAX_EDGES,
                         help="of a layer; larger ones are left out")  # fmt: skip
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32")
     parser.add_argument("--list", action="store_true", help="show the networks and end")
     arguments = parser.parse_args()
     cases = cuda_networks.cases()
@@ -273,7 +291,8 @@ def main() -> int:
     gpu = driver.open_device(arguments.device)
     limits = peaks(gpu)
     session = Session.of(arguments, gpu, peaks=limits)
-    rivals = [label for label in RIVALS if label in arguments.rivals.split(",")]
+    known = RIVALS if arguments.precision == "fp32" else HALF_RIVALS
+    rivals = [label for label in known if label in arguments.rivals.split(",")]
     print(f"{gpu!r}: {', '.join(f'{key} {value:.4g}' for key, value in limits.items())}")
     failed: list[str] = []
     for case in cases:
@@ -283,7 +302,8 @@ def main() -> int:
             print(f"{case.name}: left out, {case.neurons * case.fan_in / 1e6:.0f} M edges a layer")
             continue
         try:
-            labels = measure(case, gpu, limits, session, device=arguments.device, rivals=rivals)
+            labels = measure(case, gpu, limits, session, device=arguments.device, rivals=rivals,
+                             precision=arguments.precision)  # fmt: skip
         except Exception as error:
             print(f"{case.name}: {type(error).__name__}: {error}", flush=True)
             labels = ["teraedge"]

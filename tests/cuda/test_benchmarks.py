@@ -80,6 +80,11 @@ def test_general(gpu, tmp_path):
     assert (found["label"], found["passed"], found["limit"]) == ("teraedge", True, "gather")
     assert found["error"] < 1e-6
     assert "random-256-8" in general_cuda.table(session.rows)
+    general_cuda.measure(
+        case, gpu, peaks(gpu, 1 << 16), session, rivals=[], precision="fp16", **QUICK
+    )
+    assert [row["precision"] for row in session.rows] == ["fp32", "fp16"]
+    assert 1e-5 < session.rows[1]["error"] < 5e-3
 
 
 def test_stream(gpu):
