@@ -36,6 +36,19 @@ def is_emulated(device):
     return isinstance(device, EmulatedName)
 
 
+def filling(device):
+    """Return samples enough for every multiprocessor to have one of the largest tiles."""
+    if is_emulated(device):
+        return 150
+    from teraedge.engines.cuda import driver
+
+    with_tiles = driver.open_device(device)
+    try:
+        return with_tiles.multiprocessors * 33
+    finally:
+        with_tiles.close()
+
+
 def options_for(device, options):
     """Return those of the named options that a test should try."""
     if not is_emulated(device):

@@ -60,7 +60,7 @@ def kernel(request, monkeypatch):
 @pytest.mark.parametrize("name", NAMES_FOR_EACH_KERNEL)
 def test_equals_reference(device, kernel, name):
     network = NETWORKS[name]
-    for samples in (1, 33, 150):
+    for samples in (1, 33, engine_devices.filling(device)):
         features = make_features(network, samples)
         expected = teraedge.reference.run(network, features)
         for mode in "ac":

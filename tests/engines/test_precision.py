@@ -102,7 +102,7 @@ def check(device, network, features, precision, kernel=None, modes="ac"):
 @pytest.mark.parametrize("name", NAMES_FOR_EACH_KERNEL)
 def test_equals_the_model(device, kernel, name, precision):
     network = NETWORKS[name]
-    for samples in (33, 150):
+    for samples in (33, engine_devices.filling(device)):
         check(device, network, make_features(network, samples), precision, kernel)
 
 

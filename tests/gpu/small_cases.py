@@ -8,7 +8,7 @@ import numpy as np
 import teraedge
 from teraedge import ClippedReLU, Network, Options
 from teraedge.datasets import radixnet
-from teraedge.plan import few, gpu, resident, staged
+from teraedge.plan import block, few, gpu, resident, staged
 from teraedge.plan.rates import Rates
 
 NAMES = ["rectangular", "most die", "shared inputs", "empty rows and columns", "dense"]
@@ -87,6 +87,28 @@ def run_bits():
     Rates.bits_seconds = real
 
 
+def run_halves():
+    """Run the block kernel over halves, in tiles of every size, two of them and one."""
+    rng = np.random.default_rng(4)
+    layers = []
+    for n_in, n_out in ((90, 70), (70, 50), (50, 90)):
+        weights = (rng.random((n_in, n_out)) < 0.3) * rng.choice([-0.5, 0.25, 0.5], (n_in, n_out))
+        layers.append(teraedge.Layer(weights.astype(np.float32), -0.25, ClippedReLU(4)))
+    network = Network(layers)
+    kinds = block.KINDS
+    for precision in ("fp16", "bf16"):
+        for kind in (k for k in kinds if (k.precision, k.terms) == (precision, 1)):
+            block.KINDS = (kind,)
+            features = (rng.random((132 * 17, 90)) < 0.3).astype(np.float32)
+            expected = teraedge.reference.run(network, features)
+            options = Options.mode("b", precision=precision)
+            with teraedge.compile(network, "cuda", options) as engine:
+                outputs = engine.run(features).outputs
+                yield {layer.kernel for layer in engine._plan.resident}
+            np.testing.assert_allclose(outputs, expected.outputs, rtol=0, atol=5e-2)
+    block.KINDS = kinds
+
+
 def never(*_):
     return np.inf
 
@@ -108,6 +130,7 @@ def main():
     real = Rates.block_seconds, Rates.block_at_best
     Rates.block_seconds = Rates.block_at_best = lambda *_: -1.0
     assert set().union(*run_all((33, 150), OPTIONS[:2])) == {"block"}
+    assert set().union(*run_halves()) == {"block"}
     Rates.block_seconds, Rates.block_at_best = real
     resident.SAMPLES = ()
     Rates.staged_at_best = lambda *_: np.inf
