@@ -15,7 +15,7 @@ from cuda_emulator.device import EmulatedDevice
 from engines_networks import NAMES_FOR_EACH_KERNEL, NETWORKS, chain, make_features
 
 import teraedge
-from teraedge import ClippedReLU, Options, PackedFeatures
+from teraedge import ClippedReLU, Layer, Network, Options, PackedFeatures
 from teraedge.engines.cuda import driver
 from teraedge.plan import block, gpu, resident
 from teraedge.plan.rates import Rates
@@ -72,6 +72,23 @@ def test_equals_reference(device, kernel, name):
                     result = engine.run(features)
                     np.testing.assert_array_equal(result.outputs, expected.outputs)
                     np.testing.assert_array_equal(result.live, expected.live)
+
+
+def test_tiles_that_die_in_their_first_layer(device, kernel):
+    """The block that had one goes on to the next, with the features of that."""
+    rng = np.random.default_rng(6)
+    layers = [(rng.random((48, 48)) < 0.4).astype(np.float32) for _ in range(3)]
+    network = Network([Layer(weights, -2.0, ClippedReLU(64)) for weights in layers])
+    samples = 4 * engine_devices.filling(device)
+    share = np.where(np.arange(samples) % 2, 0.02, 0.4)[:, None]
+    features = (rng.random((samples, 48)) < share).astype(np.float32)
+    expected = teraedge.reference.run(network, features)
+    assert samples * 0.4 < expected.trace[0].live < samples * 0.7
+    with teraedge.compile(network, device, Options.mode("b")) as engine:
+        for _ in range(2):
+            result = engine.run(PackedFeatures.from_dense(features))
+            np.testing.assert_array_equal(result.outputs, expected.outputs)
+            np.testing.assert_array_equal(result.live, expected.live)
 
 
 @pytest.mark.parametrize("memory", [None, "1KB"], ids=["resident", "streamed"])

@@ -126,8 +126,9 @@ __device__ __forceinline__ unsigned run_layers(const State &state, const Segment
                                                Going &going, Tile &now, Turn *turns) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     unsigned live = ALL_LANES;
+    int done = 0;
 #pragma unroll 1
-    for (int done = 0; done < segment.count && live; done++, going.number++, going.rows++) {
+    for (; done < segment.count && live; done++, going.number++, going.rows++) {
         const int number = going.number;
         const Layer &layer = now.layers[number % PLACES];
         const bool errands = warp == number % WARPS;
@@ -155,6 +156,11 @@ __device__ __forceinline__ unsigned run_layers(const State &state, const Segment
             if (done + 1 < segment.count)
                 now.before[(number + 1) % 2] = live; // read after the next barrier
         }
+    }
+    if (done == 1 && segment.count > 1) { // all died before it was known where the next inputs are
+        if (warp == 0)
+            touch_inputs<WIDTH>(state, segment, 1, turns[now.turn], segment.layers[0]);
+        __syncthreads();
     }
     return live;
 }
