@@ -157,58 +157,77 @@ SPARSE_RIVALS = {
 
 
 def general_cuda() -> str:
-    """Return one table a GPU: mode A beside the rivals, in executed TE/s."""
+    """Return a table for each GPU and precision: mode A beside the rivals, in executed TE/s."""
     parts = []
     for device, files in _gpus("*-cuda-general*.json"):
-        rows: dict[tuple[str, str], dict[str, Any]] = {}
-        for _, record in files:  # a network's rows stay together: of one process
-            here = {(row["network"], row["label"]): row for row in record["rows"]}
-            new = {name for name, label in here if label == "teraedge"}
-            rows = {key: row for key, row in rows.items() if key[0] not in new}
-            rows |= {key: row for key, row in here.items() if key[0] in new}
-        lines = [
-            f"Mode A on one {device}, executed TE/s: random weights, all samples live, nothing "
-            "rewritten, fp32, everything on the device already; of each rival its best variant:",
-            "",
-            "| network, neurons a layer | inputs a neuron | samples | teraedge | of the limit "
-            f"| {' | '.join(SPARSE_RIVALS)} | torch dense | to the best sparse rival |",
-            "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        ]
-        mine = [row for (_, label), row in rows.items() if label == "teraedge"]
-        for row in sorted(mine, key=_general_order):
-            times = {label: other["seconds"]["median"] for (name, label), other in rows.items()
-                     if name == row["network"]}  # fmt: skip
-            edges = row["executed_edges_per_s"] * row["seconds"]["median"]
-            best = {
-                column: min((times[label] for label in labels if label in times), default=None)
-                for column, labels in SPARSE_RIVALS.items()
-            }
-            sparse = [seconds for seconds in best.values() if seconds is not None]
-            kind = row["network"].partition("-")[0]
-            kind += ", groups of 16" if row["network"].endswith("width-16") else ""
-            cells = [
-                f"{kind}, {row['neurons']}",
-                f"{row['fan_in']}",
-                f"{row['samples']:,}",
-                _rate(edges, row["seconds"]["median"]),
-                f"{row['share_of_limit']:.0%} ({row['limit']})",
-                *(_rate(edges, seconds) for seconds in best.values()),
-                _rate(edges, times.get("torch dense")),
-                f"{min(sparse) / row['seconds']['median']:.2f} times" if sparse else "",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-        versions = files[-1][1]["versions"]
-        used = ", ".join(
-            f"{name} {versions[name]}" for name in ("torch", "cupy") if name in versions
-        )
-        note = f"; {used}" if used else ""
-        lines += [
-            "",
-            f"{_gpu_source(files)}{note}; one process, answers compared with float64 first. Of a "
-            "dense product only the network's own edges count.",
-        ]
-        parts.append("\n".join(lines))
+        for precision in dict.fromkeys(item[1]["rows"][0]["precision"] for item in files):
+            own = [item for item in files if item[1]["rows"][0]["precision"] == precision]
+            if own:
+                parts.append("\n".join(_general_table(device, own, precision)))
     return "\n\n".join(parts)
+
+
+def _general_table(
+    device: str, files: list[tuple[Path, dict[str, Any]]], precision: str
+) -> list[str]:
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for _, record in files:  # a network's rows stay together: of one process
+        here = {(row["network"], row["label"]): row for row in record["rows"]}
+        new = {name for name, label in here if label == "teraedge"}
+        rows = {key: row for key, row in rows.items() if key[0] not in new}
+        rows |= {key: row for key, row in here.items() if key[0] in new}
+    rivals = {
+        column: labels
+        for column, labels in SPARSE_RIVALS.items()
+        if any(label in labels for _, label in rows)
+    }
+    weights = "" if precision == "fp32" else f" that are {precision} for everyone"
+    lines = [
+        f"Mode A on one {device}, executed TE/s: random weights{weights}, all samples live, "
+        f"nothing rewritten, {precision}, everything on the device already; of each rival its best "
+        "variant:",
+        "",
+        "| network, neurons a layer | inputs a neuron | samples | teraedge | of the limit "
+        f"| {' | '.join(rivals)} | torch dense | to the best sparse rival |",
+        "| --- " * (7 + len(rivals)) + "|",
+    ]
+    mine = [row for (_, label), row in rows.items() if label == "teraedge"]
+    for row in sorted(mine, key=_general_order):
+        times = {label: other["seconds"]["median"] for (name, label), other in rows.items()
+                 if name == row["network"]}  # fmt: skip
+        lines.append(f"| {' | '.join(_general_cells(row, times, rivals))} |")
+    versions = files[-1][1]["versions"]
+    used = ", ".join(f"{name} {versions[name]}" for name in ("torch", "cupy") if name in versions)
+    note = f"; {used}" if used else ""
+    lines += [
+        "",
+        f"{_gpu_source(files, precision=precision)}{note}; one process, answers compared with "
+        "float64 first. Of a dense product only the network's own edges count.",
+    ]
+    return lines
+
+
+def _general_cells(
+    row: dict[str, Any], times: dict[str, float], rivals: dict[str, tuple[str, ...]]
+) -> list[str]:
+    edges = row["executed_edges_per_s"] * row["seconds"]["median"]
+    best = [
+        min((times[label] for label in labels if label in times), default=None)
+        for labels in rivals.values()
+    ]
+    sparse = [seconds for seconds in best if seconds is not None]
+    kind = row["network"].partition("-")[0]
+    kind += ", groups of 16" if row["network"].endswith("width-16") else ""
+    return [
+        f"{kind}, {row['neurons']}",
+        f"{row['fan_in']}",
+        f"{row['samples']:,}",
+        _rate(edges, row["seconds"]["median"]),
+        f"{row['share_of_limit']:.0%} ({row['limit']})",
+        *(_rate(edges, seconds) for seconds in best),
+        _rate(edges, times.get("torch dense")),
+        f"{min(sparse) / row['seconds']['median']:.2f} times" if sparse else "",
+    ]
 
 
 def _general_order(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -259,13 +278,17 @@ def _rows(
     return {key(row): row for row in rows if row["device"] == device}
 
 
-def _gpu_source(files: list[tuple[Path, dict[str, Any]]], row: dict[str, Any] | None = None) -> str:
+def _gpu_source(
+    files: list[tuple[Path, dict[str, Any]]],
+    row: dict[str, Any] | None = None,
+    precision: str = "fp32",
+) -> str:
     """Say where and how the figures of a GPU's table were measured."""
     names = ", ".join(f"`{path.name}`" for path, _ in files)
     samples = "" if row is None else f"{row['samples']:,} samples, "
     machine = files[-1][1]["machine"]
     return (
-        f"{machine['device']}, driver {machine['driver']}, fp32, {samples}median of the "
+        f"{machine['device']}, driver {machine['driver']}, {precision}, {samples}median of the "
         f"repetitions in {names}"
     )
 

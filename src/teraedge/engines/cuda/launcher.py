@@ -37,9 +37,9 @@ from teraedge.plan.small import THREADS as SMALL_THREADS
 ROUNDING = {
     "resident": "edges of the resident kernel are summed in an order that suits shared memory",
     "small": "edges of the small kernel are summed in an order that suits shared memory",
-    "block": "layers of the block kernel sum products of bf16 terms on tensor cores, which cut "
-    "sums off at their last bit; products of terms below 2**-24 of a whole one are left out",
-    "dense": "dense layers sum products of bf16 terms as well, in another order",
+    "block": "layers of the block kernel sum products of bf16 or fp16 terms on tensor cores, which "
+    "cut sums off at their last bit; products of terms below 2**-24 of a whole one are left out",
+    "dense": "dense layers sum products of such terms as well, in another order",
 }
 """What makes the last bits of a kernel differ from those of the reference."""
 
