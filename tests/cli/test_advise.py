@@ -171,7 +171,15 @@ def test_programs_take_turns_and_the_best_run_counts(monkeypatch):
     rounds.measure([a, b, c, d], 100.0, told.append)
     assert "".join(order) == "abbaba-a-b"  # what spins on comes last in each round
     assert [one.seconds for one in (a, b, c, d)] == [3.0, 2.0, 2.0, math.inf]
+    assert [one.spread for one in (a, b, c)] == [4 / 3, 1.5, 1.0]
     assert told == sorted(told)
+
+
+@pytest.mark.parametrize(("spread", "said"), [(1.1, False), (1.9, True)])
+def test_a_busy_machine_is_said(model, capsys, monkeypatch, spread, said):
+    monkeypatch.setattr(rounds.Program, "spread", spread)
+    assert main(["advise", str(model), "--target", "latency"]) == 0
+    assert ("took 1.9 times as long" in capsys.readouterr().out.replace("\n", " ")) == said
 
 
 def test_what_is_too_large_to_be_kept_is_made_ready_for_every_turn(monkeypatch):

@@ -7,6 +7,8 @@ from typing import Any
 
 WORTH = 1.1
 """How many times as fast as dense a layer has to be before that is called a gain."""
+BUSY = 1.2
+"""The spread from which on the machine is said to be busy."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +149,9 @@ class Advised:
         Layers that time ran out for.
     rounds : int
         That were measured, at most; the best run of all of them counts.
+    spread : float
+        How many times as long as its best turn the median turn of a program took, typically: well
+        above 1 where others are at work on the machine.
     """
 
     device: str
@@ -157,6 +162,7 @@ class Advised:
     advice: list[Advice]
     left_out: list[int]
     rounds: int = 0
+    spread: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
         """Return everything as plain values."""

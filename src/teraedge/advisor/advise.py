@@ -1,6 +1,7 @@
 """Run the layers of a network, and others of their shapes, and say what sparsity is worth."""
 
 from collections.abc import Callable
+from statistics import median
 
 from teraedge.advisor.advice import Advised
 from teraedge.advisor.bench import Bench, Target
@@ -69,6 +70,7 @@ def advise(
         sorted((bench.advice() for bench in ran), key=lambda one: one.layers),
         sorted(number for bench in benches if not bench.was_run for number in bench.layers),
         max((bench.rounds for bench in ran), default=0),
+        median([program.spread for program in programs if program.turns] or [1.0]),
     )
 
 

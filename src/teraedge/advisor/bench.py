@@ -61,7 +61,7 @@ class Bench:
     @property
     def rounds(self) -> int:
         """How many turns the layer had."""
-        return self._now.turns
+        return len(self._now.turns)
 
     def first(self) -> list[Program]:
         """Return what is to be measured first: the layer as it is, and dense."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from math import inf
+from statistics import median
 from time import perf_counter, sleep
 from typing import NamedTuple, TypeAlias
 
@@ -46,7 +47,7 @@ class Program:
         self._ready: Ready | None = None
         self._same: Program | None = None
         self.needless = False
-        self.turns, self._best = 0, inf
+        self.turns: list[float] = []
 
     @property
     def seconds(self) -> float:
@@ -57,7 +58,12 @@ class Program:
         """
         if self._same is not None:
             return self._same.seconds
-        return self._best
+        return min(self.turns, default=inf)
+
+    @property
+    def spread(self) -> float:
+        """How many times as long as the best the median of the turns took: 1 on an idle machine."""
+        return median(self.turns) / min(self.turns) if self.turns else 1.0
 
     @property
     def is_kept(self) -> bool:
@@ -77,12 +83,12 @@ class Program:
         """Run it for some time."""
         if self._ready is None:
             return
-        end = perf_counter() + seconds
+        best, end = inf, perf_counter() + seconds
         while True:
-            self._best = min(self._best, max(self._ready.run(), 1e-9))
+            best = min(best, self._ready.run())
             if perf_counter() >= end:
                 break
-        self.turns += 1
+        self.turns.append(max(best, 1e-9))
 
     def close(self) -> None:
         """Free what it takes to keep it."""

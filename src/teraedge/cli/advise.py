@@ -80,7 +80,7 @@ def _title(model: Path) -> str:
 
 
 def _show(advised: "Advised", title: str) -> None:
-    from teraedge.advisor.advice import WORTH
+    from teraedge.advisor.advice import BUSY, WORTH
     from teraedge.advisor.patterns import PATTERNS
     from teraedge.cli.info import plain_table
 
@@ -94,7 +94,7 @@ def _show(advised: "Advised", title: str) -> None:
     for one in advised.advice:
         table.add_row(*_cells(one, tuple(PATTERNS)))
     out().print(table)
-    for line in _notes(advised, WORTH):
+    for line in _notes(advised, WORTH, BUSY):
         out().print(line)
 
 
@@ -130,7 +130,7 @@ def _numbers(layers: list[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def _notes(advised: "Advised", worth: float) -> "Iterator[str]":
+def _notes(advised: "Advised", worth: float, busy: float) -> "Iterator[str]":
     yield (
         "gain: times as fast as dense; below: the density of random edges from which down that "
         f"is {worth:g} or more, >= where it is at all that were tried; right: other patterns as "
@@ -138,6 +138,11 @@ def _notes(advised: "Advised", worth: float) -> "Iterator[str]":
     )
     yield f"dense: {advised.dense_program}"
     yield f"times: the best run of {count(advised.rounds, 'round')} in which all took turns"
+    if advised.spread > busy:
+        yield (
+            f"others are at work on this machine: half of the turns took {advised.spread:.1f} "
+            "times as long as the best or more; repeat it when they are not"
+        )
     known = [one for one in advised.advice if one.dense_seconds is not None]
     now = sum(one.seconds * len(one.layers) for one in known)
     dense = sum((one.dense_seconds or 0) * len(one.layers) for one in known)
