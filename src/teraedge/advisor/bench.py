@@ -13,6 +13,7 @@ from teraedge.advisor.dense import dense_program
 from teraedge.advisor.patterns import PATTERNS, unstructured
 from teraedge.advisor.rounds import Program, Ready
 from teraedge.engines import compile as compile_network
+from teraedge.host import usable_cores
 from teraedge.network import Layer, Network
 from teraedge.options import Options
 
@@ -22,8 +23,11 @@ DENSITIES = (0.02, 0.05, 0.1, 0.2, 0.35, 0.6)
 DENSE_BYTES = 2**31
 """Of a weight matrix that is stored whole, at most."""
 _EDGE_BYTES = 8
-_WEIGHTS_A_RUN = 2**32
-_SAMPLES = 256, 4096
+_WEIGHTS_A_RUN = 2**32, 2**29
+"""Times samples, about: on a GPU, and on a core of a CPU, where a short run is less disturbed."""
+_SAMPLES = 256, 128
+"""At least, likewise."""
+_MOST_SAMPLES = 4096
 
 
 class Bench:
@@ -36,7 +40,7 @@ class Bench:
         self._shape = layer.n_in, layer.n_out
         self._size = layer.n_in * layer.n_out
         self._density = layer.edges / self._size
-        self.features = _features(layer, target, has_zeros)
+        self.features = _features(layer, target, device, has_zeros)
         self.hardware = ""
         self._known: dict[bytes, Program] = {}
         self._now = self._program(lambda: self._layer.weights, self._density)
@@ -137,12 +141,13 @@ class Bench:
         return Ready(run, lambda: None)
 
 
-def _features(layer: Layer, target: Target, has_zeros: bool) -> np.ndarray:
+def _features(layer: Layer, target: Target, device: str, has_zeros: bool) -> np.ndarray:
     """Return random features, of which half are zero where an activation makes zeros."""
     samples = 1
     if target == "throughput":
-        fewest, most = _SAMPLES
-        samples = min(most, max(fewest, _WEIGHTS_A_RUN // (layer.n_in * layer.n_out)))
+        cores = usable_cores() if device == "cpu" else 1
+        weights, fewest = (given[device == "cpu"] * cores for given in (_WEIGHTS_A_RUN, _SAMPLES))
+        samples = min(_MOST_SAMPLES, max(fewest, weights // (layer.n_in * layer.n_out)))
     features = np.random.default_rng(0).normal(size=(samples, layer.n_in)).astype(np.float32)
     return np.maximum(features, 0, out=features) if has_zeros else features
 
