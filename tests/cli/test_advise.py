@@ -18,7 +18,7 @@ from teraedge.errors import OptionsError
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch):
     monkeypatch.setattr(rounds, "ROUNDS", 2)
-    monkeypatch.setattr(rounds, "TURN", 0.001)
+    monkeypatch.setattr(rounds, "TURN", (0.001, 1))
     monkeypatch.setattr(rounds, "SETTLE", 0.0)
 
 
@@ -166,7 +166,7 @@ def test_programs_take_turns_and_the_best_run_counts(monkeypatch):
 
     a, b = program("a", (5.0, 3.0), spins=True), program("b", (2.0, 4.0))
     c, d = rounds.Program(same, 1), rounds.Program(lambda: None, 1)
-    monkeypatch.setattr(rounds, "TURN", -1.0)  # a run a turn
+    monkeypatch.setattr(rounds, "TURN", (0.0, 1))  # a run a turn
     told = []
     rounds.measure([a, b, c, d], 100.0, told.append)
     assert "".join(order) == "abbaba-a-b"  # what spins on comes last in each round
@@ -183,7 +183,7 @@ def test_a_busy_machine_is_said(model, capsys, monkeypatch, spread, said):
 
 
 def test_what_is_too_large_to_be_kept_is_made_ready_for_every_turn(monkeypatch):
-    monkeypatch.setattr(rounds, "TURN_ALONE", -1.0)
+    monkeypatch.setattr(rounds, "LONGEST_TURN", 0.0)
     starts = []
 
     def start():

@@ -7,7 +7,7 @@ from typing import Any
 
 WORTH = 1.1
 """How many times as fast as dense a layer has to be before that is called a gain."""
-BUSY = 1.2
+BUSY = 1.1
 """The spread from which on the machine is said to be busy."""
 
 

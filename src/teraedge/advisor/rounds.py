@@ -7,10 +7,10 @@ from time import perf_counter, sleep
 from typing import NamedTuple, TypeAlias
 
 ROUNDS = 25
-TURN = 0.02
-"""Seconds of a program's turn, about."""
-TURN_ALONE = 0.1
-"""Of a program that is too large to be kept for many turns."""
+TURN = 0.02, 4
+"""Seconds and runs of a program's turn, at least."""
+LONGEST_TURN = 0.1
+"""Seconds, about, also of every turn of a program that is too large to be kept for many."""
 SETTLE = 0.15
 """Seconds before engines run after something else: the threads of a BLAS spin on for 0.1 s."""
 KEPT = 2**31, 48
@@ -79,16 +79,16 @@ class Program:
         else:
             self._same, self.needless = ready, True
 
-    def turn(self, seconds: float) -> None:
-        """Run it for some time."""
+    def turn(self, least: tuple[float, int]) -> None:
+        """Run it for some seconds, and some times where that does not take too long."""
         if self._ready is None:
             return
-        best, end = inf, perf_counter() + seconds
-        while True:
-            best = min(best, self._ready.run())
-            if perf_counter() >= end:
-                break
-        self.turns.append(max(best, 1e-9))
+        times: list[float] = []
+        passed, begin = 0.0, perf_counter()
+        while not times or (passed < LONGEST_TURN and (passed < least[0] or len(times) < least[1])):
+            times.append(self._ready.run())
+            passed = perf_counter() - begin
+        self.turns.append(max(min(times), 1e-9))
 
     def close(self) -> None:
         """Free what it takes to keep it."""
@@ -152,7 +152,7 @@ def _round(programs: list[Program], first: bool, end: float, tell: Callable[[], 
             program.prepare()
         if not program.spins and not (quiet and kept):
             sleep(SETTLE)
-        program.turn(TURN if kept else TURN_ALONE)
+        program.turn(TURN if kept else (LONGEST_TURN, 1))
         if not kept:
             program.close()
         quiet = kept and not program.spins
