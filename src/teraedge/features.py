@@ -7,6 +7,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from teraedge.errors import FeatureError
+from teraedge.text import a_type
 
 
 class PackedFeatures:
@@ -182,7 +183,7 @@ def _from_foreign(features: Any) -> NDArray[Any]:
         return array
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise FeatureError(
-            f"features are a {type(features).__name__} that cannot be read here: {error}; give a "
+            f"features are {a_type(features)} that cannot be read here: {error}; give a "
             "NumPy array, a SciPy sparse array, PackedFeatures, or a host array with DLPack"
         ) from None
 

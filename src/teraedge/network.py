@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from teraedge.activations import Activation, Identity
 from teraedge.errors import ModelError
 from teraedge.head import check_head
+from teraedge.text import a_type
 
 if TYPE_CHECKING:
     from teraedge.engines import Engine
@@ -159,7 +160,7 @@ class _Reiterable:
         layers = self._fresh()
         if not isinstance(layers, Iterable):
             raise ModelError(
-                f"the function of layers returned a {type(layers).__name__}; it must return an "
+                f"the function of layers returned {a_type(layers)}; it must return an "
                 "iterator of Layer"
             )
         return iter(layers)
@@ -198,7 +199,7 @@ def _as_source(layers: Any) -> LayerSource:
     if hasattr(layers, "__iter__"):
         return _Reiterable(lambda: layers)
     raise ModelError(
-        f"layers is a {type(layers).__name__}; give a list of Layer, a lazy source with len() and "
+        f"layers is {a_type(layers)}; give a list of Layer, a lazy source with len() and "
         "indexing, or a function that returns an iterator of Layer"
     )
 
@@ -349,7 +350,7 @@ class Network:
 
 def _check_layer(layer: Any, index: int, n_in: int | None) -> None:
     if not isinstance(layer, Layer):
-        raise ModelError(f"layer {index} is a {type(layer).__name__}; give a teraedge.Layer")
+        raise ModelError(f"layer {index} is {a_type(layer)}; give a teraedge.Layer")
     if n_in is not None and layer.n_in != n_in:
         raise ModelError(
             f"layer {index} reads {layer.n_in} neurons but layer {index - 1} writes {n_in}; "

@@ -63,6 +63,32 @@ def count(value: int, noun: str) -> str:
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
 
 
+def with_article(noun: str) -> str:
+    """Return a noun after "a" or "an", as it is spoken: names in capitals are spelled.
+
+    Examples
+    --------
+    >>> with_article("list"), with_article("ndarray"), with_article("MLPClassifier")
+    ('a list', 'an ndarray', 'an MLPClassifier')
+    """
+    if noun[:2].isupper() or noun[:2] == "nd":
+        vowel = noun[0] in "AEFHILMNORSXn"
+    else:
+        vowel = noun[:1] in tuple("aeiouAEIOU") and noun[:3].lower() not in ("uni", "use")
+    return f"{'an' if vowel else 'a'} {noun}"
+
+
+def a_type(value: object) -> str:
+    """Return what kind of thing a value is.
+
+    Examples
+    --------
+    >>> a_type([]), a_type(1), a_type(None)
+    ('a list', 'an int', 'None')
+    """
+    return "None" if value is None else with_article(type(value).__name__)
+
+
 def sparkline(values: Sequence[int], width: int, *, ascii_only: bool = False) -> str:
     """Return counts as a line of bars whose height is logarithmic, from the lowest to the highest.
 

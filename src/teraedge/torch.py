@@ -6,6 +6,7 @@ Importing this module imports torch; ``import teraedge`` does not.
 from typing import TYPE_CHECKING, Any
 
 from teraedge.errors import DependencyError, FeatureError
+from teraedge.text import a_type
 
 try:
     import torch
@@ -55,7 +56,7 @@ class EngineModule(torch.nn.Module):
         """
         if not isinstance(features, torch.Tensor):
             raise FeatureError(
-                f"features are a {type(features).__name__}; give a torch.Tensor, or call "
+                f"features are {a_type(features)}; give a torch.Tensor, or call "
                 "engine.run for other arrays"
             )
         if features.requires_grad and torch.is_grad_enabled():
@@ -128,6 +129,4 @@ def _check_engine(engine: Any) -> None:
     from teraedge.engines import Engine
 
     if not isinstance(engine, Engine):
-        raise TypeError(
-            f"the engine is a {type(engine).__name__}; give what teraedge.compile returns"
-        )
+        raise TypeError(f"the engine is {a_type(engine)}; give what teraedge.compile returns")

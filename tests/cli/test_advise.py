@@ -8,10 +8,18 @@ import numpy as np
 import pytest
 
 import teraedge
-from teraedge.advisor import Advice, advise
+from teraedge.advisor import Advice, advise, rounds
+from teraedge.advisor.advice import threshold
 from teraedge.advisor.patterns import PATTERNS, n_of_m
 from teraedge.cli import main
 from teraedge.errors import OptionsError
+
+
+@pytest.fixture(autouse=True)
+def quickly(monkeypatch):
+    monkeypatch.setattr(rounds, "ROUNDS", 2)
+    monkeypatch.setattr(rounds, "TURN", (0.001, 1))
+    monkeypatch.setattr(rounds, "SETTLE", 0.0)
 
 
 @pytest.fixture
@@ -34,7 +42,7 @@ def test_json(model, capsys, target):
     found = json.loads(capsys.readouterr().out)
     assert found["target"] == target
     assert (found["samples"] == 1) == (target == "latency")
-    assert sorted(number for one in found["advice"] for number in one["layers"]) == [0, 1, 2]
+    assert [one["layers"] for one in found["advice"]] == [[0], [1], [2]]
     assert not found["left_out"]
     first = next(one for one in found["advice"] if one["layers"] == [0])
     assert first["density"] == pytest.approx(0.05, rel=0.1)
@@ -44,6 +52,8 @@ def test_json(model, capsys, target):
     assert densities == sorted(densities)
     assert len(densities) > 5
     assert first["gains_below"] > 0
+    assert first["gains_below_at_least"] == (first["gains_below"] == densities[-1])
+    assert found["rounds"] == 2
 
 
 def test_table_and_plot(model, capsys, tmp_path):
@@ -68,7 +78,7 @@ def test_layers_alike_are_measured_once():
     network = teraedge.Network([layer] * 5 + [teraedge.Layer(np.ones((64, 2)))])
     told = []
     advised = advise(network, target="latency", progress=told.append)
-    assert [one.layers for one in advised.advice] == [[5], [0, 1, 2, 3, 4]]
+    assert [one.layers for one in advised.advice] == [[0, 1, 2, 3, 4], [5]]
     assert told == sorted(told)
     assert told[-1] == 1.0
 
@@ -89,6 +99,99 @@ def test_where_gains_start():
     assert advice([(0.1, 1.5)]).gains_below == 0.0
     assert advice([(0.1, 1.5)], None).gains_below is None
     assert advice([(0.1, 1.5)], 2.0).gain == 2.0
+
+
+def test_layers_are_listed_and_drawn_in_the_order_of_the_network(tmp_path, capsys):
+    pytest.importorskip("matplotlib")
+    network = teraedge.Network([teraedge.Layer(np.ones(shape)) for shape in ((4, 9), (9, 30))])
+    model, drawn = tmp_path / "small.safetensors", tmp_path / "advice.svg"
+    teraedge.save(network, model)
+    assert main(["advise", str(model), "--target", "latency", "--plot", str(drawn)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith("small.safetensors\n")
+    assert shown.index("4x9") < shown.index("9x30")
+    text = drawn.read_text()
+    assert text.index("layer 1: 4 x 9") < text.index("layer 2: 9 x 30")
+    assert "small.safetensors: latency" in text
+
+
+def test_one_loss_at_the_lowest_density_is_no_never():
+    one = Advice([0], 8, 8, 0.1, 1.0, 1.1, [(0.02, 1.5), (0.1, 0.4), (0.2, 0.6), (0.4, 2.4)])
+    assert one.gains_below == pytest.approx(0.2 * 2 ** (math.log(1 / 0.6) / math.log(4)))
+    assert 0.02 < one.gains_from < 0.1
+    assert threshold(one) == "3.3-26%"
+    assert not one.at_least
+
+
+def test_the_longest_stretch_of_gains_counts():
+    times = [0.5, 2.0, 0.5, 0.6, 0.7, 2.0, 0.9]
+    one = Advice([0], 8, 8, 0.1, 1.0, 1.1, list(zip((1, 2, 3, 4, 5, 6, 7), times, strict=True)))
+    assert 2 < one.gains_from < 3
+    assert 5 < one.gains_below < 6
+
+
+def test_gains_at_all_densities_tried_end_somewhere_above_them():
+    def words(*times):
+        curve = list(zip((0.02, 0.1, 0.6), times, strict=True))
+        return threshold(Advice([0], 8, 8, 0.1, 1.0, 1.1, curve))
+
+    assert words(0.1, 0.2, 0.5) == ">= 60%"
+    assert words(1.5, 0.5, 0.9) == "3.6 to >= 60%"
+    assert words(2.0, 2.0, 2.0) == "never"
+    assert threshold(Advice([0], 8, 8, 0.1, 1.0, None)) == "-"
+
+
+def test_what_is_the_same_matrix_is_measured_once():
+    network = teraedge.Network([teraedge.Layer(np.full((70, 50), 0.5), activation=teraedge.ReLU())])
+    (one,) = advise(network, target="latency").advice
+    assert one.patterns["N:M"] == one.patterns["RadiX-Net"] == (1.0, one.seconds)
+    assert one.curve[-1] == (1.0, one.seconds)
+    assert one.dense_seconds <= one.seconds
+
+
+def test_programs_take_turns_and_the_best_run_counts(monkeypatch):
+    order = []
+
+    def program(name, times, spins=False):
+        runs = iter([9.0, *times])
+
+        def run():
+            order.append(name)
+            return next(runs)
+
+        return rounds.Program(lambda: rounds.Ready(run, lambda: order.append(f"-{name}")), 1, spins)
+
+    def same():
+        return b
+
+    a, b = program("a", (5.0, 3.0), spins=True), program("b", (2.0, 4.0))
+    c, d = rounds.Program(same, 1), rounds.Program(lambda: None, 1)
+    monkeypatch.setattr(rounds, "TURN", (0.0, 1))  # a run a turn
+    told = []
+    rounds.measure([a, b, c, d], 100.0, told.append)
+    assert "".join(order) == "abbaba-a-b"  # what spins on comes last in each round
+    assert [one.seconds for one in (a, b, c, d)] == [3.0, 2.0, 2.0, math.inf]
+    assert [one.spread for one in (a, b, c)] == [4 / 3, 1.5, 1.0]
+    assert told == sorted(told)
+
+
+@pytest.mark.parametrize(("spread", "said"), [(1.1, False), (1.9, True)])
+def test_a_busy_machine_is_said(model, capsys, monkeypatch, spread, said):
+    monkeypatch.setattr(rounds.Program, "spread", spread)
+    assert main(["advise", str(model), "--target", "latency"]) == 0
+    assert ("took 1.9 times as long" in capsys.readouterr().out.replace("\n", " ")) == said
+
+
+def test_what_is_too_large_to_be_kept_is_made_ready_for_every_turn(monkeypatch):
+    monkeypatch.setattr(rounds, "LONGEST_TURN", 0.0)
+    starts = []
+
+    def start():
+        starts.append(1)
+        return rounds.Ready(lambda: 1.0, lambda: starts.append(-1))
+
+    rounds.measure([rounds.Program(start, rounds.KEPT[0] + 1)], 100.0, lambda _: None)
+    assert starts == [1, -1, 1, -1]
 
 
 @pytest.mark.parametrize("density", [0.02, 0.1, 0.5, 1.0])

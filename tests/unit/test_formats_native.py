@@ -225,7 +225,7 @@ LIES = {
     "layers not JSON": ({"layers": "[{]"}, "the metadata is not JSON"),
     "layers deep": ({"layers": "[" * 10**5}, "the metadata is not JSON"),
     "layers missing": ({"layers": None}, "the metadata is not JSON"),
-    "layers a number": ({"layers": "3"}, "the metadata is a int; it must be a list"),
+    "layers a number": ({"layers": "3"}, "the metadata is an int; it must be a list"),
     "layer a number": ({"layers": "[3]"}, "layer 0: the shape is None"),
 }
 

@@ -1,8 +1,13 @@
 """Numbers and bars for people."""
 
+from collections import OrderedDict
+
+import numpy as np
 import pytest
 
-from teraedge.text import number, scaled, seconds, sparkline
+import teraedge
+from teraedge.errors import ModelError
+from teraedge.text import number, scaled, seconds, sparkline, with_article
 
 
 def test_sparkline_falls_with_the_counts():
@@ -52,3 +57,34 @@ def test_units():
     assert scaled(235_929_600_000, " edges") == "236 G edges"
     assert scaled(0, "B") == "0 B"
     assert seconds(3725) == "62 min 5 s"
+
+
+@pytest.mark.parametrize(
+    ("noun", "spoken"),
+    [
+        ("OrderedDict", "an OrderedDict"),
+        ("ndarray", "an ndarray"),
+        ("int", "an int"),
+        ("list", "a list"),
+        ("Linear", "a Linear"),
+        ("LSTM", "an LSTM"),
+        ("GRU", "a GRU"),
+        ("Unflatten", "an Unflatten"),
+        ("Union", "a Union"),
+        ("ELU", "an ELU"),
+    ],
+)
+def test_articles(noun, spoken):
+    assert with_article(noun) == spoken
+
+
+def test_messages_have_articles():
+    for layers, message in (
+        ([np.ones(1)], "layer 0 is an ndarray"),
+        (None, "layers is None"),
+        ([3], "layer 0 is an int"),
+    ):
+        with pytest.raises(ModelError, match=message):
+            teraedge.Network(layers)
+    with pytest.raises(ModelError, match="the network is an OrderedDict"):
+        teraedge.compile(OrderedDict())

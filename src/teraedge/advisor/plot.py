@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from teraedge.advisor.advise import WORTH, Advice, Advised
+from teraedge.advisor.advice import WORTH, Advice, Advised, threshold
 from teraedge.errors import DependencyError, OptionsError
 
 _MOST = 6
@@ -34,13 +34,13 @@ def check_plot(path: Path) -> None:
         raise OptionsError(f"{path}: there is no folder {path.parent}; make it first")
 
 
-def plot(advised: Advised, path: Path) -> None:
-    """Draw the advice into a file."""
+def plot(advised: Advised, path: Path, model: str) -> None:
+    """Draw the advice for a model of some name into a file."""
     from matplotlib.figure import Figure
 
     from teraedge.formats._atomic import new_file
 
-    drawn = [one for one in advised.advice if one.dense_seconds is not None][:_MOST]
+    drawn = _drawn(advised)
     figure = Figure(figsize=(4.2 * max(len(drawn), 1), 3.8), layout="constrained")
     grid: Any = figure.subplots(1, max(len(drawn), 1), squeeze=False, sharey=True)
     for axes, one in zip(grid[0], drawn, strict=False):
@@ -54,9 +54,16 @@ def plot(advised: Advised, path: Path) -> None:
             for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         grid[0][-1].legend(shown.values(), shown.keys(), frameon=False, fontsize=8)
-    figure.suptitle(f"{advised.hardware}, {advised.target}", fontsize=10)
+    figure.suptitle(f"{model}: {advised.target} on {advised.hardware}", fontsize=10)
     with new_file(path) as temporary:
         figure.savefig(temporary, format=path.suffix[1:], dpi=150)
+
+
+def _drawn(advised: Advised) -> list[Advice]:
+    """Return the layers to draw, in the order of the network."""
+    known = [one for one in advised.advice if one.dense_seconds is not None]
+    known.sort(key=lambda one: -one.density * one.n_in * one.n_out)
+    return sorted(known[:_MOST], key=lambda one: one.layers)
 
 
 def _draw(axes: Any, one: Advice) -> None:
@@ -78,9 +85,19 @@ def _draw(axes: Any, one: Advice) -> None:
     axes.set(xscale="log", yscale="log", xlabel="density (%)")
     numbers = ", ".join(str(number + 1) for number in one.layers[:4])
     more = ", ..." if len(one.layers) > 4 else ""
-    axes.set_title(f"layer {numbers}{more}: {one.n_in} x {one.n_out}", loc="left", fontsize=9)
+    title = f"layer {numbers}{more}: {one.n_in} x {one.n_out}\n{_words(one)}"
+    axes.set_title(title, loc="left", fontsize=9)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))  # the axes have few decades
         axis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.set_minor_locator(NullLocator())
     axes.grid(which="major", color="#dddddd", linewidth=0.6)
+
+
+def _words(one: Advice) -> str:
+    """Return where random edges gain."""
+    if not one.curve:
+        return ""
+    if not one.gains_below:
+        return "random edges never gain"
+    return f"random edges gain {'at' if one.gains_from else 'to'} {threshold(one)}"

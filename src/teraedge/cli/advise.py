@@ -65,17 +65,22 @@ def advise(
             progress=stage,
         )
     if plot is not None:
-        plots.plot(advised, plot)
+        plots.plot(advised, plot, _title(model))
     if as_json:
         write_json({"model": str(model), **advised.to_json()})
         return
-    _show(advised, network.name or model.name)
+    _show(advised, _title(model))
     if plot is not None:
         out().print(f"drawn: {plot}")
 
 
+def _title(model: Path) -> str:
+    """Return the name of the file: networks of torch are all called Sequential."""
+    return model.resolve().name
+
+
 def _show(advised: "Advised", title: str) -> None:
-    from teraedge.advisor.advise import WORTH
+    from teraedge.advisor.advice import BUSY, WORTH
     from teraedge.advisor.patterns import PATTERNS
     from teraedge.cli.info import plain_table
 
@@ -89,11 +94,13 @@ def _show(advised: "Advised", title: str) -> None:
     for one in advised.advice:
         table.add_row(*_cells(one, tuple(PATTERNS)))
     out().print(table)
-    for line in _notes(advised, WORTH):
+    for line in _notes(advised, WORTH, BUSY):
         out().print(line)
 
 
 def _cells(one: "Advice", patterns: tuple[str, ...]) -> list[str]:
+    from teraedge.advisor.advice import threshold
+
     dense = "-" if one.dense_seconds is None else number(1e6 * one.dense_seconds)
     gain = "-" if one.gain is None else f"{one.gain:.2f}"
     others = [
@@ -107,15 +114,9 @@ def _cells(one: "Advice", patterns: tuple[str, ...]) -> list[str]:
         dense,
         number(1e6 * one.seconds),
         gain,
-        _threshold(one.gains_below),
+        threshold(one),
         *others,
     ]
-
-
-def _threshold(density: float | None) -> str:
-    if density is None:
-        return "-"
-    return f"{density:.1%}" if density else "never"
 
 
 def _numbers(layers: list[int]) -> str:
@@ -129,12 +130,19 @@ def _numbers(layers: list[int]) -> str:
     return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def _notes(advised: "Advised", worth: float) -> "Iterator[str]":
+def _notes(advised: "Advised", worth: float, busy: float) -> "Iterator[str]":
     yield (
         "gain: times as fast as dense; below: the density of random edges from which down that "
-        f"is {worth:g} or more; right: other patterns as dense as now, times as fast as now"
+        f"is {worth:g} or more, >= where it is at all that were tried; right: other patterns as "
+        "dense as now, times as fast as now"
     )
     yield f"dense: {advised.dense_program}"
+    yield f"times: the best run of {count(advised.rounds, 'round')} in which all took turns"
+    if advised.spread > busy:
+        yield (
+            f"others are at work on this machine: half of the turns took {advised.spread:.1f} "
+            "times as long as the best or more; repeat it when they are not"
+        )
     known = [one for one in advised.advice if one.dense_seconds is not None]
     now = sum(one.seconds * len(one.layers) for one in known)
     dense = sum((one.dense_seconds or 0) * len(one.layers) for one in known)

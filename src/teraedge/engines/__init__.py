@@ -7,6 +7,7 @@ from teraedge.engines.engine import Engine
 from teraedge.errors import FormatError, ModelError, OptionsError
 from teraedge.network import Network
 from teraedge.options import Options
+from teraedge.text import a_type
 
 __all__ = ["Engine", "compile", "load_plan"]
 
@@ -134,10 +135,8 @@ def _check(network: object, options: object, needed: bool = True) -> None:
     """Refuse what is neither a network nor options."""
     if not isinstance(network, Network) and (needed or network is not None):
         raise ModelError(
-            f"the network is a {type(network).__name__}; give a teraedge.Network, as "
+            f"the network is {a_type(network)}; give a teraedge.Network, as "
             "teraedge.Network([layer, ...]) or teraedge.Network(source)"
         )
     if not isinstance(options, Options | None):
-        raise OptionsError(
-            f"options are a {type(options).__name__}; give teraedge.Options(...) or None"
-        )
+        raise OptionsError(f"options are {a_type(options)}; give teraedge.Options(...) or None")

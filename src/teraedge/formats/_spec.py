@@ -6,6 +6,7 @@ from typing import Any
 
 from teraedge.activations import Activation, from_spec
 from teraedge.errors import FormatError, ModelError
+from teraedge.text import a_type, with_article
 
 
 def read_json(text: Any, where: str, kind: type = dict) -> Any:
@@ -22,7 +23,7 @@ def read_json(text: Any, where: str, kind: type = dict) -> Any:
         raise FormatError(f"{where}: the metadata is not JSON: {error}") from None
     if not isinstance(value, kind):
         raise FormatError(
-            f"{where}: the metadata is a {type(value).__name__}; it must be a {kind.__name__}"
+            f"{where}: the metadata is {a_type(value)}; it must be {with_article(kind.__name__)}"
         )
     return value
 

@@ -20,6 +20,7 @@ from teraedge.formats._graph import Value
 from teraedge.formats._support import unsupported
 from teraedge.formats._torch_functions import FUNCTIONS, METHODS, flatten, unflatten
 from teraedge.network import Network
+from teraedge.text import a_type
 
 MODULES = (
     nn.Linear,
@@ -50,8 +51,7 @@ def read_module(
     """Return the network of a module; see `torch.from_torch`."""
     if not isinstance(module, nn.Module):
         raise ModelError(
-            f"the model is a {type(module).__name__}; give a torch.nn.Module, such as "
-            "nn.Sequential(...)"
+            f"the model is {a_type(module)}; give a torch.nn.Module, such as nn.Sequential(...)"
         )
     wrapped = getattr(module, "_orig_mod", None)  # of torch.compile
     if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
@@ -62,8 +62,7 @@ def read_module(
         raise ModelError("the model is compiled by torch.jit; give the nn.Module it was made from")
     if isinstance(module, nn.ModuleList | nn.ModuleDict):
         raise ModelError(
-            f"the model is a {type(module).__name__}, which computes nothing; give "
-            "nn.Sequential(*modules)"
+            f"the model is {a_type(module)}, which computes nothing; give nn.Sequential(*modules)"
         )
     required = [
         parameter
@@ -158,7 +157,7 @@ class Reader:
             output = output[0]
         if not isinstance(output, Value):
             raise ModelError(
-                f"the module returns a {type(output).__name__}; give one that returns a tensor "
+                f"the module returns {a_type(output)}; give one that returns a tensor "
                 "that is computed from its input"
             )
         output = _graph.reshaped(output, (output.size,))

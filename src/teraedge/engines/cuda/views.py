@@ -6,6 +6,7 @@ import numpy as np
 
 from teraedge.engines.cuda.stream import Stream
 from teraedge.errors import FeatureError
+from teraedge.text import a_type
 
 CUDA = 2
 """DLPack's number for the memory of an NVIDIA GPU."""
@@ -51,7 +52,7 @@ def view(array: Any, stream: Stream, ordinal: int) -> View | None:
         if isinstance(error, FeatureError):
             raise
         raise FeatureError(
-            f"features are a {type(array).__name__} that cannot be read here: {error}"
+            f"features are {a_type(array)} that cannot be read here: {error}"
         ) from None
     return None
 
