@@ -21,9 +21,9 @@ STARTING = 2e-4
 """Seconds to start and to end threads that have tiles of their own."""
 CALL, MEETING = 6e-6, 3e-6
 """Seconds of a call for samples that are shared, and of each of its layers, beside their work."""
-LEAST = 1 / 16
-"""Of the time of a batch in tiles: what sharing must save, as it takes memory and a second
-layout."""
+LEAST = 1 / 8
+"""Of the time of a batch: what sharing more of it must save. It takes memory and a second layout,
+and where other programs run on the same cores, threads that share layers wait more."""
 
 
 class Costs(NamedTuple):
@@ -62,12 +62,17 @@ def tile_size(samples: int, threads: int) -> int:
 
 
 def in_tiles(samples: int, threads: int, costs: Costs) -> int:
-    """Return how many of some samples, the first ones, are to run in tiles, the others shared."""
-    all_tiled = _seconds(samples, samples, threads, costs)
+    """Return how many of some samples, the first ones, are to run in tiles, the others shared.
+
+    All, or as many as give each thread the same full tiles, or none.
+    """
     whole = samples // (threads * TILE) * threads * TILE
-    best = min((0, whole), key=lambda tiled: _seconds(tiled, samples, threads, costs))
-    saved = all_tiled - _seconds(best, samples, threads, costs)
-    return best if saved >= LEAST * all_tiled else samples
+    best, least = samples, _seconds(samples, samples, threads, costs)
+    for tiled in (whole, 0):
+        seconds = _seconds(tiled, samples, threads, costs)
+        if seconds <= (1 - LEAST) * least:
+            best, least = tiled, seconds
+    return best
 
 
 def _seconds(tiled: int, samples: int, threads: int, costs: Costs) -> float:
