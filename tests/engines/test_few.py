@@ -34,10 +34,10 @@ def random_network(density, sizes=(300, 410, 203, 11), seed=0, bias=0.1):
 
 
 def check(network, options=None):
-    """Compare runs of few samples with a run of many."""
+    """Compare runs of few samples with a run of many, which run in tiles."""
     features = make_features(network, 150)
     with teraedge.compile(network, options=options) as engine:
-        many = engine.run(features)
+        many = engine.run(sp.csr_array(features))
         for samples in (1, FEW, FEW + 1, LANES, LANES + 3, MOST):
             few = engine.run(np.asarray(features[7 : 7 + samples], np.float32))
             np.testing.assert_array_equal(few.outputs, many.outputs[7 : 7 + samples])

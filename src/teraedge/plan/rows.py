@@ -80,13 +80,18 @@ class Widths(NamedTuple):
         return -(-sums // self.narrow) * self.narrow
 
 
+def sharers(edges: int, n_out: int, threads: int) -> int:
+    """Return how many of some threads can share a layer."""
+    return max(1, min(threads, edges * 4 // MIN_BYTES, n_out))
+
+
 def row_parts(layer: PanelLayer, threads: int, widths: Widths) -> list[RowPart]:
     """Lay a layer out by rows, in as many parts as threads can share."""
     edges = np.concatenate([_edges(layer.tall, layer.value), _edges(layer.single, layer.value)])
     tall = np.zeros(layer.n_out, np.bool_)
     tall[layer.tall.outputs] = True
     edges = edges[np.argsort(edges["input"], kind="stable")]
-    parts = max(1, min(threads, len(edges) * 4 // MIN_BYTES, layer.n_out))
+    parts = sharers(len(edges), layer.n_out, threads)
     # Whole registers: no thread then writes a cache line, or streams a block, of another one's.
     # The last ones may be empty: samples side by side share panels instead.
     width = min(widths.whole(-(-layer.n_out // parts)), MAX_WIDTH)

@@ -1,7 +1,7 @@
 """The driver of the CPU kernels: threads, segments of layers, and the result."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cpu import feeding
+from teraedge.engines.cpu.batch import costs_of, in_tiles, tile_size
 from teraedge.engines.cpu.calibrate import constants
-from teraedge.engines.cpu.few import MOST, FewSamples
+from teraedge.engines.cpu.few import MOST, SHALLOW, FewSamples
 from teraedge.engines.cpu.pool import Pool, Samples
 from teraedge.engines.cpu.program import Program
+from teraedge.engines.cpu.ran import Ran
 from teraedge.engines.cpu.simd import HEIGHT, LANES, TILE
-from teraedge.engines.cpu.state import State
+from teraedge.engines.cpu.work import Work, features_work, no_work, tile_work, tiles_of
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError
 from teraedge.features import Features, as_features
@@ -32,7 +34,7 @@ from teraedge.plan.packing import VERSION, pack_panels, unpack_panels
 from teraedge.plan.panels import PanelLayer, panel_layer
 from teraedge.plan.plan import Plan, nbytes_of
 from teraedge.plan.saved import LoadedPlan, SavedPlan, save_plan
-from teraedge.result import LayerTrace, Result
+from teraedge.result import Block, LayerTrace, Result
 from teraedge.text import count
 
 _UNKNOWN_MEMORY = 8 * 2**30  # where the system does not say
@@ -47,9 +49,6 @@ _ROUNDING = [
     "the edges of a neuron are summed in the order of its inputs",
 ]
 """How the kernels order sums; see `rounding.statements`."""
-
-Work = Callable[[Program, Pool, State], Iterator[int]]
-"""Takes some samples through a segment; yields the tiles that come out at the end."""
 
 
 class CpuEngine(Engine):
@@ -76,6 +75,7 @@ class CpuEngine(Engine):
         self._pools: list[Pool] = []
         self._rounding = (*plan.rounding, *_ROUNDING)
         self._edges = [part.edges for part in plan.parts]
+        self._costs = costs_of(plan.parts, self._threads)
         self._last: Callable[[], LastRun] | None = None
         self._few: FewSamples | None = None
         self._most_together = MOST
@@ -153,28 +153,25 @@ class CpuEngine(Engine):
             or features.dtype.kind not in "biuf"
         ):
             return None
-        if self._few is None:
-            if not self._has_room_for_rows() or self._resident is None:
-                self._most_together = 0
-                return None
-            self._few = FewSamples(self._resident, self._plan.droppable[1:], self._threads)
-            self._most_together = self._few.most
-            return self._run_few(features, start)
+        few = self._ready_few()
+        if few is None or len(features) > few.most:
+            return None
         if features.dtype != np.float32 or not features.flags.c_contiguous:
             with np.errstate(over="ignore"):
                 features = np.ascontiguousarray(features, np.float32)
-        outputs = self._few.run(features)
+        outputs = few.run(features)
         if outputs is None:
             return None  # and whoever checks the features says what is wrong
-        samples, few = len(features), self._few
-        dead = self._plan.droppable[-2] and few.noted[0, -1] < samples
+        samples, noted = len(features), few.noted.copy()
+        dead = self._plan.droppable[-2] and noted[0, -1] < samples
         ids = np.flatnonzero(few.nonzero[:samples]) if dead else None
-        ran = partial(_ran_by_rows, samples, few.noted.copy())
-        self._last = lambda: ran()[0]
+        # Only made when asked for: a run takes microseconds.
+        ran = partial(Ran.shared, samples, noted, self._edges)
+        self._last = lambda: ran().last(samples, 1)
         return Result(
             (samples, self.n_out),
             outputs if ids is None else [(ids, outputs[ids])],
-            partial(_trace_by_rows, self._plan.origin, self._edges, ran),
+            partial(_trace, ran, self._plan.origin),
             seconds=perf_counter() - start,
             nominal_edges=samples * self.edges,
             exact=["prune", *self._plan.saved] if dead else list(self._plan.saved),
@@ -183,6 +180,16 @@ class CpuEngine(Engine):
             head=self.head,
         )
 
+    def _ready_few(self) -> FewSamples | None:
+        """Lay the network out for few samples, where that was not done; None where it cannot be."""
+        if self._few is None and self._most_together:
+            if not self._has_room_for_rows() or self._resident is None:
+                self._most_together = 0
+                return None
+            self._few = FewSamples(self._resident, self._plan.droppable[1:], self._threads)
+            self._most_together = self._few.most
+        return self._few
+
     def _has_room_for_rows(self) -> bool:
         """Tell whether all layers stay in memory, and may a second time, by rows."""
         plan = self._plan
@@ -190,10 +197,66 @@ class CpuEngine(Engine):
         return len(plan.resident) == len(plan.origin) and ROWS * held <= _memory(self.options)
 
     def _run(self, features: Features, start: float, progress: Progress | None) -> Result:
-        """Take all samples through all segments."""
+        """Take all samples through all segments, or some of them through layers that are shared."""
         samples = features.shape[0]
-        # Few samples are spread over all threads, rather than filling the tiles of some.
-        size = min(TILE, max(LANES, -(-samples // (self._threads * LANES)) * LANES))
+        same_as = np.arange(samples)
+        tiled = self._in_tiles(features)
+        blocks, pools = self._run_tiles(features, tiled, same_as, progress)
+        ran = Ran.in_tiles(pools, self._edges)
+        if self._few is not None and tiled < samples:
+            block, after = self._run_shared(self._few, features, tiled)
+            blocks, ran = [*blocks, block], ran.plus(after)
+            if progress is not None and not tiled:
+                progress(1.0)
+        whole = not tiled and len(blocks) == 1 and len(blocks[0][0]) == samples
+        trace = ran.trace(self._plan.origin)
+        self._last = partial(ran.last, samples, max(1, len(pools)))
+        merged = any(pool.looks[:, 2].any() for pool in pools)
+        return Result(
+            (samples, self.n_out),
+            blocks[0][1] if whole else blocks,
+            trace,
+            seconds=perf_counter() - start,
+            nominal_edges=samples * self.edges,
+            # What made the run faster without changing the answer.
+            exact=["prune"] * (trace[-1].live < samples) + ["merge"] * merged + [*self._plan.saved],
+            passes=self._plan.saved,
+            rounding=self._rounding,
+            same_as=_roots(same_as) if self.options.merge else None,
+            head=self.head,
+        )
+
+    def _in_tiles(self, features: Features) -> int:
+        """Return how many samples, the first ones, run in tiles; threads share the others."""
+        samples = int(features.shape[0])
+        shallow = self._most_together == MOST and len(self._plan.origin) <= SHALLOW
+        if not shallow or not isinstance(features, np.ndarray):
+            return samples
+        tiled = in_tiles(samples, self._threads, self._costs)
+        return samples if tiled < samples and self._ready_few() is None else tiled
+
+    def _run_shared(self, few: FewSamples, features: Any, first: int) -> tuple[Block, Ran]:
+        """Run samples, `first` and following, that all threads share."""
+        ids = np.arange(first, len(features))
+        outputs, nonzero, noted = few.run_many(features[first:])
+        ran = Ran.shared(len(ids), noted, self._edges)
+        if self._plan.droppable[-2] and ran.live[-1] < len(ids):
+            return (ids[nonzero], outputs[nonzero]), ran
+        return (ids, outputs), ran
+
+    def _run_tiles(
+        self,
+        features: Features,
+        samples: int,
+        same_as: NDArray[np.int64],
+        progress: Progress | None,
+    ) -> tuple[list[Block], list[Pool]]:
+        """Take the first samples through all segments; returns also what threads ran them in."""
+        if not samples and features.shape[0]:
+            return [], []
+        if self._few is not None:
+            self._few.rest()
+        size = tile_size(samples, self._threads)
         threads = max(1, min(self._threads, -(-samples // size)))
         while len(self._pools) < threads:
             self._pools.append(Pool(self._plan.width, len(self._plan.origin)))
@@ -205,29 +268,14 @@ class CpuEngine(Engine):
         # Enough pieces that threads end together, few enough that Python is not in the way.
         step = size * max(1, min(16, samples // (size * threads * 8)))
         work: list[Work] = [
-            _features_work(source, first, min(first + step, samples), size)
+            features_work(source, first, min(first + step, samples), size)
             for first in range(0, samples, step)
         ]
-        same_as = np.arange(samples)
         done: list[Samples] = []
         for program in self._programs():
             done = self._run_segment(program, work, threads, same_as, progress)
-            work = [_tile_work(tile) for tile in done]
-        trace = self._trace(threads)
-        last = self._remember(samples, threads)
-        self._last = lambda: last
-        return Result(
-            (samples, self.n_out),
-            [(tile.ids, tile.values) for tile in done],
-            trace,
-            seconds=perf_counter() - start,
-            nominal_edges=samples * self.edges,
-            exact=self._exact(pruned=trace[-1].live < samples),
-            passes=self._plan.saved,
-            rounding=self._rounding,
-            same_as=_roots(same_as) if self.options.merge else None,
-            head=self.head,
-        )
+            work = [tile_work(tile) for tile in done]
+        return [(tile.ids, tile.values) for tile in done], self._pools[:threads]
 
     def _run_segment(
         self,
@@ -244,7 +292,7 @@ class CpuEngine(Engine):
         def take() -> Iterator[Work]:
             while not stop.is_set() and (number := next(taken)) < len(work):
                 yield work[number]
-                work[number] = _no_work  # samples of the segment before are freed once they ran
+                work[number] = no_work  # samples of the segment before are freed once they ran
                 if progress is not None:
                     done = (number + 1) / len(work) * len(program.layers)
                     progress((program.first + done) / total)
@@ -253,7 +301,7 @@ class CpuEngine(Engine):
             final, neurons = program.span.stop == total, program.layers[-1].n_out
             look_until = len(program.layers) - final if self.options.merge else -1
             state = pool.state(program.span, same_as, look_until)
-            tiles = _tiles(program, pool, state, take())
+            tiles = tiles_of(program, pool, state, take())
             return [pool.take(tile, neurons, rows=final) for tile in tiles]
 
         running = [self._executor.submit(run, pool) for pool in self._pools[:threads]]
@@ -273,52 +321,9 @@ class CpuEngine(Engine):
         after = self._plan.droppable[first + 1 : first + 1 + len(layers)]
         return Program(first, layers, [bool(drop) for drop in after])
 
-    def _exact(self, pruned: bool) -> list[str]:
-        """Name what made the run faster without changing the answer."""
-        merged = any(pool.looks[:, 2].any() for pool in self._pools)
-        steps = ["prune"] * pruned + ["merge"] * merged
-        return steps + list(self._plan.saved)
 
-    def _remember(self, samples: int, threads: int) -> LastRun:
-        """Return what `explain` will want to know of the run that ends."""
-        used = self._pools[:threads]
-        executed = np.sum([pool.executed for pool in used], axis=0)
-        edges = np.maximum(self._edges, 1)
-        nanos = np.sum([pool.nanos for pool in used], axis=0)
-        registers = -(-executed // (edges * LANES))
-        return LastRun(
-            samples, (registers * LANES).tolist(), (nanos / (1e9 * threads)).tolist(), threads
-        )
-
-    def _trace(self, threads: int) -> list[LayerTrace]:
-        used = self._pools[:threads]
-        live = np.sum([pool.live for pool in used], axis=0).tolist()
-        executed = np.sum([pool.executed for pool in used], axis=0).tolist()
-        seconds = (np.sum([pool.nanos for pool in used], axis=0) / (1e9 * threads)).tolist()
-        return _trace_of(self._plan.origin, zip(live, executed, seconds, strict=True))
-
-
-def _trace_of(origin: list[int], rows: Iterable[tuple[int, int, float]]) -> list[LayerTrace]:
-    """Return the trace of the layers as given from (live, edges, seconds) of those that run."""
-    trace = [LayerTrace(0, 0, 0.0)] * (origin[-1] + 1)
-    for number, row in zip(origin, rows, strict=True):
-        before = trace[number]  # a layer as given may run in several parts
-        trace[number] = LayerTrace(row[0], before.edges + row[1], before.seconds + row[2])
-    return trace
-
-
-def _ran_by_rows(samples: int, noted: NDArray[np.int64]) -> tuple[LastRun, list[int]]:
-    """Return what a run by rows did, and the samples live after each layer that runs."""
-    after, nanos = noted[0].tolist(), noted[1]
-    return LastRun(samples, [samples, *after[:-1]], (nanos * 1e-9).tolist(), 1), after
-
-
-def _trace_by_rows(
-    origin: list[int], edges: list[int], ran: Callable[[], tuple[LastRun, list[int]]]
-) -> list[LayerTrace]:
-    last, live = ran()
-    executed = [count * each for count, each in zip(last.entered, edges, strict=True)]
-    return _trace_of(origin, zip(live, executed, last.seconds, strict=True))
+def _trace(ran: Callable[[], Ran], origin: list[int]) -> list[LayerTrace]:
+    return ran().trace(origin)
 
 
 def _memory(options: Options) -> int:
@@ -326,48 +331,6 @@ def _memory(options: Options) -> int:
     if options.memory is not None:
         return parse_bytes(options.memory)
     return (memory_bytes() or _UNKNOWN_MEMORY) // 2
-
-
-def _tiles(program: Program, pool: Pool, state: State, work: Iterator[Work]) -> Iterator[int]:
-    """Yield the tiles that come out of a segment in one thread; each is free when the next comes.
-
-    Samples are taken until none are left, then what is parked goes on, from the furthest behind.
-    """
-    for piece in work:
-        yield from piece(program, pool, state)
-    yield from _through(feeding.parked(), 0, feeding.UNTIL_NONE, 1, program, state)
-
-
-def _through(
-    source: feeding.Source, first: int, last: int, size: int, program: Program, state: State
-) -> Iterator[int]:
-    """Yield the tiles that come out while all samples of a source go through a segment."""
-    while True:
-        first, tile = feeding.run(source, first, last, size, program.table, program.chunks, state)
-        if tile < 0:
-            return
-        yield tile
-
-
-def _features_work(
-    source: Callable[[int, int], feeding.Source], first: int, last: int, size: int
-) -> Work:
-    def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
-        return _through(source(first, last), first, last, size, program, state)
-
-    return work
-
-
-def _tile_work(samples: Samples) -> Work:
-    def work(program: Program, pool: Pool, state: State) -> Iterator[int]:
-        if pool.put(samples):
-            yield from _through(feeding.parked(), 0, 1, 1, program, state)
-
-    return work
-
-
-def _no_work(program: Program, pool: Pool, state: State) -> Iterator[int]:
-    raise AssertionError("samples were taken twice")
 
 
 def _roots(same_as: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -4,7 +4,7 @@ import math
 import threading
 import weakref
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,23 @@ TALL, SINGLE = 1.8, 2.5
 samples: in multiply-adds, as rows of inputs come from L2."""
 SPIN = 1_000_000
 """ns that a thread looks for the next run before it sleeps: waking it up takes as long as a run."""
+
+
+class ManyShared(NamedTuple):
+    """Samples that threads ran together, `FewSamples.most` at a time.
+
+    Attributes
+    ----------
+    outputs : ndarray of float32, shape (samples, n_out)
+    nonzero : ndarray of bool, shape (samples,)
+        Which have a row that is not zero.
+    noted : ndarray of int64, shape (2, layers)
+        Samples live after each layer, and time in ns.
+    """
+
+    outputs: NDArray[np.float32]
+    nonzero: NDArray[np.bool_]
+    noted: NDArray[np.int64]
 
 
 class FewSamples:
@@ -90,13 +107,33 @@ class FewSamples:
         ndarray of float32, shape (samples, n_out)
             None where a feature is not finite.
         """
+        outputs = np.empty((len(features), self._n_out), np.float32)
+        return outputs if self._ask(features, outputs) else None
+
+    def run_many(self, features: NDArray[Any]) -> "ManyShared":
+        """Take any number of finite samples through all layers, `most` at a time."""
+        samples = len(features)
+        outputs = np.empty((samples, self._n_out), np.float32)
+        nonzero, noted = np.empty(samples, np.bool_), np.zeros_like(self.noted)
+        for first in range(0, samples, self.most):
+            some = slice(first, min(first + self.most, samples))
+            self._ask(np.ascontiguousarray(features[some], np.float32), outputs[some])
+            nonzero[some] = self.nonzero[: some.stop - first]
+            noted += self.noted
+        return ManyShared(outputs, nonzero, noted)
+
+    def rest(self) -> None:
+        """Let the other threads sleep until the next run, rather than look for it."""
+        self._shared.run[1] = 0
+
+    def _ask(self, features: NDArray[np.float32], outputs: NDArray[np.float32]) -> bool:
+        """Run samples, and write their outputs; returns whether their features are finite."""
+        self._shared.run[1] = len(features)  # who wakes up looks for the run that is to come
         for sleeper in self._sleepers:
             sleeper.wake()
-        outputs = np.empty((len(features), self._n_out), np.float32)
-        if not team.ask(self._table, self._number + 1, features, outputs, self._sums):
-            return None
-        self._number += 1
-        return outputs
+        finite = team.ask(self._table, self._number + 1, features, outputs, self._sums)
+        self._number += finite
+        return bool(finite)
 
     def close(self) -> None:
         """Let the threads end."""

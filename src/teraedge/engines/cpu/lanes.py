@@ -23,7 +23,10 @@ def span(panels, number, parts):
 
 @inlined
 def lanes_of(samples):
-    """Return the samples of a row: of a register, or of a part of it that has room for all."""
+    """Return the samples of a row: of a register, or of a part of it that has room for all.
+
+    Of some samples and all that follow: the last ones of many have shorter rows, too.
+    """
     if samples <= 4:
         return 4
     return min(8, LANES) if samples <= 8 else LANES
@@ -51,8 +54,8 @@ def run_lanes(shared, index, number, samples, room):
     tall, single = layer.tall, layer.single
     first, count = span(tall, number, parts)
     first_single, count_single = span(single, number, parts)
-    lanes = lanes_of(samples)
     for group in range((samples + LANES - 1) // LANES):
+        lanes = lanes_of(samples - group * LANES)
         x = shared.lanes[turn, group].ctypes.data
         y = shared.lanes[1 - turn, group].ctypes.data
         seen = narrow_panels(
@@ -76,13 +79,13 @@ def run_lanes(shared, index, number, samples, room):
 def lanes_to_rows(shared, index, number, samples):
     """Write what part `number` of a layer has put out also as rows."""
     layer, parts, turn = shared.panels[index], shared.layers[index].parts, index % 2
-    width = lanes_of(samples)
     for panels, height in ((layer.tall, HEIGHT), (layer.single, 1)):
         first, count = span(panels, number, parts)
         outputs = carray(pointer(panels.outputs + first * height * 4, np.int32), (count * height,))
         for sample in range(samples):
             lanes = shared.lanes[1 - turn, sample // LANES, sample % LANES :]
             values = shared.values[1 - turn, sample]
+            width = lanes_of(samples - sample // LANES * LANES)
             for neuron in outputs:
                 values[neuron] = lanes[neuron * width]
 
@@ -91,8 +94,8 @@ def lanes_to_rows(shared, index, number, samples):
 def load_lanes(shared, features):
     """As `load_values`, for samples side by side; lanes without a sample are zero."""
     samples, neurons = features.shape
-    width = lanes_of(samples)
-    for first in range(0, samples, width):
+    for first in range(0, samples, LANES):
+        width = lanes_of(samples - first)
         lanes = shared.lanes[0, first // LANES]
         whole = neurons // LANES * LANES if first + LANES <= samples else 0
         for neuron in range(0, whole, LANES):

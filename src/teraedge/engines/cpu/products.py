@@ -193,7 +193,7 @@ def run_products(shared, index, number, samples, rows_after, sums):
     """
     layer = shared.layers[index]
     part, turn = shared.parts[layer.first_part + number], index % 2
-    width, lane_count = shared.values.shape[2], lanes_of(samples)
+    width = shared.values.shape[2]
     groups = (samples + MOST_ROWS - 1) // MOST_ROWS
     each = (samples + groups - 1) // groups
     shared.seen[index, number] = 0
@@ -216,6 +216,7 @@ def run_products(shared, index, number, samples, rows_after, sums):
                     shared.values[1 - turn, sample, first : first + count] = mine[:count]
                 else:
                     lanes = shared.lanes[1 - turn, sample // LANES, sample % LANES :]
+                    lane_count = lanes_of(samples - sample // LANES * LANES)
                     for j in range(count):
                         lanes[(first + j) * lane_count] = mine[j]
 

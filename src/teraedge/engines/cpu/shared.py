@@ -65,7 +65,8 @@ class Shared(NamedTuple):
     states : ndarray of int64, shape (parts * LINE,)
         Of each part twice the number of the last run in which it is done, less 1 if it is taken.
     run : ndarray of int64, shape (2,)
-        The number of the last run, from 1, or `STOP`; its samples.
+        The number of the last run, from 1, or `STOP`; its samples, or 0 where other threads, once
+        it is done, are not to look for the next.
     nanos : ndarray of int64, shape (layers,)
         Time, as the asking thread sees it.
     live : ndarray of int64, shape (layers,)

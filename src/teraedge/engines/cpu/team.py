@@ -165,6 +165,7 @@ def ask(table, run, features, out, sums):
 def serve(table, me, run, nanos, sums):
     """Take part in every run after `run`, as thread `me`, until none came for some time.
 
+    Or until the last run's samples read zero, by which the asking thread says that none is to come.
     Returns the last one.
     """
     shared = opened(table)
@@ -182,7 +183,7 @@ def serve(table, me, run, nanos, sums):
             run = latest
             walk(shared, run, load_atomic(shared.run.ctypes.data + 8), sums, me)
             end = nanoseconds() + nanos
-        elif nanoseconds() > end:
+        elif nanoseconds() > end or load_atomic(shared.run.ctypes.data + 8) == 0:
             return run
         else:
             let_others_run()
