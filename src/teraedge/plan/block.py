@@ -48,7 +48,7 @@ def _kinds(precision: Precision) -> Iterator[BlockKind]:
         for terms in range(MOST_TERMS[precision] + 1):
             if count == 2:
                 yield BlockKind(samples, terms, 0, precision)
-            elif terms < 24 // samples:  # registers
+            elif terms < (2 if samples == 8 else 1):  # registers
                 each = samples // 8 * (4 if fp32 else 2)
                 held = (HELD_WITH_WEIGHTS if terms else HELD) // each
                 yield BlockKind(samples, terms, held, precision)

@@ -3,9 +3,9 @@
 // A block takes 96 or 128 neurons, a warp all of them for 32 samples, half of a tile: 6 x 4 or 8 x 4 fragments of
 // 16 neurons by 8 samples, whose fp32 sums stay in registers. Weights, split into terms by the host and in the
 // order in which lanes read them, come into shared memory through a ring, for all warps. Activations go from
-// global memory to registers, a step of 16 inputs ahead, and are split there, or, if they are stored in less
-// than fp32, taken as they are; no other warp of the block needs them. Which of its samples a column stands for is free: a lane's four columns, one of each
-// fragment, are four neighbours, one load.
+// global memory to registers, one or four steps of 16 inputs ahead, and are split there, or, if they are stored in
+// less than fp32, taken as they are; no other warp of the block needs them. Which of its samples a column stands
+// for is free: a lane's four columns, one of each fragment, are four neighbours, one load.
 //
 // Tensor cores cut sums off where fp32 rounds, so of fp32 they only sum the products of a step; that is added to the
 // sums as fp32 adds, in the order of the steps: warps that shared the inputs of a few samples would fill the GPU

@@ -10,8 +10,8 @@
 
 #include "common.cuh"
 
-constexpr int PLANES = STORAGE ? 1 : 3;                                   // terms of an activation
-constexpr unsigned ONES = STORAGE == 1 ? 0x3c003c00u : 0x3f803f80u;       // two, of what is multiplied
+constexpr int PLANES = STORAGE ? 1 : 3;                             // terms of an activation
+constexpr unsigned ONES = STORAGE == 1 ? 0x3c003c00u : 0x3f803f80u; // two, of what is multiplied
 
 // The upper halves of two words, a's below: two values cut off to bf16.
 __device__ __forceinline__ unsigned upper_halves(float a, float b) {
@@ -36,7 +36,8 @@ template <int COUNT> __device__ __forceinline__ float joined(const unsigned (&te
     return sum;
 }
 
-// sums[16][8] += a[16][16] * b[16][8] by a warp, of fp16 if activations are stored so, else of bf16. Lane 4 g + q holds sums of rows g and g + 8, columns 2 q
+// sums[16][8] += a[16][16] * b[16][8] by a warp, of fp16 if activations are stored so, else of bf16.
+// Lane 4 g + q holds sums of rows g and g + 8, columns 2 q
 // and 2 q + 1; of a, row g (x, z) and g + 8 (y, w), columns 2 q, 2 q + 1 (x, y) and those + 8 (z, w); and of
 // b, column g, rows 2 q, 2 q + 1 (low) and those + 8 (high).
 #ifndef TERAEDGE_EMULATED
