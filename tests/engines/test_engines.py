@@ -319,7 +319,7 @@ def test_bad_features(device):
         "dtype complex": good.astype(complex),
         "too large for fp32": good.astype(np.float64) * 1e39,
         r"shape \(5, 10\)": sp.csr_array((5, 10)),
-        "NoneType that cannot be read": None,
+        "None that cannot be read": None,
         "str that cannot be read": "samples.npy",
         "dict that cannot be read": {},
         "masked in places": np.ma.masked_equal(good, 1),

@@ -169,10 +169,10 @@ def test_source_may_know_its_edges_and_ends():
 
 BAD_NETWORKS = {
     "no layers": [],
-    "layer 1 is a int": [Layer(np.eye(2)), 3],
+    "layer 1 is an int": [Layer(np.eye(2)), 3],
     "layer 1 reads 4 neurons but layer 0 writes 3": [Layer(np.eye(2, 3)), Layer(np.eye(4))],
-    "layers is a int": 5,
-    "function of layers returned a int": lambda: 5,
+    "layers is an int": 5,
+    "function of layers returned an int": lambda: 5,
 }
 
 
