@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 import teraedge
 from teraedge.datasets import radixnet
 from teraedge.options import Precision
+from teraedge.plan.terms import bf16_terms
 
 UPPER = 32.0
 BIAS = 0.05
@@ -157,8 +158,7 @@ def rounded(drawn: Drawn, precision: Precision) -> Drawn:
 def _rounded(values: NDArray[np.float32], precision: Precision) -> NDArray[np.float32]:
     if precision == "fp16":
         return values.astype(np.float16).astype(np.float32)
-    bits = values.view(np.uint32)
-    return ((bits + 0x7FFF + (bits >> 16 & 1)) & np.uint32(0xFFFF0000)).view(np.float32)
+    return (bf16_terms(values)[0].astype(np.uint32) << 16).view(np.float32)
 
 
 def radix_layer(case: Case, seed: int) -> Callable[[Case, int, int], sp.csr_array]:

@@ -89,6 +89,8 @@ def run_bits():
 
 def run_halves():
     """Run the block kernel over halves, in tiles of every size, two of them and one."""
+    from engine_devices import filling
+
     rng = np.random.default_rng(4)
     layers = []
     for n_in, n_out in ((90, 70), (70, 50), (50, 90)):
@@ -99,7 +101,7 @@ def run_halves():
     for precision in ("fp16", "bf16"):
         for kind in (k for k in kinds if (k.precision, k.terms) == (precision, 1)):
             block.KINDS = (kind,)
-            features = (rng.random((132 * 17, 90)) < 0.3).astype(np.float32)
+            features = (rng.random((filling("cuda"), 90)) < 0.3).astype(np.float32)
             expected = teraedge.reference.run(network, features)
             options = Options.mode("b", precision=precision)
             with teraedge.compile(network, "cuda", options) as engine:

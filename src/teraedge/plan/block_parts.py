@@ -120,7 +120,7 @@ class BlockParts(NamedTuple):
 
 
 def _record(steps: int) -> np.dtype[Any]:
-    """Return how block_steps.cuh reads what there is to know of a panel."""
+    """Return how block_ahead.cuh reads what there is to know of a panel."""
     return np.dtype(
         [
             ("biases", np.float32, 16),

@@ -56,7 +56,7 @@ struct alignas(16) Layer {
     int rounds, steps, fragments; // panels of a warp, steps of a panel, pieces of weights of a warp, at most (block kernel)
     const unsigned short *places; // device, 2 n_in: where in the tile each input lies, and which lies where (block kernel)
     const unsigned short *ends;   // device, n_out: where each output lies at the end of a segment (block kernel)
-    const void *records;          // device, [warp][round]: of each panel what block_steps.cuh says (block kernel)
+    const void *records;          // device, [warp][round]: of each panel what block_ahead.cuh says (block kernel)
 };
 
 static_assert(sizeof(Layer) % 16 == 0, "whole copies of 16 bytes");
