@@ -111,3 +111,53 @@ def test_layers_between_wide_and_narrow_ones(device):
     rows = some_rows(300, 9)
     features = rows[np.random.default_rng(0).integers(0, 9, 150)]
     assert_same(*run_both(network, device, features, True)[:2])
+
+
+def saturating(width, layers, last_upper=None):
+    """Return layers that drive most samples to the bound, with sums that have none in between."""
+    rng = np.random.default_rng(width)
+    found = []
+    for number in range(layers):
+        weights = np.where(rng.random((width, width)) < 6 / width, 0.5, 0)
+        weights[np.arange(width), np.arange(width)] = 1
+        linear = number % 4 == 2
+        bias = 0 if linear else -1
+        activation = teraedge.Identity() if linear else teraedge.ClippedReLU(4)
+        found.append(teraedge.Layer(weights.astype(np.float32), bias, activation))
+    if last_upper:
+        found.append(teraedge.Layer(0.3 * np.eye(width, 5, dtype=np.float32), 0.1, last_upper))
+    return teraedge.Network(found)
+
+
+@pytest.mark.parametrize("width", [40, 64, 600])
+@pytest.mark.parametrize("count", [1, 40])
+def test_saturated_samples_need_not_run(device, width, count, monkeypatch):
+    """All neurons at the bound: what becomes of such a sample is known, and it lives on."""
+    monkeypatch.setattr(small, "LAYERS", 12)
+    network, rows = saturating(width, 40), some_rows(width, 50)[:count]
+    rows[0] = 1
+    features = rows[np.random.default_rng(0).integers(0, count, 150)]
+    alone, once, distinct = run_both(network, device, features, True)
+    assert_same(alone, once)
+    assert len(once[1]) > 0
+    assert once[2][-1].live == len(once[1])
+    assert alone[2][-1].edges > 0
+    assert once[2][-1].edges == 0  # known before the segment
+    assert sum(layer.edges > 0 for layer in once[2]) < 30
+
+
+def test_what_becomes_of_saturated_samples_is_not_known(device, monkeypatch):
+    """A last layer that leaves saturated samples between its bounds has to run for each."""
+    monkeypatch.setattr(small, "LAYERS", 12)
+    network, rows = saturating(64, 40, teraedge.ClippedReLU(4)), some_rows(64, 5)
+    features = rows[np.random.default_rng(0).integers(0, 5, 150)]
+    alone, once, _ = run_both(network, device, features, True)
+    assert_same(alone, once)
+    assert once[2][-1].edges > 0
+
+
+def test_a_curve_ends_what_is_known(device, monkeypatch):
+    monkeypatch.setattr(small, "LAYERS", 12)
+    network, rows = saturating(64, 40, teraedge.Sigmoid()), some_rows(64, 5)
+    features = rows[np.random.default_rng(0).integers(0, 5, 150)]
+    assert_same(*run_both(network, device, features, True)[:2])

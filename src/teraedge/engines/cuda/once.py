@@ -1,7 +1,11 @@
 """Equal samples, found and run once in segments of many layers (kernels/merge.cu, few.cu)."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from teraedge.engines.cuda.driver import Device, Kernel, Memory, Stream
 from teraedge.engines.cuda.launcher import Launcher
@@ -12,6 +16,8 @@ from teraedge.plan.device import DeviceLayer
 from teraedge.plan.few import MERGED, Few, lay_out_few, may_be_few, stream_bytes
 from teraedge.plan.gpu import all_single
 from teraedge.plan.kernel_sizes import LANES, STATIC_SHARED
+from teraedge.plan.panels import PanelLayer
+from teraedge.plan.saturation import saturation
 from teraedge.plan.segments import Segment
 
 
@@ -19,6 +25,7 @@ class _Sent(NamedTuple):
     """A segment on the device, as the kernel for a few samples reads it."""
 
     stream: Memory
+    saturation: Memory
     sizes: Few
     n_in: int
     n_out: int
@@ -66,7 +73,8 @@ class Once:
         found = []
         for part in parts:
             own = layers[part.first : part.first + part.count]
-            sent = self._send(own, nbytes) if part.few else None
+            before = layers[part.first - 1].clamp[1] if part.first else np.inf
+            sent = self._send(own, before, nbytes) if part.few else None
             if sent is None:
                 found.append(replace(part, few=0))
                 continue
@@ -91,12 +99,12 @@ class Once:
         self._stream.launch(
             kernel, grid, threads, sizes.shared,
             layers, segment.first, segment.count, state.struct, number,
-            sent.stream, sizes.rows, self._launcher.sharing(segment),
+            sent.stream, sizes.rows, self._launcher.sharing(segment), sent.saturation,
         )  # fmt: skip
         self._launcher.launch(self._stream, segment, layers, state, number)
         self._merge("spread", 0, state.struct, number, sent.n_out)
 
-    def _send(self, layers: list[DeviceLayer], nbytes: int) -> _Sent | None:
+    def _send(self, layers: list[DeviceLayer], before: float, nbytes: int) -> _Sent | None:
         lone = [layer.lone for layer in layers if layer.lone is not None]
         if stream_bytes(lone) > nbytes:
             return None
@@ -106,10 +114,13 @@ class Once:
             return None
         memory = self._device.allocate(sizes.stream.nbytes)
         self._stream.to_device(memory, sizes.stream)
+        known, row = _saturation_bytes(before, lone, sizes.warps)
+        known_memory = self._device.allocate(known.nbytes)
+        known[:8].view(np.uint64)[0] = known_memory.address + row
+        self._stream.to_device(known_memory, known)
         self._stream.synchronize()
-        return _Sent(
-            memory, sizes._replace(stream=sizes.stream[:0]), layers[0].n_in, layers[-1].n_out
-        )
+        kept = sizes._replace(stream=sizes.stream[:0])
+        return _Sent(memory, known_memory, kept, layers[0].n_in, layers[-1].n_out)
 
     def _prepare(self, ahead: int, curved: bool) -> None:
         """Compile what a segment needs, and make room for what is found out before it."""
@@ -140,3 +151,25 @@ def with_lone(laid_out: DeviceLayer, layer: Layer) -> DeviceLayer:
 def without_lone(layers: list[DeviceLayer]) -> list[DeviceLayer]:
     """Return layers without that: it takes as much host memory as they do."""
     return [replace(layer, lone=None) for layer in layers]
+
+
+def _saturation_bytes(
+    before: float, layers: Sequence[PanelLayer], warps: int
+) -> tuple[NDArray[np.uint8], int]:
+    """Return a `struct Saturation` of kernels/few.cu and what belongs to it, and where its row is.
+
+    Where the way of saturated samples is not known, no bound is ever met.
+    """
+    found = saturation(before, layers)
+    threads = np.zeros(len(layers), np.int32)
+    row = np.zeros(layers[-1].n_out, np.float32)
+    bound = np.float32(np.nan)
+    if found is not None:
+        own = [min(layer.n_out, warps * LANES) for layer in layers]
+        threads[:] = np.where(found.layers[1:], own, 0)
+        row = found.row
+        bound = np.float32(before) if found.layers[0] else bound
+    header = np.zeros(16, np.uint8)
+    header[8:12] = np.frombuffer(bound.tobytes(), np.uint8)
+    parts = [header, threads.view(np.uint8), row.view(np.uint8)]
+    return np.concatenate(parts), len(header) + threads.nbytes

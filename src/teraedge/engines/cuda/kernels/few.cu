@@ -6,6 +6,9 @@
 // memory, and a barrier. Each lane copies what it will read itself into a ring: so warps need not meet for it. (In
 // registers, a load that has come cannot be told from the next one that has not: each took all of L2's latency.)
 //
+// Samples all of whose neurons are at the upper bound are *saturated*: where it is known what becomes of them
+// (plan/saturation.py), a tile of such has come to its end.
+//
 // Specialised by: THREADS (of a block, at most), AHEAD (packets of a warp in its ring, a power of two).
 #include "common.cuh"
 
@@ -21,7 +24,17 @@ struct Packet {
 
 struct alignas(16) Bounds {
     float lower, upper;
-    int curve, droppable;
+    short curve, droppable;
+    short threads; // that have neurons, if it is known what becomes of saturated samples; else 0
+};
+
+// What becomes of saturated samples, as the host says; behind it `threads` of Bounds, of each layer.
+struct Saturation {
+    const float *row; // at the end of the segment
+    float before;     // the bound that inputs are at; NaN where it is not known what becomes of those
+    int unused;
+
+    __device__ __forceinline__ int threads(int layer) const { return reinterpret_cast<const int *>(this + 1)[layer]; }
 };
 
 template <int GROUP> struct alignas(GROUP * 4) Row {
@@ -91,33 +104,51 @@ template <int GROUP> struct Gathered {
     }
 };
 
-// Finish a neuron of each lane; ors the samples with a nonzero output into `some`.
+// What a thread has seen of the outputs of a layer, a bit a sample.
+struct Seen {
+    unsigned nonzero, below; // samples with a nonzero output, and with one that is not at the upper bound
+    bool somebody;           // whether it has a neuron at all
+
+    __device__ __forceinline__ void clear() { nonzero = below = 0, somebody = false; }
+};
+
+// Finish a neuron of each lane.
 template <int GROUP>
 __device__ __forceinline__ void write_row(Row<GROUP> *out, const Packet &now, const Bounds &bounds, float (&sums)[GROUP],
-                                          unsigned &some) {
+                                          Seen &seen) {
     const bool somebody = (now.head.x >> 16 & NOBODY) == 0;
     Row<GROUP> y;
 #pragma unroll
     for (int c = 0; c < GROUP; c++) {
         y.x[c] = activate(bounds, sums[c], __uint_as_float(now.head.y));
-        some |= somebody && y.x[c] != 0.0f ? 1u << c : 0u;
+        seen.nonzero |= somebody && y.x[c] != 0.0f ? 1u << c : 0u;
+        seen.below |= somebody && y.x[c] != bounds.upper ? 1u << c : 0u;
         sums[c] = 0.0f;
     }
+    seen.somebody |= somebody;
     out[now.head.x & 0xffff] = y;
 }
 
-// Meet all warps at the end of a layer, and note which samples have a nonzero output; returns whether any.
-template <int GROUP> __device__ __forceinline__ bool end_layer(unsigned *seen, unsigned some) {
+// Whether samples of a tile still have to run.
+enum Way { RUNNING, DEAD, SATURATED };
+
+// Meet all warps at the end of a layer, and note which samples have a nonzero output; returns whether none has, or
+// all that are of the tile are saturated.
+template <int GROUP>
+__device__ __forceinline__ Way end_layer(unsigned *into, const Seen &seen, unsigned tile, int threads) {
     if constexpr (GROUP == 1) {
-        const bool any = __syncthreads_or(some != 0);
+        // An upper bound is not zero: with a thread at it, somebody lives, and mostly one barrier tells all.
+        const int full = threads ? __syncthreads_count(seen.somebody && seen.below == 0) : 0;
+        const bool any = full || __syncthreads_or(seen.nonzero != 0);
         if (threadIdx.x == 0)
-            *seen = any;
-        return any;
+            *into = any;
+        return full && full == threads ? SATURATED : any ? RUNNING : DEAD;
     }
-    some = __reduce_or_sync(ALL_LANES, some);
+    const unsigned some = __reduce_or_sync(ALL_LANES, seen.nonzero);
     if (threadIdx.x % 32 == 0 && some)
-        atomicOr(seen, some);
-    return __syncthreads_or(some != 0);
+        atomicOr(into, some);
+    const bool full = threads && __syncthreads_count(seen.somebody && (seen.below & tile) == 0) == threads;
+    return full ? SATURATED : __syncthreads_or(some != 0) ? RUNNING : DEAD;
 }
 
 // A tile on its way through the layers.
@@ -127,12 +158,14 @@ template <int GROUP> struct Walk {
     Row<GROUP> *in, *out;
     Bounds bounds;
     float sums[GROUP];
-    unsigned some; // samples with a nonzero output of this warp
+    Seen seen; // of the layer that runs
+    unsigned tile; // the samples that there are, a bit each
     int layer;
+    Way way;
 
-    __device__ __forceinline__ Walk(const Areas &areas, const uint4 *stream, int stride)
+    __device__ __forceinline__ Walk(const Areas &areas, const uint4 *stream, int stride, unsigned tile)
         : areas(areas), ring(stream, stride), in(areas.rows<GROUP>(0)), out(areas.rows<GROUP>(1)), bounds(areas.bounds(0)),
-          sums{}, some(0), layer(0) {}
+          sums{}, seen{}, tile(tile), layer(0), way(RUNNING) {}
 
     // Do what a packet says, while the next one arrives; returns whether no layer is left to run.
     __device__ __forceinline__ bool step(const Packet &now, Packet &next) {
@@ -140,32 +173,40 @@ template <int GROUP> struct Walk {
         next = ring.take();
         gathered.add_to(sums, now.weights);
         if (now.head.x >> 16 & ENDS_SLICE)
-            write_row<GROUP>(out, now, bounds, sums, some);
+            write_row<GROUP>(out, now, bounds, sums, seen);
         if ((now.head.x >> 16 & ENDS_LAYER) == 0)
             return false;
         const bool droppable = bounds.droppable;
+        const int threads = bounds.threads;
         bounds = areas.bounds(layer + 1);
-        const bool any = end_layer<GROUP>(areas.seen() + layer, some);
+        way = end_layer<GROUP>(areas.seen() + layer, seen, tile, threads);
         layer++;
         if (threadIdx.x == 0)
             areas.stamps()[layer] = static_cast<unsigned>(clocks());
         Row<GROUP> *free = in;
-        in = out, out = free, some = 0;
-        return layer == areas.layers || (droppable && !any);
+        in = out, out = free, seen.clear();
+        return layer == areas.layers || way == SATURATED || (droppable && way == DEAD);
     }
 };
 
-// Take what is in the first rows through all layers; returns the layers that ran, after which no sample lives.
+// Where a tile has come to.
+struct End {
+    int layers; // that ran
+    bool saturated;
+};
+
+// Take what is in the first rows through all layers, as long as a sample lives and there is one of `tile` that is not
+// saturated.
 template <int GROUP>
-__device__ __forceinline__ int run_layers(const Areas &areas, const uint4 *stream, int stride) {
-    Walk<GROUP> walk(areas, stream, stride);
+__device__ __forceinline__ End run_layers(const Areas &areas, const uint4 *stream, int stride, unsigned tile) {
+    Walk<GROUP> walk(areas, stream, stride, tile);
     Packet packets[2]; // by turns
     packets[0] = walk.ring.take();
 #pragma unroll 1
     while (!walk.step(packets[0], packets[1]) && !walk.step(packets[1], packets[0])) {
     }
     wait_for_copies(); // that nobody needs
-    return walk.layer;
+    return {walk.layer, walk.way == SATURATED};
 }
 
 // What a launch runs.
@@ -173,6 +214,7 @@ struct Segment {
     const Layer *layers;
     i64 first, number; // of its layers in the network, and its own
     const uint4 *stream;
+    const Saturation *saturation;
     int awake;   // layers up to the last after which a zero row may come to life
     float share; // of the time that a block takes for a layer, in what is counted
 };
@@ -183,18 +225,22 @@ struct Began {
     float ratio;
 };
 
-// Count what a tile did, of which so many `columns` ran; by all threads. `stands`: the samples of each column.
+// Count what a tile did, of which so many `columns` ran; by all threads. `stands`: the samples of each column. They
+// live on in layers that need not run, if they are saturated.
 template <int GROUP>
 __device__ __forceinline__ void count_tile(const Areas &areas, const State &state, const Segment &segment, unsigned columns,
-                                           int ran_layers, const int *stands, float nanos_a_clock) {
-    for (int k = threadIdx.x; k < ran_layers; k += blockDim.x) {
-        const unsigned ran = k > segment.awake ? columns & areas.seen()[k - 1] : columns;
-        const unsigned live = k >= segment.awake ? columns & areas.seen()[k] : columns;
+                                           const End &end, const int *stands, float nanos_a_clock) {
+    for (int k = threadIdx.x; k < (end.saturated ? areas.layers : end.layers); k += blockDim.x) {
+        const bool runs = k < end.layers;
+        const unsigned ran = k > segment.awake && runs ? columns & areas.seen()[k - 1] : columns;
+        const unsigned live = k >= segment.awake && runs ? columns & areas.seen()[k] : columns;
         u64 samples = 0;
         for (int c = 0; c < GROUP; c++)
             samples += live >> c & 1 ? stands[c] : 0;
-        atomicAdd(state.ran + segment.first + k, static_cast<u64>(__popc(ran)));
         atomicAdd(state.live + segment.first + k, samples);
+        if (!runs)
+            continue;
+        atomicAdd(state.ran + segment.first + k, static_cast<u64>(__popc(ran)));
         const unsigned took = areas.stamps()[k + 1] - areas.stamps()[k];
         atomicAdd(state.nanos + segment.first + k, static_cast<u64>(took * nanos_a_clock));
     }
@@ -208,38 +254,45 @@ __device__ __forceinline__ void run_tiles(const Areas &areas, const State &state
     const int n_in = static_cast<int>(segment.layers[0].n_in), n_out = static_cast<int>(last.n_out);
     const int buffer = state.buffer[segment.number];
     const uint4 *stream = segment.stream + threadIdx.x / 32 * PACKET + threadIdx.x % 32;
+    const Saturation &saturation = *segment.saturation;
     float *in = reinterpret_cast<float *>(areas.rows<GROUP>(0) + ZERO_ROWS);
     __shared__ int stands[GROUP];
     __shared__ Began began;
     for (int first = static_cast<int>(blockIdx.x) * GROUP; first < distinct; first += static_cast<int>(gridDim.x) * GROUP) {
+        const unsigned tile = first_bits(distinct - first < GROUP ? distinct - first : GROUP);
+        bool below = false; // some input, the upper bound
         for (int k = threadIdx.x; k < n_in * GROUP; k += blockDim.x) {
-            const int column = first + k % GROUP;
-            in[k] = column < distinct ? state.rows[buffer][place(state.equal.leads[column], k / GROUP, n_in)] : 0.0f;
+            const bool there = tile >> k % GROUP & 1;
+            in[k] = there ? state.rows[buffer][place(state.equal.leads[first + k % GROUP], k / GROUP, n_in)] : 0.0f;
+            below |= there && in[k] != saturation.before;
         }
         for (int k = threadIdx.x; k < 2 * ZERO_ROWS * GROUP; k += blockDim.x)
             reinterpret_cast<float *>(areas.rows<GROUP>(k % 2))[k / 2] = 0.0f;
         for (int k = threadIdx.x; k < areas.layers; k += blockDim.x)
             areas.seen()[k] = 0;
         if (threadIdx.x < GROUP)
-            stands[threadIdx.x] = first + threadIdx.x < distinct ? state.equal.stands[first + threadIdx.x] : 0;
+            stands[threadIdx.x] = tile >> threadIdx.x & 1 ? state.equal.stands[first + threadIdx.x] : 0;
         if (threadIdx.x == 0) {
             began.clocks = clocks(), began.nanos = nanoseconds();
             areas.stamps()[0] = static_cast<unsigned>(began.clocks);
         }
-        __syncthreads();
-        const int ran = run_layers<GROUP>(areas, stream, static_cast<int>(blockDim.x) / 32 * PACKET);
+        End end = {0, true};
+        if (__syncthreads_or(below))
+            end = run_layers<GROUP>(areas, stream, static_cast<int>(blockDim.x) / 32 * PACKET, tile);
         if (threadIdx.x == 0)
             began.ratio = segment.share * (nanoseconds() - began.nanos) / (clocks() - began.clocks + 1);
         __syncthreads(); // the last stamp, too
-        const unsigned columns = first_bits(distinct - first < GROUP ? distinct - first : GROUP);
-        count_tile<GROUP>(areas, state, segment, columns, ran, stands, began.ratio);
-        const unsigned left = segment.awake < areas.layers ? ran == areas.layers ? areas.seen()[ran - 1] : 0 : ALL_LANES;
-        const float *out = reinterpret_cast<const float *>(areas.rows<GROUP>(areas.layers % 2) + ZERO_ROWS);
-        if (threadIdx.x < GROUP && first + threadIdx.x < distinct)
+        count_tile<GROUP>(areas, state, segment, tile, end, stands, began.ratio);
+        unsigned left = ALL_LANES; // who lives on
+        if (!end.saturated && segment.awake < areas.layers)
+            left = end.layers == areas.layers ? areas.seen()[end.layers - 1] : 0;
+        if (threadIdx.x < GROUP && tile >> threadIdx.x & 1)
             state.equal.flags[first + threadIdx.x] = left >> threadIdx.x & 1;
+        const float *out = reinterpret_cast<const float *>(areas.rows<GROUP>(areas.layers % 2) + ZERO_ROWS);
         for (int k = threadIdx.x; k < n_out * GROUP; k += blockDim.x)
-            if (first + k % GROUP < distinct)
-                state.rows[1 - buffer][place(first + k % GROUP, k / GROUP, n_out)] = out[k];
+            if (tile >> k % GROUP & 1)
+                state.rows[1 - buffer][place(first + k % GROUP, k / GROUP, n_out)] =
+                    end.saturated ? saturation.row[k / GROUP] : out[k];
         __syncthreads();
     }
 }
@@ -249,7 +302,7 @@ __device__ __forceinline__ void run_tiles(const Areas &areas, const State &state
 // divided by.
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     few(const Layer *layers, i64 first, i64 layer_count, const State *shared_state, i64 number, const uint4 *stream,
-        i64 row_count, i64 sharing) {
+        i64 row_count, i64 sharing, const Saturation *saturation) {
     const State &state = *shared_state;
     const int distinct = static_cast<int>(state.distinct[number]);
     const int group = distinct <= static_cast<int>(gridDim.x) ? 1 : 4;
@@ -262,13 +315,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     __syncthreads();
     for (int k = threadIdx.x; k < areas.layers; k += blockDim.x) {
         const Layer &layer = layers[k];
-        areas.bounds(k) = {layer.lower, layer.upper, layer.curve, layer.droppable};
+        areas.bounds(k) = {layer.lower, layer.upper, layer.curve, static_cast<short>(layer.droppable),
+                           static_cast<short>(saturation->threads(k))};
         if (!layer.droppable)
             atomicMax(&awake, k + 1);
     }
     __syncthreads();
     const int tiles = (distinct + group - 1) / group, active = tiles < static_cast<int>(gridDim.x) ? tiles : static_cast<int>(gridDim.x);
-    const Segment segment = {layers, first, number, stream, awake, static_cast<float>(sharing) / active};
+    const Segment segment = {layers, first, number, stream, saturation, awake, static_cast<float>(sharing) / active};
     if (group == 1)
         run_tiles<1>(areas, state, segment, distinct);
     else
