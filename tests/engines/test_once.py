@@ -137,7 +137,7 @@ def test_saturated_samples_need_not_run(device, width, count, monkeypatch):
     network, rows = saturating(width, 40), some_rows(width, 50)[:count]
     rows[0] = 1
     features = rows[np.random.default_rng(0).integers(0, count, 150)]
-    alone, once, distinct = run_both(network, device, features, True)
+    alone, once, _ = run_both(network, device, features, True)
     assert_same(alone, once)
     assert len(once[1]) > 0
     assert once[2][-1].live == len(once[1])

@@ -39,7 +39,7 @@ def test_within_rounding_of_the_bound_nothing_is_known():
     assert saturation(32.0, panels(layer(np.eye(3), 0, CLIPPED)))  # exact
     found = saturation(32.0, panels(just, layer(np.eye(2), 1, CLIPPED)))
     assert found.layers.tolist() == [False, True, True]
-    # What comes after the last layer is not known for who was saturated before, but for who is then.
+    # After the last layer it is known for who is saturated then.
     assert saturation(32.0, panels(just)).layers.tolist() == [False, True]
 
 

@@ -110,6 +110,8 @@ class DeviceLayer:
         Its neurons one by one, where it may also run over a few samples (`plan.few`).
     precision : {"fp32", "fp16", "bf16"}
         How activations are stored.
+    copies : bool
+        Whether each output is one of its inputs, or zero, and every input is among the outputs.
     nbytes : int
         Bytes on the device.
     """
@@ -138,6 +140,7 @@ class DeviceLayer:
     bit_samples: int = 0
     lone: PanelLayer | None = None
     precision: Precision = "fp32"
+    copies: bool = False
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:

@@ -41,6 +41,8 @@ BLOCK_TALL_EDGE = 1.0
 """As `RESIDENT_TALL_EDGE`, for the panels of the block kernel: single neurons it has none."""
 BIT_SAMPLES = (32, 16, 8)
 """Samples that a tile of packed features may have."""
+BIT_TILES = {32: 2, 16: 1, 8: 1}
+"""Of these, tiles that a multiprocessor must have room for."""
 H200 = Rates()
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
@@ -269,7 +271,7 @@ def with_bits(first: DeviceLayer, room: int, rates: Rates) -> DeviceLayer:
         Of the device.
     """
     sizes = {n: -(-first.n_in * n // 8 // 16) * 16 for n in BIT_SAMPLES}
-    samples = next((n for n in BIT_SAMPLES if sizes[n] <= room), 0)
+    samples = next((n for n in BIT_SAMPLES if sizes[n] * BIT_TILES[n] <= room), 0)
     if first.kernel != "wide" or not samples or rates.bits_seconds(first) >= rates.seconds(first):
         return first
     return replace(first, bit_samples=samples, shared=sizes[samples])

@@ -92,6 +92,7 @@ def segments(
     layers. The block kernel is faster, so there it is after 4, 6, 9, 13, 19, 28, 56, ... layers.
     The small kernel is faster still for a handful of samples: after 4, 9, 24 and 48. Where equal
     samples may run once, few are left by then: after 48, 384, 3072, ... layers of the resident one.
+    A last layer that only copies is alone: it may be put off.
 
     Parameters
     ----------
@@ -121,6 +122,7 @@ def segments(
             or layers[end].kernel != layer.kernel
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
+            or (layers[end].copies and droppable[end] and end + 1 == len(layers))
             or not _fits(layers[end], _more(most, layers[end]))
             or (
                 layer.kernel == "small"

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from threading import RLock
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeVar
 from weakref import ref
 
 import numpy as np
@@ -15,12 +15,13 @@ from teraedge.engines.cuda.calibrate import rates_of, typical
 from teraedge.engines.cuda.driver import Memory
 from teraedge.engines.cuda.feeder import Chunk, Feeder
 from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_given
+from teraedge.engines.cuda.keeping import Keeper
 from teraedge.engines.cuda.launcher import ROUNDING, Launcher, layer_address
 from teraedge.engines.cuda.once import Once, without_lone
 from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
 from teraedge.engines.cuda.planning import plan_of
 from teraedge.engines.cuda.program import pack, packed_size
-from teraedge.engines.cuda.state import SPARE_TILES, Counters, Live, RunState, bytes_a_sample
+from teraedge.engines.cuda.state import SPARE_TILES, Counters, RunState, bytes_a_sample
 from teraedge.engines.cuda.tracing import merged, trace_of
 from teraedge.engines.engine import Engine, Progress
 from teraedge.errors import DeviceError, FeatureError
@@ -29,12 +30,14 @@ from teraedge.network import Network
 from teraedge.options import ITEMSIZE, Options, parse_bytes
 from teraedge.plan.device import DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
-from teraedge.plan.kernel_sizes import COLUMNS, LANES
+from teraedge.plan.kernel_sizes import COLUMNS
 from teraedge.plan.plan import LaidOutPlan, Plan
 from teraedge.plan.predict import streamed
 from teraedge.plan.segments import Segment, segments
 from teraedge.result import LayerTrace, LazyBlock, LazyBlocks, Result
 from teraedge.rounding import stored_as
+
+Kept = TypeVar("Kept")
 
 SHARE = 0.9
 """Of the free device memory, what samples may take."""
@@ -60,6 +63,7 @@ class CudaEngine(Engine):
         self._closed = False
         self._lock = RLock()
         self._graphs: dict[bool, driver.Graph] = {}  # by whether features are packed
+        self._deferred: Segment | None = None  # the last, run when rows are asked for
         self._device = driver.open_device(device)
         self.hardware = self._device.name
         try:
@@ -85,6 +89,7 @@ class CudaEngine(Engine):
         precision = self.options.precision
         self._launcher = Launcher(self._device, precision)
         self._loader = Loader(self._device, self._stream, precision)
+        self._keeper = Keeper(self._device, self._stream, self._loader, self._plan)
         self._state: RunState | None = None
         self._once = Once(self._device, self._stream, self._launcher)
         self._chunk = self._send_resident(budget)
@@ -125,7 +130,7 @@ class CudaEngine(Engine):
     def close(self) -> None:  # noqa: D102
         with self._lock:
             if not self._closed and hasattr(self, "_pending"):
-                self._settle()
+                self._settle(for_good=True)
             self._closed = True
             self._free_graphs()
             self._device.close()
@@ -155,10 +160,13 @@ class CudaEngine(Engine):
         self._stream.to_device(self._layers, packed)
         self._stream.synchronize()
         self._plan.resident = without_lone(layers)
-        chunk = Chunk(0, parts, self._layers.address)
-        for segment in chunk.segments:
+        for segment in parts:
             self._launcher.prepare(segment)
-        return chunk
+        # Who lives is known before values are only copied, as passes do at the end.
+        whole = len(layers) == len(self._plan.parts) and droppable[-1]
+        if whole and layers[-1].copies and len(parts) > 1 and parts[-1].count == 1:
+            self._deferred = parts.pop()
+        return Chunk(0, parts, self._layers.address)
 
     def _run(self, features: Given, start: float, progress: Progress | None) -> Result:
         """Take all samples through the network, as many at a time as there is memory for."""
@@ -172,17 +180,22 @@ class CudaEngine(Engine):
             counted = [self._run_batch(features, 0, samples, state)]
             ids = state.alive
             if on_device is None:
-                slots = Pending(self._lock, partial(self._store_slots, state, counted[0]))
+                slots = Pending(self._lock, self._storing(self._keeper.slots, state, counted[0]))
                 self._pending, blocks = ref(slots), _as_blocks(slots)
             else:
-                stored = Pending(self._lock, partial(self._store_all, state, samples))
-                self._pending = ref(stored)
+                every = partial(self._keeper.all, samples)
+                aside = partial(self._keeper.aside, samples)
+                rows = Pending(
+                    self._lock,
+                    self._storing(every, state, counted[0]),
+                    self._storing(aside, state, counted[0]),
+                )
+                self._pending, stored = ref(rows), rows
         else:
-            out = None if on_device is None else self._rows_of_all(samples)
+            out = None if on_device is None else self._keeper.rows_of_all(samples)
             counted, blocks, ids = self._run_batches(features, samples, state, out, progress)
             if out is not None:
-                both = self._after_head(out, samples)
-                stored = partial(_same, both)
+                stored = partial(_same, self._keeper.after_head(out, samples))
         seconds = perf_counter() - start
         if progress is not None:
             progress(1.0)
@@ -201,7 +214,10 @@ class CudaEngine(Engine):
             "head": self._plan.head,
             "precision": self.options.precision,
         }
-        blocks_each = self._launcher.blocks_of(self._ran)
+        ran = list(self._ran)
+        if self._deferred is not None and self._deferred not in ran:
+            ran.append(self._deferred)
+        blocks_each = self._launcher.blocks_of(ran)
         self._last = partial(
             trace_of, self._plan.origin, self._edges, blocks_each, samples, counted
         )
@@ -225,7 +241,8 @@ class CudaEngine(Engine):
         for first in range(0, max(samples, 1), state.samples):
             last = min(first + state.samples, samples)
             counted.append(self._run_batch(features, first, last, state))
-            rows, found = self._store(state, counted[-1], out)
+            store = self._storing(partial(self._keeper.store, out), state, counted[-1])
+            rows, found = store()
             live[found.ids[found.nonzero]] = True
             if out is None:
                 lazy = Rows(rows, (len(found.used), self.n_out), found.used)
@@ -236,49 +253,28 @@ class CudaEngine(Engine):
                 progress(last / max(samples, 1))
         return counted, blocks, np.flatnonzero(live)
 
-    def _store(
-        self, state: RunState, counters: Counters, out: Memory | None
-    ) -> tuple[Memory, Live]:
-        """Bring the rows of a run into memory of their own, by sample if that is given."""
-        number = len(self._ran)
-        slots, order = int(counters.slots[number]), int(counters.order[number])
-        nbytes = -(-slots // LANES) * LANES * self.n_out * 4
-        rows = out or self._device.allocate(nbytes, outlives=True)
-        self._loader.store(state, number, self.n_out, rows, by_id=out is not None)
-        found = state.live(self._stream, number, slots, order)
-        self._stream.synchronize()
-        return rows, found
+    def _storing(
+        self, store: Callable[[RunState, Counters, int], Kept], state: RunState, counters: Counters
+    ) -> Callable[[], Kept]:
+        """Return what stores rows of the run that was, once the layer put off has run, too."""
 
-    def _store_slots(self, state: RunState, counters: Counters) -> LazyBlock:
-        rows, found = self._store(state, counters, None)
-        return found.ids[found.used], Rows(rows, (len(found.used), self.n_out), found.used)
+        def run() -> Kept:
+            last, chunk = self._deferred, self._chunk
+            if last is None or chunk is None:
+                return store(state, counters, len(self._ran))
+            if last not in self._ran:
+                self._launch(Chunk(0, [last], chunk.table), state)
+                state.fetch(self._stream)
+                self._stream.synchronize()
+            return store(state, state.counters, len(self._ran))
 
-    def _store_all(self, state: RunState, samples: int) -> tuple[Memory, Memory]:
-        out = self._rows_of_all(samples)
-        self._loader.store(state, len(self._ran), self.n_out, out, by_id=True)
-        return self._after_head(out, samples)
+        return run
 
-    def _rows_of_all(self, samples: int) -> Memory:
-        """Return memory for the rows of all samples; zero where not all will be written."""
-        out = self._device.allocate(samples * self.n_out * 4, outlives=True)
-        if self._plan.droppable.any():
-            self._stream.fill(out, 0)
-        return out
-
-    def _after_head(self, out: Memory, samples: int) -> tuple[Memory, Memory]:
-        """Return rows before and after the head, once they are there."""
-        after = out
-        if self._plan.head is not None:
-            after = self._device.allocate(samples * self.n_out * 4, outlives=True)
-            self._loader.apply_head(self._plan.head, out, (samples, self.n_out), after)
-        self._stream.synchronize()
-        return out, after
-
-    def _settle(self) -> None:
-        """Bring rows that the last run left in the tiles to where they stay, if someone may ask."""
+    def _settle(self, *, for_good: bool = False) -> None:
+        """Bring rows that the last run left in the tiles out of them, if someone may ask."""
         pending = self._pending()
         if pending is not None:
-            pending()
+            pending() if for_good else pending.leave_tiles()
         self._pending = _none
 
     def _prepare(self, samples: int) -> RunState:
@@ -293,6 +289,7 @@ class CudaEngine(Engine):
             self._state = None
         layers = len(plan.origin)
         kept = 0 if self._chunk is None else len(self._chunk.segments)
+        kept += self._deferred is not None
         most = kept + layers - len(plan.resident)
         width = plan.width * ITEMSIZE[self.options.precision]
         row_bytes = width, max(width, 4 * self.n_in)  # the second takes features as they are given
@@ -336,6 +333,8 @@ class CudaEngine(Engine):
         self._stream.synchronize()
         del kept, piece
         counters = state.counters
+        if self._deferred is not None:  # which changes nobody's life
+            counters.live[-1] = counters.ran[-1] = counters.live[-2]
         if counters.invalid[0]:
             raise FeatureError(
                 "features hold NaN, infinity or values beyond fp32; give finite numbers"

@@ -171,6 +171,10 @@ class Loader:
         """Queue the rows before a segment, row-major, into `rows`."""
         self._launch("store_rows", state.struct, segment, n, rows, by_id)
 
+    def scatter(self, rows: Memory, ids: Memory, count: int, n: int, out: Memory) -> None:
+        """Queue `count` rows to the places that int32 ids say in `out`, but those of -1."""
+        self._launch("scatter_rows", rows, ids, count, n, out)
+
     def apply_head(self, head: str, rows: Memory, shape: tuple[int, int], out: Memory) -> None:
         """Queue a head over rows, row-major, of some shape."""
         self._launch("apply_head", rows, *shape, head == "log_softmax", out)

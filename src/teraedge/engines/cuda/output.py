@@ -28,11 +28,19 @@ class Pending(Generic[Stored]):
         Of the engine; may be taken again by who has it.
     store : callable
         Brings them there, and returns what is kept of it.
+    aside : callable, optional
+        Only brings them out of the tiles, where that is less work, and returns another `store`.
     """
 
-    def __init__(self, lock: AbstractContextManager[Any], store: Callable[[], Stored]) -> None:
+    def __init__(
+        self,
+        lock: AbstractContextManager[Any],
+        store: Callable[[], Stored],
+        aside: Callable[[], Callable[[], Stored]] | None = None,
+    ) -> None:
         self._lock = lock
         self._store: Callable[[], Stored] | None = store
+        self._aside = aside
         self._stored: Stored | None = None
 
     def __call__(self) -> Stored:
@@ -40,8 +48,16 @@ class Pending(Generic[Stored]):
         with self._lock:
             if self._store is not None:
                 self._stored = self._store()
-                self._store = None  # and with it what it holds of the engine
+                self._store = self._aside = None  # and with it what it holds of the engine
         return self._stored  # type: ignore[return-value]
+
+    def leave_tiles(self) -> None:
+        """Bring the rows out of the tiles, unless that was done."""
+        with self._lock:
+            if self._aside is None:
+                self()
+            elif self._store is not None:
+                self._store, self._aside = self._aside(), None
 
 
 class Rows:

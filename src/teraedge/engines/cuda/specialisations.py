@@ -33,7 +33,9 @@ MERGE_THREADS, MERGE_TABLE = 512, 2 * few_layout.MERGED * 8
 """Threads of a block that finds equal samples, and bytes of its table (kernels/merge.cu)."""
 CENSUS_THREADS = 512
 BITS_THREADS = {32: 256, 16: 512, 8: 512}
-"""Of a block, by the samples of a tile: one turns its bits while another one sums."""
+"""Of a block of the kernel for packed features, by the samples of a tile."""
+BITS_BLOCKS = {32: 2, 16: 1, 8: 1}
+"""Its blocks on a multiprocessor, as registers allow: one turns its bits while another one sums."""
 
 
 def _curves(curved: bool) -> dict[str, int | str]:
@@ -133,7 +135,8 @@ def chained(
 
 def bits(samples: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
     """Return the kernel for packed features of a wide first layer."""
-    sizes = {"SAMPLES": samples, "THREADS": BITS_THREADS[samples]}
+    blocks = BITS_BLOCKS[samples]
+    sizes = {"SAMPLES": samples, "THREADS": BITS_THREADS[samples], "BLOCKS": blocks}
     return "bits.cu", {**sizes, **_curves(curved), **_stored(precision)}, ["bits"]
 
 
@@ -150,7 +153,7 @@ def samples(precision: Precision = "fp32") -> Specialisation:
         [
             *("begin", "count_bright", "sum_bins", "place_samples"),
             *("load_packed", "turn_bits", "load_dense", "load_sparse"),
-            *("mark", "store_rows", "apply_head"),
+            *("mark", "store_rows", "scatter_rows", "apply_head"),
         ],
     )
 

@@ -1,17 +1,31 @@
 // The first layer from packed features, for layers too wide for the kernels that keep rows in shared memory.
 //
 // A block takes a tile of SAMPLES samples, turns their bits inside shared memory, a word an input, and lets a lane sum
-// a neuron for all of them. Where all weights are equal, words are counted: a few of them are added bit by bit, for
-// 32 samples at once (carry-save adders), and all neurons of a panel have the same sum. Else a weight is added for each
-// sample whose bit is set.
+// a neuron, or, where there are too few for all lanes, neighbouring ones, each for some samples. Where all weights are
+// equal, words are counted: a few of them are added bit by bit, for all samples at once (carry-save adders), and all
+// neurons of a panel have the same sum. Else a weight is added for each sample whose bit is set.
 //
-// Specialised by: SAMPLES (8, 16, 32), STORAGE, THREADS.
+// Specialised by: SAMPLES (8, 16, 32), STORAGE, THREADS, BLOCKS (a multiprocessor, as registers allow).
 #include "turning.cuh"
 
 constexpr int WARPS = THREADS / 32;
 constexpr int EDGES = 8;       // that are read together; lists begin at multiples of it
 constexpr int PLANES = 8;      // bits of a count
 constexpr int MOST = 248;      // edges until it is full, whole pieces
+constexpr int AHEAD = 4;       // reads of bits of a lane that are under way together
+
+constexpr int MOST_PARTS = SAMPLES == 8 ? 2 : 4; // lanes that share an item
+
+// The samples of a lane that shares an item with others: `SIDE` neighbours in each of some bytes of a word, so that two
+// lanes write whole sectors.
+template <int PARTS> struct Own {
+    enum { COUNT = SAMPLES / PARTS, SIDE = PARTS == 1 ? 8 : 4, BYTES = COUNT / SIDE };
+    int first; // sample of the tile
+
+    __device__ __forceinline__ explicit Own(int part) : first(PARTS == 1 ? 0 : part % 2 * SIDE + part / 2 * 8 * BYTES) {}
+    __device__ __forceinline__ int sample(int k) const { return first + k % SIDE + k / SIDE * 8; }
+};
+template <int PARTS> using Sums = float[Own<PARTS>::COUNT];
 
 template <int COUNT> struct Unsigned;
 template <> struct Unsigned<8> { typedef unsigned char Word; };
@@ -66,17 +80,19 @@ __device__ __forceinline__ void count_words(const unsigned (&w)[EDGES], unsigned
     }
 }
 
-// Add counts, times a weight, to sums, and begin anew.
-__device__ __forceinline__ void add_counts(unsigned (&planes)[PLANES], float weight, float (&sums)[SAMPLES]) {
+// Add counts, times a weight, to the sums of a lane, and begin anew.
+template <int PARTS>
+__device__ __forceinline__ void add_counts(unsigned (&planes)[PLANES], float weight, const Own<PARTS> &own, Sums<PARTS> &sums) {
+    constexpr int SIDE = Own<PARTS>::SIDE;
 #pragma unroll
-    for (int shift = 0; shift < 8; shift++) {
-        unsigned bytes = 0; // of samples shift, shift + 8, ...
+    for (int side = 0; side < SIDE; side++) {
+        unsigned bytes = 0; // of samples 8 apart
 #pragma unroll
         for (int k = 0; k < PLANES; k++)
-            bytes |= (planes[k] >> shift & 0x01010101) << k;
+            bytes |= (planes[k] >> own.first >> side & 0x01010101) << k;
 #pragma unroll
-        for (int k = 0; k < SAMPLES / 8; k++)
-            sums[shift + 8 * k] = fmaf(static_cast<float>(bytes >> 8 * k & 0xff), weight, sums[shift + 8 * k]);
+        for (int k = 0; k < Own<PARTS>::BYTES; k++)
+            sums[side + SIDE * k] = fmaf(static_cast<float>(bytes >> 8 * k & 0xff), weight, sums[side + SIDE * k]);
     }
 #pragma unroll
     for (int k = 0; k < PLANES; k++)
@@ -84,7 +100,8 @@ __device__ __forceinline__ void add_counts(unsigned (&planes)[PLANES], float wei
 }
 
 // Sum the inputs of an item.
-template <bool EQUAL> __device__ __forceinline__ void sum_item(const Item &item, float (&sums)[SAMPLES]) {
+template <bool EQUAL, int PARTS>
+__device__ __forceinline__ void sum_item(const Item &item, const Own<PARTS> &own, Sums<PARTS> &sums) {
     unsigned planes[PLANES] = {};
     int room = MOST; // edges that may be counted before counts are full
 #pragma unroll 1
@@ -95,58 +112,86 @@ template <bool EQUAL> __device__ __forceinline__ void sum_item(const Item &item,
             count_words(words, planes);
             room -= EDGES;
             if (room == 0)
-                add_counts(planes, item.layer.value, sums), room = MOST;
+                add_counts<PARTS>(planes, item.layer.value, own, sums), room = MOST;
         } else {
             const float *weights = item.panels.weights + (item.list.begin + done) * item.height + item.neuron;
 #pragma unroll
             for (int k = 0; k < EDGES; k++) {
                 const float weight = done + k < item.list.length ? __ldg(weights + k * item.height) : 0.0f;
 #pragma unroll
-                for (int s = 0; s < SAMPLES; s++)
-                    if (words[k] >> s & 1)
-                        sums[s] += weight;
+                for (int c = 0; c < Own<PARTS>::COUNT; c++)
+                    if (words[k] >> own.sample(c) & 1)
+                        sums[c] += weight;
             }
         }
     }
     if constexpr (EQUAL)
-        add_counts(planes, item.layer.value, sums);
+        add_counts<PARTS>(planes, item.layer.value, own, sums);
 }
 
 // Finish a neuron: the activation, and its values to where the tile's lie; returns samples with a nonzero output.
-__device__ __forceinline__ unsigned write_neuron(const Item &item, int number, const float (&sums)[SAMPLES], Stored *tile) {
+template <int PARTS>
+__device__ __forceinline__ unsigned write_neuron(const Item &item, int number, const Own<PARTS> &own, const Sums<PARTS> &sums,
+                                                 Stored *tile) {
     const Target target = item.panels.targets[item.panel * item.height + number];
-    Four *out = reinterpret_cast<Four *>(tile + static_cast<i64>(target.output) * COLUMNS);
+    Stored *out = tile + static_cast<i64>(target.output) * COLUMNS + own.first;
     unsigned some = 0;
 #pragma unroll
-    for (int four = 0; four < SAMPLES / 4; four++) {
+    for (int begin = 0; begin < Own<PARTS>::COUNT; begin += 4) {
+        const int at = own.sample(begin) - own.first; // the same in all lanes
         float y[4];
 #pragma unroll
         for (int k = 0; k < 4; k++) {
-            y[k] = activate(item.layer, sums[four * 4 + k], target.bias);
-            some |= rounded(y[k]) != 0.0f ? 1u << (four * 4 + k) : 0u;
+            y[k] = activate(item.layer, sums[begin + k], target.bias);
+            some |= rounded(y[k]) != 0.0f ? 1u << (at + k) : 0u;
         }
-        out[four] = stored(make_float4(y[0], y[1], y[2], y[3]));
+        *reinterpret_cast<Four *>(out + at) = stored(make_float4(y[0], y[1], y[2], y[3]));
+    }
+    return some << own.first;
+}
+
+// Where the edges of an item begin, or none beyond the last.
+template <bool EQUAL> __device__ __forceinline__ List list_of(const Panels &panels, int height, i64 number) {
+    const i64 panel = EQUAL ? number : number / height;
+    return panel < panels.count ? panels.lists[panel] : List{0, 0, 0};
+}
+
+// Run all panels of one height on a tile; returns the samples with a nonzero output that this lane has seen. Lists are
+// read two items ahead, and what they lead to is brought near one ahead: each would have to be waited for.
+template <bool EQUAL, int PARTS>
+__device__ __forceinline__ unsigned run_items(const Layer &layer, const Panels &panels, int height, Stored *tile) {
+    constexpr int STRIDE = THREADS / PARTS;
+    const i64 items = panels.count * (EQUAL ? 1 : height);
+    const Own<PARTS> own(threadIdx.x % PARTS);
+    const int bytes = layer.wide ? 4 : 2; // of an index
+    i64 number = threadIdx.x / PARTS;
+    List list = list_of<EQUAL>(panels, height, number), next = list_of<EQUAL>(panels, height, number + STRIDE);
+    unsigned some = 0;
+#pragma unroll 1
+    for (; number < items; number += STRIDE) {
+        const List after = list_of<EQUAL>(panels, height, number + 2 * STRIDE);
+        const i64 panel = EQUAL ? number : number / height, following = EQUAL ? number + STRIDE : (number + STRIDE) / height;
+        if (following < panels.count) {
+            touch(static_cast<const char *>(panels.indices) + next.begin * bytes);
+            touch(panels.targets + following * height);
+        }
+        const Item item = {layer, panels, list, panel, height, EQUAL ? 0 : static_cast<int>(number - panel * height)};
+        Sums<PARTS> sums = {};
+        sum_item<EQUAL, PARTS>(item, own, sums);
+        const int last = EQUAL ? height : item.neuron + 1;
+#pragma unroll 1
+        for (int neuron = item.neuron; neuron < last; neuron++)
+            some |= write_neuron<PARTS>(item, neuron, own, sums, tile);
+        list = next, next = after;
     }
     return some;
 }
 
-// Run all panels of one height on a tile; returns the samples with a nonzero output that this lane has seen.
 template <bool EQUAL>
 __device__ __forceinline__ unsigned run_panels(const Layer &layer, const Panels &panels, int height, Stored *tile) {
-    const i64 items = panels.count * (EQUAL ? 1 : height);
-    unsigned some = 0;
-#pragma unroll 1
-    for (i64 at = threadIdx.x; at < items; at += THREADS) {
-        const i64 panel = EQUAL ? at : at / height;
-        const Item item = {layer, panels, panels.lists[panel], panel, height, EQUAL ? 0 : static_cast<int>(at - panel * height)};
-        float sums[SAMPLES] = {};
-        sum_item<EQUAL>(item, sums);
-        const int last = EQUAL ? height : item.neuron + 1;
-#pragma unroll 1
-        for (int number = item.neuron; number < last; number++)
-            some |= write_neuron(item, number, sums, tile);
-    }
-    return some;
+    if (panels.count * (EQUAL ? 1 : height) < THREADS)
+        return run_items<EQUAL, MOST_PARTS>(layer, panels, height, tile);
+    return run_items<EQUAL, 1>(layer, panels, height, tile);
 }
 
 // Every other bit, side by side.
@@ -160,7 +205,7 @@ __device__ __forceinline__ unsigned even_bits(unsigned bits) {
 
 // Run the first layer on packed features, if they are; tall panels have `height` neurons. What comes out is what the
 // wide kernel would leave.
-extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     bits(const Layer *shared_layer, const State *shared_state, i64 segment, i64 height) {
     const Layer &layer = *shared_layer;
     const State &state = *shared_state;
@@ -176,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
         if (running == 0)
             continue; // all threads alike
         __syncthreads(); // all have read the words of the tile before
-        turn_samples(state, ids, slot, running, layer.n_in, SAMPLES, WARPS,
+        turn_samples<AHEAD>(state, ids, slot, running, layer.n_in, SAMPLES, WARPS,
                      [&](i64 neuron, unsigned own) { words[neuron] = static_cast<Word>(own); });
         __syncthreads();
         Stored *tile = state.rows[1 - from] + place(slot, 0, layer.n_out);

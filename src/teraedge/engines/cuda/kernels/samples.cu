@@ -297,6 +297,16 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 }
 
+// Rows of n values, each to the place that its id says; those of -1 to none. A warp takes a row.
+extern "C" __global__ void __launch_bounds__(256)
+    scatter_rows(const float *rows, const int *ids, i64 count, i64 n, float *out) {
+    const i64 warps = static_cast<i64>(gridDim.x) * blockDim.x / 32;
+    for (i64 row = (static_cast<i64>(blockIdx.x) * blockDim.x + threadIdx.x) / 32; row < count; row += warps)
+        if (ids[row] >= 0)
+            for (i64 k = threadIdx.x % 32; k < n; k += 32)
+                out[ids[row] * n + k] = rows[row * n + k];
+}
+
 // A head over rows, row-major, of n: exp(x) over its sum, or the logarithm of that. A warp takes a row.
 extern "C" __global__ void __launch_bounds__(256)
     apply_head(const float *rows, i64 samples, i64 n, i64 logarithm, float *out) {
