@@ -43,6 +43,8 @@ BIT_SAMPLES = (32, 16, 8)
 """Samples that a tile of packed features may have."""
 BIT_TILES = {32: 2, 16: 1, 8: 1}
 """Of these, tiles that a multiprocessor must have room for."""
+BIT_THREADS = {32: 256, 16: 512, 8: 512}
+"""Of a block that takes such a tile."""
 H200 = Rates()
 NEVER = 1e9
 """What makes an edge of a tall panel too dear to be chosen."""
@@ -270,7 +272,7 @@ def with_bits(first: DeviceLayer, room: int, rates: Rates) -> DeviceLayer:
     rates : Rates
         Of the device.
     """
-    sizes = {n: -(-first.n_in * n // 8 // 16) * 16 for n in BIT_SAMPLES}
+    sizes = {n: -(-first.n_in * n // 8 // 16) * 16 + BIT_THREADS[n] * n * 4 for n in BIT_SAMPLES}
     samples = next((n for n in BIT_SAMPLES if sizes[n] * BIT_TILES[n] <= room), 0)
     if first.kernel != "wide" or not samples or rates.bits_seconds(first) >= rates.seconds(first):
         return first

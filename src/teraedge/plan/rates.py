@@ -31,9 +31,10 @@ and layers that share half of their rows would change kernels with the noise."""
 FEW_CLOCKS, FEW_EDGE_CLOCKS, FEW_NEURON_CLOCKS = 250, 0.25, 0.3
 """Clocks of a layer over a few samples: from barrier to barrier, and for each edge and neuron."""
 SCHEDULERS = 4
-BITS_EQUAL, BITS_EDGE, BITS_OUTPUT = 12, 2.5, 12
+BITS_EQUAL, BITS_EDGE, BITS_OUTPUT, BITS_TURN, BITS_ISSUED = 12, 2.5, 12, 45, 0.5
 """Instructions of the kernel for packed features: an edge of equal weights for 32 samples, one of
-distinct weights for a sample, and an output for a sample."""
+distinct weights for a sample, an output for a sample, and turning the bits of an input for 32
+samples; and the share of issue slots that it uses."""
 MERGE_SECONDS = 25e-6
 """What it takes to look for equal samples and to put them back, five launches."""
 FEW = 1.5
@@ -257,8 +258,8 @@ class Rates:
         equal = layer.value is not None
         edges = sum(int(part.lists["length"].sum()) for part in (layer.tall, layer.single))
         instructions = edges * BITS_EQUAL if equal else layer.edges * LANES * BITS_EDGE
-        instructions += layer.n_out * LANES * BITS_OUTPUT
-        computed = instructions / LANES / LANES / (SCHEDULERS * self.speed)
+        instructions += layer.n_out * LANES * BITS_OUTPUT + layer.n_in * BITS_TURN
+        computed = instructions / LANES / LANES / (BITS_ISSUED * SCHEDULERS * self.speed)
         return computed + self.moved_seconds(layer.n_out, layer.itemsize)
 
     def _wide(self, single: float, tall: float, height: int, neurons: int) -> float:

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from teraedge.engines.cuda.driver import Device, Kernel, Stream
 from teraedge.engines.cuda.program import LAYER
 from teraedge.engines.cuda.specialisations import (
-    BITS_THREADS,
     CENSUS_THREADS,
     CHAINED_STAGES,
     DENSE_THREADS,
@@ -30,6 +29,7 @@ from teraedge.engines.cuda.specialisations import (
 from teraedge.engines.cuda.state import RunState
 from teraedge.options import ITEMSIZE, Precision
 from teraedge.plan.block_parts import BlockKind
+from teraedge.plan.gpu import BIT_THREADS
 from teraedge.plan.kernel_sizes import STATIC_SHARED, THREADS
 from teraedge.plan.segments import Segment
 from teraedge.plan.small import THREADS as SMALL_THREADS
@@ -143,7 +143,7 @@ class Launcher:
         else:
             if segment.bit_samples:
                 kernel, shared = self._bits_kernel(segment), segment.shared
-                threads = BITS_THREADS[segment.bit_samples]
+                threads = BIT_THREADS[segment.bit_samples]
                 stream.launch(
                     kernel, self.blocks(kernel, threads, shared), threads, shared,
                     layers, state.struct, number, max(segment.heights),

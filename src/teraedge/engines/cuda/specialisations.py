@@ -5,7 +5,7 @@ from teraedge.plan import dense as dense_layout
 from teraedge.plan import few as few_layout
 from teraedge.plan.block import KINDS
 from teraedge.plan.block_parts import BlockKind
-from teraedge.plan.gpu import BIT_SAMPLES, RESIDENT_HEIGHT
+from teraedge.plan.gpu import BIT_SAMPLES, BIT_THREADS, RESIDENT_HEIGHT
 from teraedge.plan.kernel_sizes import COLUMNS, LANES, THREADS
 from teraedge.plan.rates import WIDE_HEIGHTS
 from teraedge.plan.resident import NOT_CURVED, SAMPLES
@@ -32,10 +32,9 @@ DENSE_THREADS = 256
 MERGE_THREADS, MERGE_TABLE = 512, 2 * few_layout.MERGED * 8
 """Threads of a block that finds equal samples, and bytes of its table (kernels/merge.cu)."""
 CENSUS_THREADS = 512
-BITS_THREADS = {32: 256, 16: 512, 8: 512}
-"""Of a block of the kernel for packed features, by the samples of a tile."""
 BITS_BLOCKS = {32: 2, 16: 1, 8: 1}
-"""Its blocks on a multiprocessor, as registers allow: one turns its bits while another one sums."""
+"""Of the kernel for packed features on a multiprocessor, by the samples of a tile, as registers
+allow: one turns its bits while another one sums."""
 
 
 def _curves(curved: bool) -> dict[str, int | str]:
@@ -136,7 +135,7 @@ def chained(
 def bits(samples: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
     """Return the kernel for packed features of a wide first layer."""
     blocks = BITS_BLOCKS[samples]
-    sizes = {"SAMPLES": samples, "THREADS": BITS_THREADS[samples], "BLOCKS": blocks}
+    sizes = {"SAMPLES": samples, "THREADS": BIT_THREADS[samples], "BLOCKS": blocks}
     return "bits.cu", {**sizes, **_curves(curved), **_stored(precision)}, ["bits"]
 
 

@@ -68,6 +68,9 @@ __device__ __forceinline__ void touch(const void *global) {
     asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
 }
 
+// The same, as far as L2: much at a time.
+__device__ __forceinline__ void touch_far(const void *global) { asm volatile("prefetch.global.L2 [%0];" ::"l"(global)); }
+
 // An address in shared memory, in 32 bits; `of` is what a block declares as `extern __shared__`.
 __device__ __forceinline__ unsigned shared_address(const void *of, unsigned offset) {
     return static_cast<unsigned>(__cvta_generic_to_shared(of)) + offset;
@@ -155,6 +158,8 @@ __device__ __forceinline__ void end_group() {}
 template <int LEFT> __device__ __forceinline__ void wait_for_groups() { emulated_wait_for_copies(); }
 
 __device__ __forceinline__ void touch(const void *) {}
+
+__device__ __forceinline__ void touch_far(const void *) {}
 
 template <class T> T opaque(T value) { return value; }
 

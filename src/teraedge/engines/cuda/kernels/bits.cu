@@ -1,9 +1,9 @@
 // The first layer from packed features, for layers too wide for the kernels that keep rows in shared memory.
 //
 // A block takes a tile of SAMPLES samples, turns their bits inside shared memory, a word an input, and lets a lane sum
-// a neuron, or, where there are too few for all lanes, neighbouring ones, each for some samples. Where all weights are
-// equal, words are counted: a few of them are added bit by bit, for all samples at once (carry-save adders), and all
-// neurons of a panel have the same sum. Else a weight is added for each sample whose bit is set.
+// a neuron for all of them. Where all weights are equal, words are counted: a few of them are added bit by bit, for
+// 32 samples at once (carry-save adders), and all neurons of a panel have the same sum. Else a weight is added for each
+// sample whose bit is set. Outputs go through shared memory, so that a warp writes whole rows.
 //
 // Specialised by: SAMPLES (8, 16, 32), STORAGE, THREADS, BLOCKS (a multiprocessor, as registers allow).
 #include "turning.cuh"
@@ -12,20 +12,9 @@ constexpr int WARPS = THREADS / 32;
 constexpr int EDGES = 8;       // that are read together; lists begin at multiples of it
 constexpr int PLANES = 8;      // bits of a count
 constexpr int MOST = 248;      // edges until it is full, whole pieces
-constexpr int AHEAD = 4;       // reads of bits of a lane that are under way together
+constexpr int AHEAD = SAMPLES == 32 ? 2 : 4; // reads of bits of a lane that are under way together, as registers allow
 
-constexpr int MOST_PARTS = SAMPLES == 8 ? 2 : 4; // lanes that share an item
-
-// The samples of a lane that shares an item with others: `SIDE` neighbours in each of some bytes of a word, so that two
-// lanes write whole sectors.
-template <int PARTS> struct Own {
-    enum { COUNT = SAMPLES / PARTS, SIDE = PARTS == 1 ? 8 : 4, BYTES = COUNT / SIDE };
-    int first; // sample of the tile
-
-    __device__ __forceinline__ explicit Own(int part) : first(PARTS == 1 ? 0 : part % 2 * SIDE + part / 2 * 8 * BYTES) {}
-    __device__ __forceinline__ int sample(int k) const { return first + k % SIDE + k / SIDE * 8; }
-};
-template <int PARTS> using Sums = float[Own<PARTS>::COUNT];
+constexpr int CHUNKS = SAMPLES / 4; // of a row of outputs, four samples each
 
 template <int COUNT> struct Unsigned;
 template <> struct Unsigned<8> { typedef unsigned char Word; };
@@ -33,15 +22,14 @@ template <> struct Unsigned<16> { typedef unsigned short Word; };
 template <> struct Unsigned<32> { typedef unsigned Word; };
 typedef Unsigned<SAMPLES>::Word Word;
 
-extern __shared__ uint4 space[]; // Word [n_in]
+extern __shared__ uint4 space[]; // Word [n_in], Four [WARPS][32][CHUNKS]
 
 // What a lane sums: a panel, or a neuron of it.
 struct Item {
     const Layer &layer;
     const Panels &panels;
     List list;
-    i64 panel;
-    int height, neuron; // neurons of the panel; which one, where it is summed alone
+    int height, neuron; // neurons of the panel; the first that is summed
 };
 
 // The words of eight edges from a multiple of eight on; zero for those beyond the list.
@@ -80,19 +68,17 @@ __device__ __forceinline__ void count_words(const unsigned (&w)[EDGES], unsigned
     }
 }
 
-// Add counts, times a weight, to the sums of a lane, and begin anew.
-template <int PARTS>
-__device__ __forceinline__ void add_counts(unsigned (&planes)[PLANES], float weight, const Own<PARTS> &own, Sums<PARTS> &sums) {
-    constexpr int SIDE = Own<PARTS>::SIDE;
+// Add counts, times a weight, to sums, and begin anew.
+__device__ __forceinline__ void add_counts(unsigned (&planes)[PLANES], float weight, float (&sums)[SAMPLES]) {
 #pragma unroll
-    for (int side = 0; side < SIDE; side++) {
-        unsigned bytes = 0; // of samples 8 apart
+    for (int shift = 0; shift < 8; shift++) {
+        unsigned bytes = 0; // of samples shift, shift + 8, ...
 #pragma unroll
         for (int k = 0; k < PLANES; k++)
-            bytes |= (planes[k] >> own.first >> side & 0x01010101) << k;
+            bytes |= (planes[k] >> shift & 0x01010101) << k;
 #pragma unroll
-        for (int k = 0; k < Own<PARTS>::BYTES; k++)
-            sums[side + SIDE * k] = fmaf(static_cast<float>(bytes >> 8 * k & 0xff), weight, sums[side + SIDE * k]);
+        for (int k = 0; k < SAMPLES / 8; k++)
+            sums[shift + 8 * k] = fmaf(static_cast<float>(bytes >> 8 * k & 0xff), weight, sums[shift + 8 * k]);
     }
 #pragma unroll
     for (int k = 0; k < PLANES; k++)
@@ -100,8 +86,7 @@ __device__ __forceinline__ void add_counts(unsigned (&planes)[PLANES], float wei
 }
 
 // Sum the inputs of an item.
-template <bool EQUAL, int PARTS>
-__device__ __forceinline__ void sum_item(const Item &item, const Own<PARTS> &own, Sums<PARTS> &sums) {
+template <bool EQUAL> __device__ __forceinline__ void sum_item(const Item &item, float (&sums)[SAMPLES]) {
     unsigned planes[PLANES] = {};
     int room = MOST; // edges that may be counted before counts are full
 #pragma unroll 1
@@ -112,86 +97,88 @@ __device__ __forceinline__ void sum_item(const Item &item, const Own<PARTS> &own
             count_words(words, planes);
             room -= EDGES;
             if (room == 0)
-                add_counts<PARTS>(planes, item.layer.value, own, sums), room = MOST;
+                add_counts(planes, item.layer.value, sums), room = MOST;
         } else {
             const float *weights = item.panels.weights + (item.list.begin + done) * item.height + item.neuron;
 #pragma unroll
             for (int k = 0; k < EDGES; k++) {
                 const float weight = done + k < item.list.length ? __ldg(weights + k * item.height) : 0.0f;
 #pragma unroll
-                for (int c = 0; c < Own<PARTS>::COUNT; c++)
-                    if (words[k] >> own.sample(c) & 1)
-                        sums[c] += weight;
+                for (int s = 0; s < SAMPLES; s++)
+                    if (words[k] >> s & 1)
+                        sums[s] += weight;
             }
         }
     }
     if constexpr (EQUAL)
-        add_counts<PARTS>(planes, item.layer.value, own, sums);
+        add_counts(planes, item.layer.value, sums);
 }
 
-// Finish a neuron: the activation, and its values to where the tile's lie; returns samples with a nonzero output.
-template <int PARTS>
-__device__ __forceinline__ unsigned write_neuron(const Item &item, int number, const Own<PARTS> &own, const Sums<PARTS> &sums,
-                                                 Stored *tile) {
-    const Target target = item.panels.targets[item.panel * item.height + number];
-    Stored *out = tile + static_cast<i64>(target.output) * COLUMNS + own.first;
+// Where a chunk of a lane's row is put, so that eight that are read or written together lie in different banks.
+__device__ __forceinline__ int chunk_of(int lane, int chunk) { return lane * CHUNKS + (chunk ^ lane * CHUNKS / 8 % CHUNKS); }
+
+// Finish a neuron of each lane, that of `target`, if it is one: the activation, and its values to where the tile's lie;
+// returns samples with a nonzero output. `stage`: where the warp's part of shared memory begins.
+__device__ __forceinline__ unsigned write_rows(const Layer &layer, const Target &target, const float (&sums)[SAMPLES],
+                                               int stage, Stored *tile) {
+    Four *rows = reinterpret_cast<Four *>(space) + stage;
+    const int lane = threadIdx.x % 32;
     unsigned some = 0;
+    __syncwarp(); // rows before have been read
 #pragma unroll
-    for (int begin = 0; begin < Own<PARTS>::COUNT; begin += 4) {
-        const int at = own.sample(begin) - own.first; // the same in all lanes
+    for (int chunk = 0; chunk < CHUNKS; chunk++) {
         float y[4];
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            y[k] = activate(item.layer, sums[begin + k], target.bias);
-            some |= rounded(y[k]) != 0.0f ? 1u << (at + k) : 0u;
-        }
-        *reinterpret_cast<Four *>(out + at) = stored(make_float4(y[0], y[1], y[2], y[3]));
+        for (int k = 0; k < 4; k++)
+            y[k] = activate(layer, sums[chunk * 4 + k], target.bias);
+        const Four four = stored(make_float4(y[0], y[1], y[2], y[3]));
+        const float4 left = loaded(four);
+        const unsigned nonzero = (left.x != 0.0f) | (left.y != 0.0f) << 1 | (left.z != 0.0f) << 2 | (left.w != 0.0f) << 3;
+        some |= nonzero << chunk * 4;
+        rows[chunk_of(lane, chunk)] = four;
     }
-    return some << own.first;
-}
-
-// Where the edges of an item begin, or none beyond the last.
-template <bool EQUAL> __device__ __forceinline__ List list_of(const Panels &panels, int height, i64 number) {
-    const i64 panel = EQUAL ? number : number / height;
-    return panel < panels.count ? panels.lists[panel] : List{0, 0, 0};
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < CHUNKS; k++) {
+        const int of = (k * 32 + lane) / CHUNKS, output = __shfl_sync(ALL_LANES, target.output, of);
+        if (output >= 0)
+            *reinterpret_cast<Four *>(tile + static_cast<i64>(output) * COLUMNS + lane % CHUNKS * 4) =
+                rows[chunk_of(of, lane % CHUNKS)];
+    }
+    return target.output >= 0 ? some : 0;
 }
 
 // Run all panels of one height on a tile; returns the samples with a nonzero output that this lane has seen. Lists are
 // read two items ahead, and what they lead to is brought near one ahead: each would have to be waited for.
-template <bool EQUAL, int PARTS>
-__device__ __forceinline__ unsigned run_items(const Layer &layer, const Panels &panels, int height, Stored *tile) {
-    constexpr int STRIDE = THREADS / PARTS;
-    const i64 items = panels.count * (EQUAL ? 1 : height);
-    const Own<PARTS> own(threadIdx.x % PARTS);
+template <bool EQUAL>
+__device__ __forceinline__ unsigned run_panels(const Layer &layer, const Panels &panels, int height, int stage, Stored *tile) {
+    const int together = EQUAL && panels.count * 2 > THREADS ? height : 1; // neurons of an item
+    const int each = height / together;                                    // items of a panel
+    const int items = static_cast<int>(panels.count) * each;
+    const auto list_of = [&](int number) { return number < items ? panels.lists[number / each] : List{0, 0, 0}; };
     const int bytes = layer.wide ? 4 : 2; // of an index
-    i64 number = threadIdx.x / PARTS;
-    List list = list_of<EQUAL>(panels, height, number), next = list_of<EQUAL>(panels, height, number + STRIDE);
+    int number = threadIdx.x;
+    List list = list_of(number), next = list_of(number + THREADS);
     unsigned some = 0;
 #pragma unroll 1
-    for (; number < items; number += STRIDE) {
-        const List after = list_of<EQUAL>(panels, height, number + 2 * STRIDE);
-        const i64 panel = EQUAL ? number : number / height, following = EQUAL ? number + STRIDE : (number + STRIDE) / height;
-        if (following < panels.count) {
+    for (; number / 32 * 32 < items; number += THREADS) { // a warp as a whole
+        const List after = list_of(number + 2 * THREADS);
+        if (number + THREADS < items) {
             touch(static_cast<const char *>(panels.indices) + next.begin * bytes);
-            touch(panels.targets + following * height);
+            touch(panels.targets + static_cast<i64>(number + THREADS) * together);
         }
-        const Item item = {layer, panels, list, panel, height, EQUAL ? 0 : static_cast<int>(number - panel * height)};
-        Sums<PARTS> sums = {};
-        sum_item<EQUAL, PARTS>(item, own, sums);
-        const int last = EQUAL ? height : item.neuron + 1;
+        const i64 panel = number / each;
+        const Item item = {layer, panels, list, height, number % each * together};
+        float sums[SAMPLES] = {};
+        sum_item<EQUAL>(item, sums);
 #pragma unroll 1
-        for (int neuron = item.neuron; neuron < last; neuron++)
-            some |= write_neuron<PARTS>(item, neuron, own, sums, tile);
+        for (int k = 0; k < together; k++) {
+            const Target target = number < items ? panels.targets[static_cast<i64>(number) * together + k] : Target{-1, 0.0f};
+            some |= write_rows(layer, target, sums, stage, tile);
+        }
         list = next, next = after;
     }
     return some;
-}
-
-template <bool EQUAL>
-__device__ __forceinline__ unsigned run_panels(const Layer &layer, const Panels &panels, int height, Stored *tile) {
-    if (panels.count * (EQUAL ? 1 : height) < THREADS)
-        return run_items<EQUAL, MOST_PARTS>(layer, panels, height, tile);
-    return run_items<EQUAL, 1>(layer, panels, height, tile);
 }
 
 // Every other bit, side by side.
@@ -201,6 +188,17 @@ __device__ __forceinline__ unsigned even_bits(unsigned bits) {
     bits = (bits | bits >> 2) & 0x0f0f0f0f;
     bits = (bits | bits >> 4) & 0x00ff00ff;
     return (bits | bits >> 8) & 0x0000ffff;
+}
+
+// Have the bits of a tile brought near, while the one before is summed.
+__device__ __forceinline__ void touch_bits(const State &state, const int *ids, i64 slot, i64 slots, i64 n) {
+    constexpr int LINE = 128, LANES_EACH = THREADS / SAMPLES; // threads that share a sample
+    const i64 own = slot + threadIdx.x / LANES_EACH;
+    if (own >= slots)
+        return;
+    const unsigned char *from = state.bits + (ids[own] - state.first) * state.bits_stride;
+    for (i64 at = threadIdx.x % LANES_EACH * LINE; at < (n + 7) / 8; at += LANES_EACH * LINE)
+        touch_far(from + at);
 }
 
 // Run the first layer on packed features, if they are; tall panels have `height` neurons. What comes out is what the
@@ -216,6 +214,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
     const i64 slots = state.slots[segment];
     const int *ids = state.ids[state.order[segment]];
     Word *words = reinterpret_cast<Word *>(space);
+    const int stage = static_cast<int>((layer.n_in * sizeof(Word) + 15) / 16 * (16 / sizeof(Four))) + threadIdx.x / 32 * 32 * CHUNKS;
     for (i64 slot = static_cast<i64>(blockIdx.x) * SAMPLES; slot < slots; slot += static_cast<i64>(gridDim.x) * SAMPLES) {
         const unsigned running = state.masks[segment * state.words + slot / WORD] >> slot % WORD & first_bits(SAMPLES);
         if (running == 0)
@@ -224,12 +223,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
         turn_samples<AHEAD>(state, ids, slot, running, layer.n_in, SAMPLES, WARPS,
                      [&](i64 neuron, unsigned own) { words[neuron] = static_cast<Word>(own); });
         __syncthreads();
+        touch_bits(state, ids, slot + static_cast<i64>(gridDim.x) * SAMPLES, slots, layer.n_in);
         Stored *tile = state.rows[1 - from] + place(slot, 0, layer.n_out);
+        const int tall = static_cast<int>(height);
         unsigned some;
         if (layer.equal)
-            some = run_panels<true>(layer, layer.single, 1, tile) | run_panels<true>(layer, layer.tall, static_cast<int>(height), tile);
+            some = run_panels<true>(layer, layer.single, 1, stage, tile) | run_panels<true>(layer, layer.tall, tall, stage, tile);
         else
-            some = run_panels<false>(layer, layer.single, 1, tile) | run_panels<false>(layer, layer.tall, static_cast<int>(height), tile);
+            some = run_panels<false>(layer, layer.single, 1, stage, tile) | run_panels<false>(layer, layer.tall, tall, stage, tile);
         some = or_over_warp(some);
         if (layer.droppable && threadIdx.x % 32 == 0 && some) {
             unsigned *seen = state.nonzero + segment * state.words + slot / COLUMNS * 2;
