@@ -161,3 +161,17 @@ def test_a_curve_ends_what_is_known(device, monkeypatch):
     network, rows = saturating(64, 40, teraedge.Sigmoid()), some_rows(64, 5)
     features = rows[np.random.default_rng(0).integers(0, 5, 150)]
     assert_same(*run_both(network, device, features, True)[:2])
+
+
+def test_segments_are_no_longer_than_there_is_room_for(device, monkeypatch):
+    """Of however many layers: what the kernel knows of each lies in shared memory."""
+    monkeypatch.setattr(few, "LAYERS", 7)
+    monkeypatch.setattr(Rates, "small_seconds", lambda *_: np.inf)
+    network, rows = chain([64] * 40, 5), some_rows(64, 9)
+    features = rows[np.random.default_rng(0).integers(0, 9, 150)]
+    assert_same(*run_both(network, device, features, False)[:2])
+    options = Options(prune=False, passes=False)
+    with teraedge.compile(network, device, options) as engine:
+        counts = [segment.count for segment in engine._chunk.segments]
+        assert counts == [7, 7, 7, 7, 7, 4]
+        assert all(segment.few for segment in engine._chunk.segments[1:])

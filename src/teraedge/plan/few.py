@@ -24,6 +24,8 @@ FROM = 12
 """Equal samples are looked for before segments that begin at this layer or later."""
 WIDTH = 8192
 """Neurons of a layer, inputs or outputs, at most."""
+LAYERS = 512
+"""Of a segment, at most: what each has to say of itself lies in shared memory."""
 _EDGES = 4
 AHEAD = (8, 4)
 """Packets in the ring of a warp, as many as there is room for; it reads as many beyond the last."""

@@ -128,6 +128,7 @@ def segments(
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
             or (layers[end].copies and droppable[end] and end + 1 == len(layers))
+            or (merge and layer.lone is not None and end - begin >= few.LAYERS)
             or not _fits(layers[end], _more(most, layers[end]))
             or (
                 layer.kernel == "small"
