@@ -55,6 +55,13 @@ def test_sums_that_are_not_exact_are_not():
     assert saturation(32.0, panels(layer([[2.0**-26], [0.5]], 0.125, teraedge.ReLU()))) is None
 
 
+def test_sums_beyond_what_fp32_holds_are_not_known():
+    weights = np.float32(3e38) * np.array([[1], [1], [-1]], np.float32)
+    assert saturation(32.0, panels(layer(weights, 0, CLIPPED))).layers.tolist() == [False, True]
+    tiny = layer(np.full((1, 1), 2.0**-120), 0, teraedge.Hardtanh(0, 2.0**-40))
+    assert saturation(2.0**-40, panels(tiny)).layers.tolist() == [False, True]
+
+
 def test_zero_rows_and_curves_are_left_to_others():
     assert saturation(32.0, panels(layer(np.eye(2), -40, CLIPPED))) is None
     assert saturation(32.0, panels(layer(np.eye(2), 0, teraedge.Sigmoid()))) is None

@@ -16,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.plan.panels import PanelLayer
+from teraedge.rounding import LARGEST
 
 _HALF_ULP = 2.0**-24
 """Rounding of a sum in fp32, relative to it."""
 _DIGITS = 2.0**24
-"""Multiples of a step up to this are exact in fp32."""
+"""Multiples of a step up to this are exact in fp32,"""
+_LEAST_STEP = 2.0**-149
+"""unless the step is less than this."""
 
 
 class Saturation(NamedTuple):
@@ -88,6 +91,8 @@ def _next(row: NDArray[np.float32], layer: PanelLayer) -> NDArray[np.float32] | 
     bias = layer.bias.astype(np.float64)
     sums = np.bincount(owner, products, layer.n_out) + bias
     sizes = np.bincount(owner, np.abs(products), layer.n_out) + np.abs(bias)
+    if (sizes >= LARGEST["fp32"]).any():
+        return None
     lower, upper = (np.float32(bound) for bound in layer.clamp)
     most = np.bincount(panels.outputs, counts, layer.n_out) + 2
     margin = sizes * most * (1.001 * _HALF_ULP)
@@ -97,7 +102,7 @@ def _next(row: NDArray[np.float32], layer: PanelLayer) -> NDArray[np.float32] | 
         step = np.full(layer.n_out, np.inf)
         np.minimum.at(step, owner, _step(products))
         step = np.minimum(step, _step(bias))
-        exact |= sizes <= step * _DIGITS
+        exact |= (sizes <= step * _DIGITS) & (step >= _LEAST_STEP)
     if not exact.all():
         return None
     return np.where(above, upper, np.where(below, lower, sums)).astype(np.float32)

@@ -1,11 +1,12 @@
 """The driver of the CUDA kernels: features in, segments of layers, rows out."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from threading import RLock
 from time import perf_counter
 from typing import Any, TypeVar
-from weakref import ref
+from weakref import WeakSet, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,6 +101,7 @@ class CudaEngine(Engine):
         self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
         self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None
         self._pending: Callable[[], Pending[Any] | None] = _none
+        self._aside: WeakSet[Pending[Any]] = WeakSet()  # out of the tiles, in nobody's order yet
         host_bytes = (memory_bytes() or 0) // HOST_SHARE
         self._feeder = Feeder(self._device, self._plan, host_bytes)
 
@@ -273,9 +275,15 @@ class CudaEngine(Engine):
     def _settle(self, *, for_good: bool = False) -> None:
         """Bring rows that the last run left in the tiles out of them, if someone may ask."""
         pending = self._pending()
-        if pending is not None:
-            pending() if for_good else pending.leave_tiles()
+        if pending is not None and not for_good:
+            pending.leave_tiles()
+            self._aside.add(pending)
         self._pending = _none
+        if for_good:  # what is needed to store them goes with the engine
+            for kept in (pending, *self._aside):
+                if kept is not None:
+                    with suppress(DeviceError):  # which who asks will hear
+                        kept()
 
     def _prepare(self, samples: int) -> RunState:
         """Return memory for a batch of so many samples, or for as many as there is room for."""
