@@ -142,6 +142,30 @@ def test_packed_features_of_a_wide_layer(device, kernel, tile, precision, equal,
                         np.testing.assert_array_equal(result.live, expected.live)
 
 
+@pytest.mark.parametrize("kernel", [("wide", 0)], indirect=True, ids=str)
+@pytest.mark.parametrize("tile", [32, 16, 8])
+def test_packed_features_of_many_tall_panels(device, kernel, tile, monkeypatch):
+    """More of them than threads: neurons of a panel have their counts in common."""
+    monkeypatch.setattr(Rates, "bits_seconds", lambda *_: -1.0)
+    monkeypatch.setattr(gpu, "BIT_SAMPLES", (tile,))
+    rng = np.random.default_rng(tile)
+    panels = gpu.BIT_THREADS[tile] // 2 + 37
+    weights = np.repeat(rng.random((70, panels)) < 0.1, 16, axis=1).astype(np.float32)
+    network = Network([Layer(weights, rng.choice([-0.5, -2], weights.shape[1]), ClippedReLU(32))])
+    with teraedge.compile(network, device, Options.mode("b")) as engine:
+        first = engine._plan.resident[0]
+        assert first.bit_samples == tile
+        assert first.tall.height * first.tall.count == weights.shape[1]
+        assert first.tall.count * 2 > gpu.BIT_THREADS[tile]
+        for samples in (33, 150):
+            features = (rng.random((samples, 70)) < 0.3).astype(np.float32)
+            expected = teraedge.reference.run(network, features)
+            for given in (PackedFeatures.from_dense(features), features):
+                result = engine.run(given)
+                np.testing.assert_array_equal(result.outputs, expected.outputs)
+                np.testing.assert_array_equal(result.live, expected.live)
+
+
 @pytest.mark.parametrize("kernel", [("block", 16, 2), ("block", 8, 1)], indirect=True, ids=str)
 @pytest.mark.parametrize("size", [64, 96, 104])
 def test_block_segments_hand_samples_on(device, kernel, size):

@@ -167,7 +167,6 @@ __device__ __forceinline__ unsigned run_panels(const Layer &layer, const Panels 
             touch(static_cast<const char *>(panels.indices) + next.begin * bytes);
             touch(panels.targets + static_cast<i64>(number + THREADS) * together);
         }
-        const i64 panel = number / each;
         const Item item = {layer, panels, list, height, number % each * together};
         float sums[SAMPLES] = {};
         sum_item<EQUAL>(item, sums);
