@@ -24,7 +24,7 @@ def latest(pattern: str) -> list[tuple[Path, dict[str, Any]]]:
 
 def quantity(value: float, unit: str) -> str:
     """Return a value with three digits and a metric prefix."""
-    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+    for scale, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
         if value >= scale:
             return f"{value / scale:.3g} {prefix}{unit}"
     return f"{value:.3g} {unit}"
