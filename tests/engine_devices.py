@@ -75,3 +75,11 @@ def keep(item):
     if not parameters or parameters.get("device") != "emulated":
         return True
     return parameters.get("samples", 0) in EMULATED_SAMPLES
+
+
+@pytest.fixture(name="device", params=DEVICES[1:])
+def gpu_device(request):
+    """For files whose cases are the CUDA engine's alone: ``device = engine_devices.gpu_device``."""
+    name, undo = opened(request.param)
+    yield name
+    undo()

@@ -19,11 +19,7 @@ from teraedge.rounding import error_bound
 SHARED = 227 * 1024
 
 
-@pytest.fixture(params=engine_devices.DEVICES[1:])
-def device(request):
-    name, undo = engine_devices.opened(request.param)
-    yield name
-    undo()
+device = engine_devices.gpu_device
 
 
 @pytest.fixture

@@ -21,12 +21,7 @@ from teraedge.plan import block, gpu, resident
 from teraedge.plan.rates import Rates
 from teraedge.plan.segments import segments
 
-
-@pytest.fixture(params=engine_devices.DEVICES[1:])
-def device(request):
-    name, undo = engine_devices.opened(request.param)
-    yield name
-    undo()
+device = engine_devices.gpu_device
 
 
 @pytest.fixture(

@@ -15,11 +15,7 @@ from teraedge.plan.rates import Rates
 SAMPLES = (1, 19, 33, 150, 989)
 
 
-@pytest.fixture(params=engine_devices.DEVICES[1:])
-def device(request):
-    name, undo = engine_devices.opened(request.param)
-    yield name
-    undo()
+device = engine_devices.gpu_device
 
 
 @pytest.fixture(autouse=True)

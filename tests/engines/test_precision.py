@@ -42,11 +42,7 @@ def model(network, features, precision):
     return y
 
 
-@pytest.fixture(params=engine_devices.DEVICES[1:])
-def device(request):
-    name, undo = engine_devices.opened(request.param)
-    yield name
-    undo()
+device = engine_devices.gpu_device
 
 
 KERNELS = [

@@ -9,12 +9,7 @@ import teraedge
 from teraedge import Options
 from teraedge.engines.cuda.views import View
 
-
-@pytest.fixture(params=engine_devices.DEVICES[1:])
-def device(request):
-    name, undo = engine_devices.opened(request.param)
-    yield name
-    undo()
+device = engine_devices.gpu_device
 
 
 def spreading(width, n_out):

@@ -12,12 +12,7 @@ from teraedge import Options
 from teraedge.plan import small
 from teraedge.plan.rates import Rates
 
-
-@pytest.fixture(params=engine_devices.DEVICES[1:])
-def device(request):
-    name, undo = engine_devices.opened(request.param)
-    yield name
-    undo()
+device = engine_devices.gpu_device
 
 
 @pytest.fixture(autouse=True)
