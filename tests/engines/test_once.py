@@ -161,7 +161,7 @@ def test_a_curve_ends_what_is_known(device, monkeypatch):
 
 def test_segments_are_no_longer_than_there_is_room_for(device, monkeypatch):
     """Of however many layers: what the kernel knows of each lies in shared memory."""
-    monkeypatch.setattr(few, "LAYERS", 7)
+    monkeypatch.setattr(few, "most_layers", lambda width, room: 7)
     monkeypatch.setattr(Rates, "small_seconds", lambda *_: np.inf)
     network, rows = chain([64] * 40, 5), some_rows(64, 9)
     features = rows[np.random.default_rng(0).integers(0, 9, 150)]

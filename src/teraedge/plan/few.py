@@ -24,12 +24,12 @@ FROM = 12
 """Equal samples are looked for before segments that begin at this layer or later."""
 WIDTH = 8192
 """Neurons of a layer, inputs or outputs, at most."""
-LAYERS = 512
-"""Of a segment, at most: what each has to say of itself lies in shared memory."""
 _EDGES = 4
 AHEAD = (8, 4)
 """Packets in the ring of a warp, as many as there is room for; it reads as many beyond the last."""
 _PACKET_BYTES = LANES * 2 * 16
+_LAYER_BYTES = 16 + 4 + 4
+"""What the kernel keeps of each layer in shared memory."""
 _ENDS_SLICE, _ENDS_LAYER, _NOBODY = 1, 2, 4
 """Flags of a packet."""
 
@@ -76,7 +76,7 @@ def lay_out_few(layers: Sequence[PanelLayer], room: int) -> Few | None:
     rows = ZERO_ROWS + widest + 1  # one that is nobody's
     most = max(layer.n_out for layer in layers)
     warps = min(-(-most // LANES), WARPS)
-    fixed = (len(layers) + 1) * (16 + 4 + 4) + 2 * rows * GROUP * 4
+    fixed = (len(layers) + 1) * _LAYER_BYTES + _rows_bytes(rows)
     sizes = {ahead: fixed + warps * ahead * _PACKET_BYTES for ahead in AHEAD}
     ahead = next((ahead for ahead in AHEAD if sizes[ahead] <= room), 0)
     if not ahead:
@@ -85,6 +85,17 @@ def lay_out_few(layers: Sequence[PanelLayer], room: int) -> Few | None:
     behind = np.zeros((ahead, *packets[0].shape[1:]), np.uint32)
     stream = np.concatenate([*packets, behind]).view(np.uint8).ravel()
     return Few(stream, warps, ahead, rows, sizes[ahead])
+
+
+def most_layers(width: int, room: int) -> int:
+    """Return how many layers of up to `width` neurons a segment may have for `lay_out_few`."""
+    rest = room - _rows_bytes(ZERO_ROWS + width + 1) - WARPS * min(AHEAD) * _PACKET_BYTES
+    return max(rest // _LAYER_BYTES - 1, 0)
+
+
+def _rows_bytes(rows: int) -> int:
+    """Return the bytes of both sides of a tile."""
+    return 2 * rows * GROUP * 4
 
 
 def stream_bytes(layers: Sequence[PanelLayer]) -> int:

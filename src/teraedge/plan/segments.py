@@ -88,6 +88,7 @@ def segments(
     *,
     rates: Rates | None = None,
     merge: bool = False,
+    room: int = 0,
 ) -> Iterator[Segment]:
     """Cut layers `first` and following into segments.
 
@@ -109,12 +110,20 @@ def segments(
     rates : Rates or None
         Of the device. Segments of the resident kernel then take no less than moving samples does.
     merge : bool
-        Whether samples that have become equal may run once.
+        Whether samples that have become equal may run once: segments are no longer than the kernel
+        for that has room for.
+    room : int
+        Shared memory a block may have, in bytes.
     """
+
+    def longest(width: int, following: DeviceLayer) -> int:
+        return few.most_layers(max(width, following.n_in, following.n_out), room)
+
     begin, most, takes_own, extent, seconds = 0, (0, 0), False, small.Extent(), 0.0
+    widest = 0
     for index, layer in enumerate(layers):
         end = index + 1
-        most = _more(most, layer)
+        most, widest = _more(most, layer), max(widest, layer.n_in, layer.n_out)
         seconds += np.inf if layer.choice.seconds is None else layer.choice.seconds
         if layer.kernel == "small":
             extent = extent.more(layer, first + index)
@@ -128,7 +137,9 @@ def segments(
             or layers[end].samples != layer.samples
             or _kind(layers[end]) != _kind(layer)
             or (layers[end].copies and droppable[end] and end + 1 == len(layers))
-            or (merge and layer.lone is not None and end - begin >= few.LAYERS)
+            or (
+                merge and layer.lone is not None and 0 < longest(widest, layers[end]) <= end - begin
+            )
             or not _fits(layers[end], _more(most, layers[end]))
             or (
                 layer.kernel == "small"
@@ -175,7 +186,7 @@ def segments(
                 leaves=not last and layers[end].kernel == "chained",
             )
             begin, most, takes_own, extent = end, (0, 0), gives_own, small.Extent()
-            seconds = 0.0
+            seconds, widest = 0.0, 0
 
 
 def _kind(layer: DeviceLayer) -> BlockKind | None:

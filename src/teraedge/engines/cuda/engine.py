@@ -31,7 +31,7 @@ from teraedge.network import Network
 from teraedge.options import ITEMSIZE, Options, parse_bytes
 from teraedge.plan.device import DeviceLayer
 from teraedge.plan.explain import SAMPLES, Explanation, LastRun, explain
-from teraedge.plan.kernel_sizes import COLUMNS
+from teraedge.plan.kernel_sizes import COLUMNS, STATIC_SHARED
 from teraedge.plan.plan import LaidOutPlan, Plan
 from teraedge.plan.predict import streamed
 from teraedge.plan.segments import Segment, segments
@@ -156,7 +156,9 @@ class CudaEngine(Engine):
         nbytes = packed_size(layers)
         self._layers = self._device.allocate(nbytes)
         packed = np.empty(nbytes, np.uint8)
-        parts = list(segments(layers, droppable, 0, rates=self._rates, merge=self.options.merge))
+        room = self._device.shared_bytes - STATIC_SHARED
+        merge = self.options.merge
+        parts = list(segments(layers, droppable, 0, rates=self._rates, merge=merge, room=room))
         parts = self._once.send(layers, parts, budget - nbytes)
         pack(layers, droppable, parts, self._layers.address, packed)
         self._stream.to_device(self._layers, packed)
