@@ -44,7 +44,9 @@ class Options:
         zero. The answer does not change.
     merge : bool, default True
         Let samples whose rows have become equal bit for bit run once. The answer does not change.
-        On a GPU only those among 16 neighbours do, in the kernel for many small layers.
+        On a GPU only those among 16 neighbours do, in the kernel for many small layers, until few
+        live on; there, samples whose neurons are all at the activation's upper bound need not run
+        any more where it is known what becomes of them.
     passes : bool or tuple of str, default True
         The exact rewrites of the network before the run: True for every one, False for none, or
         the names of those wanted.

@@ -101,7 +101,7 @@ class CudaEngine(Engine):
         self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
         self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None
         self._pending: Callable[[], Pending[Any] | None] = _none
-        self._aside: WeakSet[Pending[Any]] = WeakSet()  # out of the tiles, in nobody's order yet
+        self._aside: WeakSet[Pending[Any]] = WeakSet()  # out of the tiles, by slots
         host_bytes = (memory_bytes() or 0) // HOST_SHARE
         self._feeder = Feeder(self._device, self._plan, host_bytes)
 
