@@ -36,13 +36,9 @@ __device__ __forceinline__ void turn_samples(const State &state, const int *ids,
                 const uint4 four = __ldg(reinterpret_cast<const uint4 *>(from + byte));
                 x[a][0] = four.x, x[a][1] = four.y, x[a][2] = four.z, x[a][3] = four.w;
             } else {
-#pragma unroll 1
-                for (int k = 0; k < 16 && byte + k < bytes; k++) {
-                    const unsigned own = static_cast<unsigned>(__ldg(from + byte + k)) << k % 4 * 8;
 #pragma unroll
-                    for (int q = 0; q < 4; q++)
-                        x[a][q] |= k / 4 == q ? own : 0;
-                }
+                for (int k = 0; k < 16; k++)
+                    x[a][k / 4] |= byte + k < bytes ? static_cast<unsigned>(__ldg(from + byte + k)) << k % 4 * 8 : 0;
             }
         }
 #pragma unroll
