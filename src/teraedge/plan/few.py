@@ -87,6 +87,11 @@ def lay_out_few(layers: Sequence[PanelLayer], room: int) -> Few | None:
     return Few(stream, warps, ahead, rows, sizes[ahead])
 
 
+def lanes_used(n_out: int, warps: int) -> int:
+    """Return how many lanes of a block get neurons: the first slices go to a warp each."""
+    return min(n_out, warps * LANES)
+
+
 def most_layers(width: int, room: int) -> int:
     """Return how many layers of up to `width` neurons a segment may have for `lay_out_few`."""
     rest = room - _rows_bytes(ZERO_ROWS + width + 1) - WARPS * min(AHEAD) * _PACKET_BYTES

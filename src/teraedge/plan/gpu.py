@@ -42,7 +42,8 @@ BLOCK_TALL_EDGE = 1.0
 BIT_SAMPLES = (32, 16, 8)
 """Samples that a tile of packed features may have."""
 BIT_TILES = {32: 2, 16: 1, 8: 1}
-"""Of these, tiles that a multiprocessor must have room for."""
+"""Of these, tiles that a multiprocessor runs at a time, as registers allow, and must have room for:
+one turns its bits while another one sums."""
 BIT_THREADS = {32: 256, 16: 512, 8: 512}
 """Of a block that takes such a tile."""
 H200 = Rates()

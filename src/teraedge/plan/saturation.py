@@ -74,7 +74,7 @@ def saturation(before: float, layers: Sequence[PanelLayer]) -> Saturation | None
 
 
 def _is_bound(bound: np.float32) -> bool:
-    return bool(np.isfinite(bound) and bound != 0 and bound < np.finfo(np.float32).max)
+    return bool(bound != 0 and abs(bound) < LARGEST["fp32"])
 
 
 def _next(row: NDArray[np.float32], layer: PanelLayer) -> NDArray[np.float32] | None:

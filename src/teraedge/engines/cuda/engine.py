@@ -1,12 +1,10 @@
 """The driver of the CUDA kernels: features in, segments of layers, rows out."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 from threading import RLock
 from time import perf_counter
 from typing import Any, TypeVar
-from weakref import WeakSet, ref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +17,7 @@ from teraedge.engines.cuda.feeding import DeviceFeatures, Given, Loader, as_give
 from teraedge.engines.cuda.keeping import Keeper
 from teraedge.engines.cuda.launcher import ROUNDING, Launcher, layer_address
 from teraedge.engines.cuda.once import Once, without_lone
-from teraedge.engines.cuda.output import DeviceResult, Pending, Rows
+from teraedge.engines.cuda.output import DeviceResult, Owed, Pending, Rows
 from teraedge.engines.cuda.planning import plan_of
 from teraedge.engines.cuda.program import pack, packed_size
 from teraedge.engines.cuda.state import SPARE_TILES, Counters, RunState, bytes_a_sample
@@ -100,8 +98,7 @@ class CudaEngine(Engine):
         self._ran: list[Segment] = []
         self._edges = np.array([part.edges for part in self._plan.parts], np.uint64)
         self._last: Callable[[], tuple[list[LayerTrace], LastRun]] | None = None
-        self._pending: Callable[[], Pending[Any] | None] = _none
-        self._aside: WeakSet[Pending[Any]] = WeakSet()  # out of the tiles, by slots
+        self._owed = Owed()
         host_bytes = (memory_bytes() or 0) // HOST_SHARE
         self._feeder = Feeder(self._device, self._plan, host_bytes)
 
@@ -131,8 +128,8 @@ class CudaEngine(Engine):
 
     def close(self) -> None:  # noqa: D102
         with self._lock:
-            if not self._closed and hasattr(self, "_pending"):
-                self._settle(for_good=True)
+            if not self._closed and hasattr(self, "_owed"):
+                self._owed.store()
             self._closed = True
             self._free_graphs()
             self._device.close()
@@ -174,7 +171,7 @@ class CudaEngine(Engine):
 
     def _run(self, features: Given, start: float, progress: Progress | None) -> Result:
         """Take all samples through the network, as many at a time as there is memory for."""
-        self._settle()
+        self._owed.leave_tiles()
         samples = features.shape[0]
         state = self._prepare(samples)
         on_device = features if isinstance(features, DeviceFeatures) else None
@@ -185,7 +182,8 @@ class CudaEngine(Engine):
             ids = state.alive
             if on_device is None:
                 slots = Pending(self._lock, self._storing(self._keeper.slots, state, counted[0]))
-                self._pending, blocks = ref(slots), _as_blocks(slots)
+                blocks = _as_blocks(slots)
+                self._owed.add(slots)
             else:
                 every = partial(self._keeper.all, samples)
                 aside = partial(self._keeper.aside, samples)
@@ -194,7 +192,8 @@ class CudaEngine(Engine):
                     self._storing(every, state, counted[0]),
                     self._storing(aside, state, counted[0]),
                 )
-                self._pending, stored = ref(rows), rows
+                stored = rows
+                self._owed.add(rows)
         else:
             out = None if on_device is None else self._keeper.rows_of_all(samples)
             counted, blocks, ids = self._run_batches(features, samples, state, out, progress)
@@ -273,19 +272,6 @@ class CudaEngine(Engine):
             return store(state, state.counters, len(self._ran))
 
         return run
-
-    def _settle(self, *, for_good: bool = False) -> None:
-        """Bring rows that the last run left in the tiles out of them, if someone may ask."""
-        pending = self._pending()
-        if pending is not None and not for_good:
-            pending.leave_tiles()
-            self._aside.add(pending)
-        self._pending = _none
-        if for_good:  # what is needed to store them goes with the engine
-            for kept in (pending, *self._aside):
-                if kept is not None:
-                    with suppress(DeviceError):  # which who asks will hear
-                        kept()
 
     def _prepare(self, samples: int) -> RunState:
         """Return memory for a batch of so many samples, or for as many as there is room for."""
@@ -401,7 +387,3 @@ def _same(value: Any) -> Any:
 
 def _first(pair: Callable[[], tuple[Any, Any]]) -> Any:
     return pair()[0]
-
-
-def _none() -> None:
-    """Return what a reference to nothing does."""

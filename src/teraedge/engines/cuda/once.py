@@ -13,7 +13,7 @@ from teraedge.engines.cuda.specialisations import MERGE_TABLE, MERGE_THREADS, fe
 from teraedge.engines.cuda.state import EQUAL, RunState
 from teraedge.network import Layer
 from teraedge.plan.device import DeviceLayer
-from teraedge.plan.few import MERGED, Few, lay_out_few, may_be_few, stream_bytes
+from teraedge.plan.few import MERGED, Few, lanes_used, lay_out_few, may_be_few, stream_bytes
 from teraedge.plan.gpu import all_single
 from teraedge.plan.kernel_sizes import LANES, STATIC_SHARED
 from teraedge.plan.panels import PanelLayer
@@ -165,7 +165,7 @@ def _saturation_bytes(
     row = np.zeros(layers[-1].n_out, np.float32)
     bound = np.float32(np.nan)
     if found is not None:
-        own = [min(layer.n_out, warps * LANES) for layer in layers]
+        own = [lanes_used(layer.n_out, warps) for layer in layers]
         threads[:] = np.where(found.layers[1:], own, 0)
         row = found.row
         bound = np.float32(before) if found.layers[0] else bound

@@ -1,16 +1,18 @@
 """Rows that stay on the device until they are asked for, and the results that hold them."""
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from importlib import import_module
 from typing import Any, Generic, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teraedge.engines.cuda.driver import Memory
 from teraedge.engines.cuda.feeding import DeviceFeatures
+from teraedge.errors import DeviceError
 from teraedge.result import LayerTrace, Result
 
 Stored = TypeVar("Stored")
@@ -58,6 +60,31 @@ class Pending(Generic[Stored]):
                 self()
             elif self._store is not None:
                 self._store, self._aside = self._aside(), None
+
+
+class Owed:
+    """What results of an engine may still ask of it, as long as somebody holds them."""
+
+    def __init__(self) -> None:
+        self._in_tiles: WeakSet[Pending[Any]] = WeakSet()  # of the last run
+        self._aside: WeakSet[Pending[Any]] = WeakSet()
+
+    def add(self, pending: Pending[Any]) -> None:
+        """Note that rows are in the tiles."""
+        self._in_tiles.add(pending)
+
+    def leave_tiles(self) -> None:
+        """Bring rows out of the tiles, which the next run needs."""
+        for pending in list(self._in_tiles):
+            pending.leave_tiles()
+            self._aside.add(pending)
+        self._in_tiles.clear()
+
+    def store(self) -> None:
+        """Store all rows, before what that takes goes with the engine."""
+        for pending in (*self._in_tiles, *self._aside):
+            with suppress(DeviceError):  # which who asks will hear
+                pending()
 
 
 class Rows:

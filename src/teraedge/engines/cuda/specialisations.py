@@ -5,7 +5,7 @@ from teraedge.plan import dense as dense_layout
 from teraedge.plan import few as few_layout
 from teraedge.plan.block import KINDS
 from teraedge.plan.block_parts import BlockKind
-from teraedge.plan.gpu import BIT_SAMPLES, BIT_THREADS, RESIDENT_HEIGHT
+from teraedge.plan.gpu import BIT_SAMPLES, BIT_THREADS, BIT_TILES, RESIDENT_HEIGHT
 from teraedge.plan.kernel_sizes import COLUMNS, LANES, THREADS
 from teraedge.plan.rates import WIDE_HEIGHTS
 from teraedge.plan.resident import NOT_CURVED, SAMPLES
@@ -32,9 +32,6 @@ DENSE_THREADS = 256
 MERGE_THREADS, MERGE_TABLE = 512, 2 * few_layout.MERGED * 8
 """Threads of a block that finds equal samples, and bytes of its table (kernels/merge.cu)."""
 CENSUS_THREADS = 512
-BITS_BLOCKS = {32: 2, 16: 1, 8: 1}
-"""Of the kernel for packed features on a multiprocessor, by the samples of a tile, as registers
-allow: one turns its bits while another one sums."""
 
 
 def _curves(curved: bool) -> dict[str, int | str]:
@@ -134,8 +131,7 @@ def chained(
 
 def bits(samples: int, curved: bool, precision: Precision = "fp32") -> Specialisation:
     """Return the kernel for packed features of a wide first layer."""
-    blocks = BITS_BLOCKS[samples]
-    sizes = {"SAMPLES": samples, "THREADS": BIT_THREADS[samples], "BLOCKS": blocks}
+    sizes = {"SAMPLES": samples, "THREADS": BIT_THREADS[samples], "BLOCKS": BIT_TILES[samples]}
     return "bits.cu", {**sizes, **_curves(curved), **_stored(precision)}, ["bits"]
 
 
